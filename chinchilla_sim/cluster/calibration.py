@@ -1,0 +1,225 @@
+"""Calibration: what measuring this machine taught, fitted to a few named constants, cached per machine.
+
+Time of one kernel, fitted to measured rows by non-negative least squares on relative error:
+
+    t = launches * launch_s + flop / flop_per_s + bytes / memory_bandwidth
+
+(a sum, not a maximum: on the CPU cores that were measured, loading weights does not hide behind products).
+This module is given the rows; `runtime/probe.py` measures them. Rates depend on how many ranks are busy at
+once, so each count has its own constants.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chinchilla_sim.cluster.topology import Device
+from chinchilla_sim.errors import Mistake, ScenarioError
+
+FORMAT = "chinchilla-calibration"
+VERSION = 1
+
+Table = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MachineKey:
+    """What a calibration holds for: any difference makes it stale."""
+
+    cpu: str
+    cores: int
+    torch: str
+    threads_per_rank: int
+
+    @property
+    def digest(self) -> str:
+        """Short name of the key, for the cache's file name."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRow:
+    """One measured kernel: `direction` is forward, backward, optimizer or elementwise; seconds are a median."""
+
+    direction: str
+    launches: int
+    flop: float
+    moved_bytes: float
+    measured_s: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Constants of one machine; `devices[n]` holds while n ranks are busy, transfers are between two local ranks."""
+
+    key: MachineKey
+    date: str
+    devices: Mapping[int, Device]
+    transfer_latency_s: float
+    transfer_bandwidth_bytes_per_s: float
+    collective_s: Mapping[tuple[str, int], Table]
+    fit_error: Mapping[int, float] = field(default_factory=dict)
+
+    def covers(self, rank_count: int) -> bool:
+        """Whether every rank count up to `rank_count` was measured, or one above it."""
+        return max(self.devices, default=0) >= rank_count
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "date": self.date,
+            "key": asdict(self.key),
+            "devices": {str(count): asdict(device) for count, device in self.devices.items()},
+            "fit_error": {str(count): error for count, error in self.fit_error.items()},
+            "transfer_latency_s": self.transfer_latency_s,
+            "transfer_bandwidth_bytes_per_s": self.transfer_bandwidth_bytes_per_s,
+            "collective_s": {f"{name}/{count}": [list(row) for row in table] for (name, count), table in self.collective_s.items()},
+        }
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Calibration:
+        """Inverse of `to_dict`."""
+        collectives = {}
+        for name, table in data["collective_s"].items():
+            collective, _, count = name.rpartition("/")
+            collectives[(collective, int(count))] = tuple((float(size), float(seconds)) for size, seconds in table)
+        return Calibration(
+            key=MachineKey(**data["key"]),
+            date=data["date"],
+            devices={int(count): Device(**device) for count, device in data["devices"].items()},
+            transfer_latency_s=data["transfer_latency_s"],
+            transfer_bandwidth_bytes_per_s=data["transfer_bandwidth_bytes_per_s"],
+            collective_s=collectives,
+            fit_error={int(count): error for count, error in data.get("fit_error", {}).items()},
+        )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all constants."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def fit_device(rows: Sequence[KernelRow], name: str, memory_bytes: float) -> tuple[Device, float]:
+    """Constants of a device from measured kernels, and the median relative error of the fit on products.
+
+    Forward and backward products share flop/s and memory bandwidth and have their own launch times; optimizer
+    and elementwise kernels have their own bandwidth and launch time.
+    """
+    products = [row for row in rows if row.direction in ("forward", "backward")]
+    columns = [
+        [row.launches * (row.direction == "forward"), row.launches * (row.direction == "backward"), row.flop, row.moved_bytes]
+        for row in products
+    ]
+    measured = np.array([row.measured_s for row in products])
+    forward_s, backward_s, flop_s, byte_s = _fit(columns, measured)
+    error = float(np.median(np.abs(np.array(columns) @ np.array([forward_s, backward_s, flop_s, byte_s]) / measured - 1)))
+    optimizer_launch_s, optimizer_byte_s = _fit_linear(rows, "optimizer")
+    elementwise_launch_s, elementwise_byte_s = _fit_linear(rows, "elementwise")
+    device = Device(
+        name=name,
+        flop_per_s=_rate(flop_s),
+        memory_bytes=memory_bytes,
+        memory_bandwidth_bytes_per_s=_rate(byte_s),
+        forward_launch_s=forward_s,
+        backward_launch_s=backward_s,
+        optimizer_bandwidth_bytes_per_s=_rate(optimizer_byte_s),
+        optimizer_launch_s=optimizer_launch_s,
+        elementwise_bandwidth_bytes_per_s=_rate(elementwise_byte_s),
+        elementwise_launch_s=elementwise_launch_s,
+    )
+    return device, error
+
+
+def _fit_linear(rows: Sequence[KernelRow], direction: str) -> tuple[float, float]:
+    chosen = [row for row in rows if row.direction == direction]
+    launch_s, byte_s = _fit([[row.launches, row.moved_bytes] for row in chosen], np.array([row.measured_s for row in chosen]))
+    return launch_s, byte_s
+
+
+def _fit(columns: Sequence[Sequence[float]], measured_s: np.ndarray) -> list[float]:
+    """Non-negative coefficients that minimise the sum of squared relative errors."""
+    from scipy.optimize import nnls
+
+    matrix = np.array(columns, dtype=float) / measured_s[:, None]
+    scale = np.where(matrix.max(axis=0) > 0, matrix.max(axis=0), 1.0)
+    solution, _ = nnls(matrix / scale, np.ones(len(measured_s)))
+    return [float(value) for value in solution / scale]
+
+
+def _rate(seconds_per_unit: float) -> float:
+    return 1.0 / seconds_per_unit if seconds_per_unit > 0 else float("inf")
+
+
+def cache_folder() -> Path:
+    """Where calibrations are kept: $CHINCHILLA_CACHE, else chinchilla_sim in the user's cache folder."""
+    base = os.environ.get("CHINCHILLA_CACHE")
+    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "chinchilla_sim"
+
+
+def cache_path(key: MachineKey) -> Path:
+    """File of the calibration for one machine key."""
+    return cache_folder() / f"calibration-{key.digest}.json"
+
+
+def load_calibration(path: Path) -> Calibration:
+    """Read one calibration file; a damaged one is a ScenarioError."""
+    try:
+        data = json.loads(path.read_text())
+        if data.get("format") != FORMAT or data.get("version") != VERSION:
+            raise ValueError(f"not a {FORMAT} file of version {VERSION}")
+        return Calibration.from_dict(data)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        cure = "delete it and run chinchilla calibrate"
+        raise ScenarioError([Mistake("calibration", f"cannot be read: {error}", cure)], source=str(path)) from error
+
+
+def save_calibration(calibration: Calibration) -> Path:
+    """Write the calibration to the cache and return its path."""
+    path = cache_path(calibration.key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(calibration.to_dict(), indent=1))
+    partial.replace(path)
+    return path
+
+
+def stale_entries(key: MachineKey) -> list[str]:
+    """Cached calibrations that do not hold for this key, each with the reason."""
+    reasons = []
+    for path in sorted(cache_folder().glob("calibration-*.json")):
+        try:
+            other = load_calibration(path)
+        except ScenarioError:
+            reasons.append(f"{path}: cannot be read")
+            continue
+        differing = [f"{name} {value!r}, now {asdict(key)[name]!r}" for name, value in asdict(other.key).items() if asdict(key)[name] != value]
+        if differing:
+            reasons.append(f"{path} ({other.date}): {', '.join(differing)}")
+    return reasons
+
+
+def describe_machine(torch_version: str, threads_per_rank: int = 1) -> MachineKey:
+    """The key of this machine; cores are those that this process may use."""
+    return MachineKey(cpu=_cpu_name(), cores=len(os.sched_getaffinity(0)), torch=torch_version, threads_per_rank=threads_per_rank)
+
+
+def _cpu_name() -> str:
+    import platform
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model\t")), "")
+    return f"{name} {model}".strip()

@@ -1,0 +1,90 @@
+"""The catalogue file: devices, links and backends, each figure with its source."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import tomllib
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from chinchilla_sim.cluster.topology import Backend, Device, Link
+from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.units import parse_bandwidth, parse_bytes, parse_flop_per_s, parse_seconds, parse_watt
+
+CPU_CORE = "cpu-core"
+
+
+@cache
+def _raw() -> bytes:
+    return files("chinchilla_sim.cluster").joinpath("catalogue.toml").read_bytes()
+
+
+@cache
+def _catalogue() -> dict[str, Any]:
+    return tomllib.loads(_raw().decode())
+
+
+def catalogue_digest() -> str:
+    """SHA-256 of the catalogue file."""
+    return hashlib.sha256(_raw()).hexdigest()
+
+
+def device_names() -> list[str]:
+    """Names that `device = "..."` accepts."""
+    return sorted(_catalogue()["devices"])
+
+
+def source_of(kind: str, name: str) -> str:
+    """Where an entry's figures are from, with date."""
+    entry = _catalogue()[kind][name]
+    return f"{name}: {entry['source']} ({entry['date']})"
+
+
+def find_device(name: str, precision: str, where: str) -> Device:
+    """The device at one precision; an unknown name is a ScenarioError that offers the nearest one."""
+    entry = _entry("devices", name, where)
+    efficiency = entry["memory_efficiency"]
+    bandwidth = parse_bandwidth(entry["memory_bandwidth"]) * efficiency
+    return Device(
+        name=name,
+        flop_per_s=parse_flop_per_s(entry["peak"][precision]) * entry["compute_efficiency"],
+        memory_bytes=parse_bytes(entry["memory"]),
+        memory_bandwidth_bytes_per_s=bandwidth,
+        forward_launch_s=parse_seconds(entry["forward_launch"]),
+        backward_launch_s=parse_seconds(entry["backward_launch"]),
+        step_fixed_s=parse_seconds(entry.get("step_fixed", "0 s")),
+        optimizer_bandwidth_bytes_per_s=bandwidth,
+        optimizer_launch_s=parse_seconds(entry["forward_launch"]),
+        elementwise_bandwidth_bytes_per_s=bandwidth,
+        elementwise_launch_s=parse_seconds(entry["forward_launch"]),
+        power_watt=parse_watt(entry["power"]),
+    )
+
+
+def find_link(name: str) -> Link:
+    """A link class by name."""
+    entry = _entry("links", name, "cluster")
+    return Link(parse_seconds(entry["latency"]), parse_bandwidth(entry["bandwidth"]))
+
+
+def find_backend(name: str) -> Backend:
+    """A communication backend by name."""
+    entry = _entry("backends", name, "cluster.network.backend")
+    return Backend(
+        name=name,
+        header_factor=entry["header_factor"],
+        rendezvous=entry["rendezvous"],
+        collective_hop_s=parse_seconds(entry["collective_hop"]),
+        collective_segment_bytes=parse_bytes(entry["collective_segment"]),
+    )
+
+
+def _entry(kind: str, name: str, where: str) -> dict[str, Any]:
+    entries: dict[str, dict[str, Any]] = _catalogue()[kind]
+    if name not in entries:
+        near = difflib.get_close_matches(name, entries, n=1)
+        cure = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(entries))}"
+        raise ScenarioError([Mistake(where, f"{name!r} is not in the catalogue", cure)])
+    return entries[name]

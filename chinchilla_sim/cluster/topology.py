@@ -1,0 +1,155 @@
+"""Devices and the links between them, as a directed networkx graph.
+
+A vertex is a device slot (`node-0/0`), a node (`node-0`) or a switch; every edge carries a `Link` and is one
+direction of a cable. Rank r of a plan runs on device slot r: ranks and slots are numbered alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import pairwise
+
+import networkx as nx
+
+from chinchilla_sim.errors import Mistake, ScenarioError
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One direction of a cable, shared fairly by the transfers on it."""
+
+    latency_s: float
+    bandwidth_bytes_per_s: float
+
+    def idle_transfer_s(self, message_bytes: float) -> float:
+        """Alpha-beta time of one message when nothing else uses the link."""
+        return self.latency_s + message_bytes / self.bandwidth_bytes_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What one rank computes with: sustained rates and fixed times, at one precision.
+
+    `forward_launch_s` and `backward_launch_s` are per kernel, `microbatch_fixed_s` per microbatch and stage,
+    `step_fixed_s` per step. `optimizer_bandwidth_bytes_per_s` and `optimizer_launch_s` (per step) describe
+    the parameter update, `elementwise_bandwidth_bytes_per_s` and `elementwise_launch_s` (per kernel) the
+    passes of a codec.
+    """
+
+    name: str
+    flop_per_s: float
+    memory_bytes: float
+    memory_bandwidth_bytes_per_s: float = float("inf")
+    forward_launch_s: float = 0.0
+    backward_launch_s: float = 0.0
+    microbatch_fixed_s: float = 0.0
+    step_fixed_s: float = 0.0
+    optimizer_bandwidth_bytes_per_s: float = float("inf")
+    optimizer_launch_s: float = 0.0
+    elementwise_bandwidth_bytes_per_s: float = float("inf")
+    elementwise_launch_s: float = 0.0
+    power_watt: float = 0.0
+    usd_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What a communication library adds to plain links (see catalogue.toml)."""
+
+    name: str
+    header_factor: float = 1.0
+    rendezvous: bool = False
+    collective_hop_s: float = 0.0
+    collective_segment_bytes: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Device slots in rank order, and the network between them.
+
+    `crowded[n]` replaces all devices while n ranks are busy on one machine (calibration measures that);
+    `collective_s[(name, n)]` is a measured table of (bytes, seconds) for n ranks. `provenance` says where the
+    figures are from. Vertices of `graph` are slots, nodes and switches.
+    """
+
+    graph: nx.DiGraph[str]
+    slots: tuple[str, ...]
+    devices: tuple[Device, ...]
+    backend: Backend
+    provenance: tuple[str, ...] = ()
+    crowded: Mapping[int, Device] = field(default_factory=dict)
+    collective_s: Mapping[tuple[str, int], tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    grid_kg_per_joule: float | None = None
+
+    @property
+    def rank_count(self) -> int:
+        """Number of device slots."""
+        return len(self.slots)
+
+    def device(self, rank: int, busy_ranks: int = 1) -> Device:
+        """The device of a rank while `busy_ranks` ranks compute."""
+        fitting = [count for count in self.crowded if count >= busy_ranks]
+        if fitting:
+            return self.crowded[min(fitting)]
+        return self.crowded[max(self.crowded)] if self.crowded else self.devices[rank]
+
+    @cached_property
+    def _routes(self) -> dict[tuple[int, int], tuple[tuple[str, str], ...]]:
+        return {}
+
+    def route(self, source: int, target: int) -> tuple[tuple[str, str], ...]:
+        """Edges of the lowest-latency path between two ranks (fewest hops, then names, break ties)."""
+        key = (source, target)
+        if key not in self._routes:
+            path = nx.dijkstra_path(self.graph, self.slots[source], self.slots[target], weight=_route_weight)
+            self._routes[key] = tuple(pairwise(path))
+        return self._routes[key]
+
+    def link(self, edge: tuple[str, str]) -> Link:
+        """The link on an edge of the graph."""
+        return self.graph.edges[edge]["link"]  # type: ignore[no-any-return]
+
+    def latency_s(self, source: int, target: int) -> float:
+        """One-way latency between two ranks: the sum over the route."""
+        return sum(self.link(edge).latency_s for edge in self.route(source, target))
+
+    def bandwidth_bytes_per_s(self, source: int, target: int) -> float:
+        """Bandwidth of the narrowest link between two ranks."""
+        return min((self.link(edge).bandwidth_bytes_per_s for edge in self.route(source, target)), default=float("inf"))
+
+    def idle_link(self, source: int, target: int) -> Link:
+        """The whole route as one link."""
+        return Link(self.latency_s(source, target), self.bandwidth_bytes_per_s(source, target))
+
+    def slowest_pair(self, ranks: Sequence[int]) -> Link:
+        """Largest latency and smallest bandwidth between neighbours on the ring of these ranks."""
+        pairs = list(zip(ranks, (*ranks[1:], ranks[0]), strict=True))
+        return Link(max(self.latency_s(a, b) for a, b in pairs), min(self.bandwidth_bytes_per_s(a, b) for a, b in pairs))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over every figure that a simulation reads."""
+        content = {
+            "slots": self.slots,
+            "devices": [asdict(device) for device in self.devices],
+            "edges": sorted((a, b, link.latency_s, link.bandwidth_bytes_per_s) for a, b, link in self.graph.edges(data="link")),
+            "backend": asdict(self.backend),
+            "crowded": {str(count): asdict(device) for count, device in self.crowded.items()},
+            "collectives": sorted((name, count, table) for (name, count), table in self.collective_s.items()),
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _route_weight(_source: str, _target: str, edge: Mapping[str, Link]) -> float:
+    return edge["link"].latency_s + 1e-9
+
+
+def check_connected(graph: nx.DiGraph[str], slots: Sequence[str]) -> None:
+    """Raise a ScenarioError that names a device which no other can reach."""
+    for slot in slots[1:]:
+        if not nx.has_path(graph, slots[0], slot):
+            raise ScenarioError([Mistake("cluster.links", f"no path from {slots[0]} to {slot}", "add a link or name a topology")])

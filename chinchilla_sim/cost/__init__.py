@@ -1,0 +1,1 @@
+"""How long, how much, for one thing: pure formulas, each written once with its source."""

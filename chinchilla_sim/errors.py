@@ -1,0 +1,79 @@
+"""The few exceptions a user meets; every one says what, where and what to do.
+
+ChinchillaError                 exit 1   caught once, in cli.py
+├── ScenarioError               exit 2   bad input, all mistakes at once
+├── NoFeasiblePlanError         exit 1   the question has no answer: which constraint, by how much, what would help
+└── RunError                    exit 1   a plan was started for real and did not finish
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class ChinchillaError(Exception):
+    """Anything a user can cause and cure; `exit_code` is what the command returns."""
+
+    exit_code: ClassVar[int] = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One thing wrong with the input: `where` is a dotted path ("" for the whole file), `cure` is what to write instead.
+
+    >>> print(Mistake("cluster.network.bandwidth", '"10" has no unit', 'write for example "10 Gbit/s"'))
+    cluster.network.bandwidth: "10" has no unit; write for example "10 Gbit/s"
+    """
+
+    where: str
+    what: str
+    cure: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        cure = f"; {self.cure}" if self.cure else ""
+        return f"{place}{self.what}{cure}"
+
+
+class ScenarioError(ChinchillaError):
+    """The input is wrong; str() lists every mistake on its own line, each after the name of its file.
+
+    >>> print(ScenarioError([Mistake("job.epochs", "must be at least 1, not 0")], source="scenario.toml"))
+    scenario.toml: job.epochs: must be at least 1, not 0
+    """
+
+    exit_code: ClassVar[int] = 2
+
+    def __init__(self, mistakes: Sequence[Mistake], source: str | None = None) -> None:
+        self.mistakes = tuple(mistakes)
+        self.source = source
+        super().__init__(self.mistakes, source)  # args rebuild the error when it is pickled between ranks
+
+    def __str__(self) -> str:
+        place = f"{self.source}: " if self.source else ""
+        return "\n".join(f"{place}{mistake}" for mistake in self.mistakes)
+
+
+class NoFeasiblePlanError(ChinchillaError):
+    """No plan meets the scenario: an answer, not a crash.
+
+    >>> print(NoFeasiblePlanError("device memory", "the best plan needs 21 GB of 16 GB", "allow recompute or add a node"))
+    no feasible plan: device memory: the best plan needs 21 GB of 16 GB; allow recompute or add a node
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, constraint: str, shortfall: str, cure: str) -> None:
+        self.constraint = constraint
+        self.shortfall = shortfall
+        self.cure = cure
+        super().__init__(constraint, shortfall, cure)
+
+    def __str__(self) -> str:
+        return f"no feasible plan: {self.constraint}: {self.shortfall}; {self.cure}"
+
+
+class RunError(ChinchillaError):
+    """A real run failed; the message names the rank and action where it stopped, and what to do."""
+
+    exit_code: ClassVar[int] = 1

@@ -1,0 +1,1 @@
+"""What must be computed: a model as a networkx graph of tasks."""

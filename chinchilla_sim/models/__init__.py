@@ -1,0 +1,1 @@
+"""Runnable built-in jobs and the digits they train on; imported only by name, never by a layer."""

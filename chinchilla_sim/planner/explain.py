@@ -1,0 +1,53 @@
+"""Why this plan: what its step is made of, and what the runners-up would take."""
+
+from __future__ import annotations
+
+from chinchilla_sim.planner.search import Candidate, SearchResult
+from chinchilla_sim.units import format_bytes, format_seconds
+
+
+def explain_choice(search: SearchResult) -> tuple[str, ...]:
+    """A few sentences for people, the most telling first."""
+    best = search.best
+    lines = [_composition(best)]
+    if search.one_rank and search.one_rank.plan != best.plan:
+        lines.append(_against_one_rank(best, search.one_rank))
+    lines += [_against(best, other) for other in search.runner_ups if other.plan.rank_count > 1]
+    lines.append(
+        f"The best of {search.considered} plans ({search.infeasible} do not fit or cannot be cut); {search.simulated} were simulated, "
+        "every other has a lower bound above the best of its split."
+    )
+    return tuple(lines)
+
+
+def _composition(candidate: Candidate) -> str:
+    timeline = candidate.timeline
+    busiest = max(range(timeline.rank_count), key=timeline.busy_s)
+    exposed_s = timeline.exposed_communication_s(busiest)
+    waiting_s = max(0.0, timeline.step_s - timeline.busy_s(busiest) - exposed_s)
+    return (
+        f"{candidate.plan.describe()}: a step takes {format_seconds(timeline.step_s)}; its busiest rank ({busiest}) computes "
+        f"{format_seconds(timeline.busy_s(busiest))}, waits {format_seconds(exposed_s)} for data on the wire "
+        f"and {format_seconds(waiting_s)} for other ranks."
+    )
+
+
+def _against_one_rank(best: Candidate, alone: Candidate) -> str:
+    if alone.step_s <= best.step_s:
+        return (
+            f"One rank alone would be faster: {format_seconds(alone.step_s)}, {best.step_s / alone.step_s:.2f} times as fast. The network is "
+            "too small to split over these links; the scenario asks for more ranks."
+        )
+    return f"One rank alone would take {format_seconds(alone.step_s)}, {alone.step_s / best.step_s:.2f} times as long."
+
+
+def _against(best: Candidate, other: Candidate) -> str:
+    timeline = other.timeline
+    ranks = range(timeline.rank_count)
+    exposed_s = max(timeline.exposed_communication_s(rank) for rank in ranks)
+    sent = sum(timeline.sent_bytes(rank) for rank in ranks)
+    ratio = f"{other.objective / best.objective:.2f} times the objective" if best.objective else "no cheaper"
+    return (
+        f"{other.plan.describe()} would take {format_seconds(other.step_s)} ({ratio}): "
+        f"it sends {format_bytes(sent)} a step, of which {format_seconds(exposed_s)} are not hidden behind computation."
+    )

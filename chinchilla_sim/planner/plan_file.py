@@ -1,0 +1,124 @@
+"""plan.json: a plan with the scenario it answers and hashes of what it was made from; readable and writable by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.planner.plan import Plan, mistakes_of
+from chinchilla_sim.scenario.load import parse_scenario
+from chinchilla_sim.scenario.schema import Codec, Scenario
+
+FORMAT = "chinchilla-plan"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """A plan, its scenario, and `hashes` of graph, cluster, catalogue and calibration (may be empty in a hand-written one)."""
+
+    plan: Plan
+    scenario: Scenario
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    simulated_step_s: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "summary": self.plan.describe(),
+            "simulated_step_s": self.simulated_step_s,
+            "plan": asdict(self.plan),
+            "hashes": dict(self.hashes),
+            "scenario": self.scenario.to_dict(),
+        }
+
+    def save(self, path: Path) -> None:
+        """Write the file in one move, so that no half a plan is left behind."""
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        partial.replace(path)
+
+    def mismatches(self, hashes: Mapping[str, str]) -> list[Mistake]:
+        """What has changed since the plan was made."""
+        changed = [name for name, digest in self.hashes.items() if name in hashes and hashes[name] != digest]
+        cure = "plan again, or go on with --force"
+        return [Mistake(f"hashes.{name}", f"the {name} has changed since this plan was made", cure) for name in changed]
+
+
+class _PlanSpec(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=False)
+
+    stages: tuple[tuple[str, ...], ...]
+    placement: tuple[tuple[int, ...], ...]
+    slots: tuple[int, ...]
+    global_batch_size: int = Field(ge=1)
+    microbatch_count: int = Field(ge=1)
+    schedule: Literal["gpipe", "1f1b", "forward"]
+    gradient_codecs: tuple[Codec, ...]
+    activation_codecs: tuple[Codec, ...]
+    receives_in_flight: int = Field(default=8, ge=1)
+
+
+class _FileSpec(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=False)
+
+    format: Literal["chinchilla-plan"]
+    version: Literal[1]
+    summary: str = ""
+    simulated_step_s: float | None = None
+    plan: _PlanSpec
+    hashes: dict[str, str] = Field(default_factory=dict)
+    scenario: dict[str, Any]
+
+
+def load_plan(path: Path) -> PlanFile:
+    """Read and check a plan file; every mistake is in one ScenarioError."""
+    source = str(path)
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScenarioError([Mistake("", f"cannot be read: {error}", "name a plan.json")], source) from error
+    except json.JSONDecodeError as error:
+        what = f"line {error.lineno}: {error.msg}; the file is not whole"
+        raise ScenarioError([Mistake("", what, "make it again with `chinchilla plan SCENARIO -o FILE`")], source) from error
+    return parse_plan(data, source)
+
+
+def parse_plan(data: Any, source: str) -> PlanFile:
+    """A PlanFile from JSON data."""
+    try:
+        spec = _FileSpec.model_validate(data)
+    except ValidationError as error:
+        mistakes = [Mistake(".".join(map(str, row["loc"])), row["msg"]) for row in error.errors()]
+        raise ScenarioError(mistakes, source) from error
+    plan = Plan(**spec.plan.model_dump())
+    mistakes = [Mistake(f"plan.{where}", what) for where, what in mistakes_of(plan)]
+    if mistakes:
+        raise ScenarioError(mistakes, source)
+    return PlanFile(plan, parse_scenario(spec.scenario, source), spec.hashes, spec.simulated_step_s)
+
+
+def check_tasks(plan: Plan, task_names: list[str], rank_limit: int, source: str) -> None:
+    """A plan must hold every task of the graph once, in order, and no more slots than the cluster has."""
+    listed = [name for stage in plan.stages for name in stage]
+    mistakes = []
+    if listed != task_names:
+        missing, unknown = sorted(set(task_names) - set(listed)), sorted(set(listed) - set(task_names))
+        detail = "; ".join(
+            [f"missing {', '.join(missing[:5])}"] * bool(missing)
+            + [f"unknown {', '.join(unknown[:5])}"] * bool(unknown)
+            + ["order or repetition differs"] * (not missing and not unknown)
+        )
+        mistakes.append(Mistake("plan.stages", f"must hold every task of the graph once, in its order: {detail}"))
+    if max(plan.slots) >= rank_limit or min(plan.slots) < 0:
+        mistakes.append(Mistake("plan.slots", f"the cluster has slots 0 to {rank_limit - 1}"))
+    if mistakes:
+        raise ScenarioError(mistakes, source)

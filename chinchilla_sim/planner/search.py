@@ -1,0 +1,309 @@
+"""Exhaustive search for the best plan, exact under the simulator.
+
+The space: data-parallel degree x pipeline degree x microbatch count x schedule x placement x gradient codec x
+activation codec; stages are cut by `balance_stages`. Every plan that fits into memory gets a lower bound
+(`bound.py`). Within each split (data-parallel x pipeline degree) plans are simulated in the order of their
+bounds until the next bound is above the best simulated step: the rest cannot win. The winner is therefore the
+best of the whole stated space, not of a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.cost.codec import payload_bytes
+from chinchilla_sim.cost.memory import microbatches_in_flight
+from chinchilla_sim.cost.money import expense
+from chinchilla_sim.errors import NoFeasiblePlanError
+from chinchilla_sim.graph.task import TaskGraph
+from chinchilla_sim.planner.bound import step_lower_bound_s
+from chinchilla_sim.planner.partition import allowed_cuts, balance_stages
+from chinchilla_sim.planner.plan import Plan
+from chinchilla_sim.planner.pricing import Pricer, Pricing
+from chinchilla_sim.planner.program import Program, lower
+from chinchilla_sim.scenario.schema import JobSpec, SearchSpec
+from chinchilla_sim.timeline import Timeline
+from chinchilla_sim.units import format_bytes
+
+Simulate = Callable[[Program, Pricing, Cluster], Timeline]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan with its simulated step; `objective` is what the search minimises (seconds, USD or joule per step)."""
+
+    plan: Plan
+    pricing: Pricing
+    timeline: Timeline
+    objective: float
+
+    @property
+    def step_s(self) -> float:
+        """Simulated seconds of one step."""
+        return self.timeline.step_s
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The winner, the best plan of every other split, and one rank alone (None where it does not fit)."""
+
+    best: Candidate
+    runner_ups: tuple[Candidate, ...]
+    one_rank: Candidate | None
+    considered: int
+    simulated: int
+    infeasible: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """The part of a plan that decides its partition."""
+
+    data_parallel_degree: int
+    pipeline_parallel_degree: int
+    microbatch_count: int
+    schedule: str
+
+    @property
+    def split(self) -> tuple[int, int]:
+        return self.data_parallel_degree, self.pipeline_parallel_degree
+
+
+def find_plans(
+    graph: TaskGraph, cluster: Cluster, job: JobSpec, search: SearchSpec, simulate: Simulate, progress: Progress | None = None
+) -> SearchResult:
+    """The best plan of the stated space; raises NoFeasiblePlanError that says what stood in the way."""
+    return _Search(graph, cluster, job, search, simulate, progress).run()
+
+
+class _Search:
+    def __init__(
+        self, graph: TaskGraph, cluster: Cluster, job: JobSpec, search: SearchSpec, simulate: Simulate, progress: Progress | None
+    ) -> None:
+        self.graph, self.cluster, self.job, self.search, self.simulate = graph, cluster, job, search, simulate
+        self.progress = progress
+        self.pricer = Pricer(graph, cluster, job)
+        self.training = job.kind == "training"
+        self.cuts = allowed_cuts(graph, self.training)
+        self.crossing_bytes = [
+            sum(producer.output_bytes for producer in graph.live_after(graph.position[task.name])) for task in graph.compute_tasks
+        ]
+        self.considered = self.simulated = self.infeasible = 0
+        self.shortfalls: list[tuple[float, str]] = []
+
+    def run(self) -> SearchResult:
+        """Best of every split, then the best of those."""
+        maximum = min(self.cluster.rank_count, self.search.maximum_ranks or self.cluster.rank_count)
+        shapes = [shape for shape in self._shapes(maximum) if self._allowed(shape)]
+        by_split: dict[tuple[int, int], list[_Shape]] = {}
+        for shape in shapes:
+            by_split.setdefault(shape.split, []).append(shape)
+        winners = []
+        for done, group in enumerate(by_split.values()):
+            winners += self._best_of(group)
+            if self.progress:
+                self.progress(done + 1, len(by_split))
+        if not winners:
+            raise self._no_plan(shapes, maximum)
+        ranked = sorted(winners, key=lambda candidate: (candidate.objective, candidate.plan.rank_count, candidate.plan.describe()))
+        return SearchResult(
+            best=ranked[0],
+            runner_ups=tuple(ranked[1 : self.search.runner_ups + 1]),
+            one_rank=self._one_rank(ranked),
+            considered=self.considered,
+            simulated=self.simulated,
+            infeasible=self.infeasible,
+        )
+
+    def _shapes(self, maximum: int) -> Iterator[_Shape]:
+        """Every split and microbatch count that divides the batch and uses at most `maximum` ranks."""
+        batch = self.job.global_batch_size
+        schedules = self.search.schedules if self.training else ("forward",)
+        for replicas in range(1, maximum + 1):
+            if batch % replicas:
+                continue
+            counts = _divisors(batch // replicas)
+            for stages in range(1, maximum // replicas + 1):
+                for count in counts:
+                    usable = schedules if stages > 1 and count > 1 else schedules[:1]
+                    for schedule in usable:
+                        yield _Shape(replicas, stages, count, schedule)
+
+    def _allowed(self, shape: _Shape) -> bool:
+        search = self.search
+        return (
+            shape.data_parallel_degree * shape.pipeline_parallel_degree >= search.minimum_ranks
+            and shape.pipeline_parallel_degree <= sum(self.cuts)
+            and (search.data_parallel_degrees is None or shape.data_parallel_degree in search.data_parallel_degrees)
+            and (search.pipeline_parallel_degrees is None or shape.pipeline_parallel_degree in search.pipeline_parallel_degrees)
+            and (search.microbatch_counts is None or shape.microbatch_count in search.microbatch_counts)
+        )
+
+    def _best_of(self, shapes: Sequence[_Shape]) -> list[Candidate]:
+        """The best plan of one split: simulate by rising bound until the bound passes the best."""
+        bounded: list[tuple[float, int, Plan, Pricing]] = []
+        for shape in shapes:
+            for plan in self._plans(shape):
+                self.considered += 1
+                pricing = self.pricer.price(plan)
+                if self._fits(plan, pricing):
+                    bound_s = step_lower_bound_s(plan, pricing, self.cluster)
+                    bounded.append((self._objective(plan, bound_s), len(bounded), plan, pricing))
+        best: Candidate | None = None
+        for bound, _, plan, pricing in sorted(bounded, key=lambda row: row[:2]):
+            if best and bound >= best.objective:
+                break
+            candidate = self._simulated(plan, pricing)
+            if best is None or candidate.objective < best.objective:
+                best = candidate
+        return [best] if best else []
+
+    def _simulated(self, plan: Plan, pricing: Pricing) -> Candidate:
+        self.simulated += 1
+        timeline = self.simulate(lower(plan), pricing, self.cluster)
+        return Candidate(plan, pricing, timeline, self._objective(plan, timeline.step_s))
+
+    def _objective(self, plan: Plan, step_s: float) -> float:
+        if self.search.objective == "step_time":
+            return step_s
+        devices = [self.cluster.device(slot) for slot in plan.slots]
+        spent = expense(step_s, devices)
+        return spent.usd if self.search.objective == "cost" else spent.joule
+
+    def _plans(self, shape: _Shape) -> Iterator[Plan]:
+        """Placements and codecs of one shape."""
+        count = shape.data_parallel_degree * shape.pipeline_parallel_degree
+        slots = fastest_slots(self.cluster, count)
+        gradient_codecs = self.search.gradient_codecs if shape.data_parallel_degree > 1 and self.training else ("none",)
+        activation_codecs = self.search.activation_codecs if shape.pipeline_parallel_degree > 1 else ("none",)
+        for placement in placements(*shape.split):
+            for activation_codec in activation_codecs:
+                for gradient_codec in gradient_codecs:
+                    plan = self._cut(shape, placement, slots, activation_codec, gradient_codec)
+                    if plan is None:
+                        self.considered += 1
+                        self.infeasible += 1
+                    else:
+                        yield plan
+
+    def _cut(
+        self, shape: _Shape, placement: tuple[tuple[int, ...], ...], slots: tuple[int, ...], activation_codec: str, gradient_codec: str
+    ) -> Plan | None:
+        """The partition of a shape whose busiest stage or link is as fast as can be, or None where none fits into memory."""
+        stages = shape.pipeline_parallel_degree
+        tasks = self.graph.compute_tasks
+        whole = Plan(
+            stages=(tuple(task.name for task in tasks),),
+            placement=placement,
+            slots=slots,
+            global_batch_size=self.job.global_batch_size,
+            microbatch_count=shape.microbatch_count,
+            schedule=shape.schedule,
+            gradient_codecs=(gradient_codec,) * stages,
+            activation_codecs=(activation_codec,) * (stages - 1),
+        )
+        # One stage needs no dynamic programme: memory is checked with its exact price.
+        sizes = [len(tasks)] if stages == 1 else self._balance(whole)
+        if sizes is None:
+            return None
+        names = iter(task.name for task in tasks)
+        return replace(whole, stages=tuple(tuple(next(names) for _ in range(count)) for count in sizes))
+
+    def _balance(self, plan: Plan) -> list[int] | None:
+        """Tasks per stage; weights are seconds per step of computation, gradient exchange and crossing tensors."""
+        size, count = plan.microbatch_size, plan.microbatch_count
+        weights = []
+        for stage, row in enumerate(plan.placement):
+            device = self.cluster.device(plan.slots[row[0]], plan.rank_count)
+            exchange_s = self.pricer.exchange_s_per_byte(plan, stage)
+            weights.append(
+                [
+                    count * sum(self.pricer.task_s(task, size, device)) + exchange_s * self.graph.parameter_bytes_of([task])
+                    for task in self.graph.compute_tasks
+                ]
+            )
+        return balance_stages(weights, self._boundary_s(plan), self.cuts, self._fit_rule(plan))
+
+    def _boundary_s(self, plan: Plan) -> list[float]:
+        """Seconds per step that the tensors behind each task keep an idle link busy, one way."""
+        lower_slot, upper_slot = plan.slots[plan.placement[0][0]], plan.slots[plan.placement[-1][0]]
+        bandwidth = self.cluster.bandwidth_bytes_per_s(lower_slot, upper_slot)
+        scale = self.pricer.scale(plan.microbatch_size) * self.pricer.value_scale
+        codec = plan.activation_codecs[0]
+        return [plan.microbatch_count * payload_bytes(codec, scale * crossing) / bandwidth for crossing in self.crossing_bytes]
+
+    def _fit_rule(self, plan: Plan) -> Callable[[int, int, int], bool]:
+        """Whether tasks j..i-1 fit on a pipeline position."""
+        tasks = self.graph.compute_tasks
+
+        def fits(position: int, first: int, end: int) -> bool:
+            limit = min(self.cluster.device(plan.slots[rank]).memory_bytes for rank in plan.placement[position])
+            in_flight = microbatches_in_flight(
+                plan.schedule, position, len(plan.placement), plan.microbatch_count
+            ) if self.training else 1  # fmt: skip
+            needed = self.pricer.stage_bytes(plan, position, tasks[first:end], in_flight)
+            if needed > limit:
+                self.shortfalls.append((needed - limit, _shortfall(needed, limit, plan, self.cluster, plan.placement[position][0])))
+            return needed <= limit
+
+        return fits
+
+    def _fits(self, plan: Plan, pricing: Pricing) -> bool:
+        for rank, price in enumerate(pricing.ranks):
+            limit = self.cluster.device(plan.slots[rank]).memory_bytes
+            if price.peak_bytes > limit:
+                self.infeasible += 1
+                self.shortfalls.append((price.peak_bytes - limit, _shortfall(price.peak_bytes, limit, plan, self.cluster, rank)))
+                return False
+        return True
+
+    def _one_rank(self, ranked: Sequence[Candidate]) -> Candidate | None:
+        """One rank alone, also where the scenario asks for more."""
+        for candidate in ranked:
+            if candidate.plan.rank_count == 1:
+                return candidate
+        counts = _divisors(self.job.global_batch_size)
+        shapes = [_Shape(1, 1, count, self.search.schedules[0] if self.training else "forward") for count in counts]
+        before = self.considered, self.infeasible
+        found = self._best_of(shapes)
+        self.considered, self.infeasible = before
+        return found[0] if found else None
+
+    def _no_plan(self, shapes: Sequence[_Shape], maximum: int) -> NoFeasiblePlanError:
+        if not shapes:
+            return NoFeasiblePlanError(
+                "search",
+                f"no split of {sum(self.cuts)} possible stages and a batch of {self.job.global_batch_size} "
+                f"over {self.search.minimum_ranks} to {maximum} ranks is allowed",
+                "change global_batch_size, minimum_ranks, or the degrees and microbatch counts that [search] lists",
+            )
+        shortfall = min(self.shortfalls)[1] if self.shortfalls else "no partition exists"
+        cure = "use more nodes or more memory per device, a smaller global_batch_size, or an optimizer with less state (sgd)"
+        return NoFeasiblePlanError("device memory", shortfall, cure)
+
+
+def _shortfall(needed: float, limit: float, plan: Plan, cluster: Cluster, rank: int) -> str:
+    return (
+        f"the closest plan ({plan.describe()}) needs {format_bytes(needed)} on {cluster.slots[plan.slots[rank]]}, "
+        f"which has {format_bytes(limit)}: {format_bytes(needed - limit)} too little"
+    )
+
+
+def fastest_slots(cluster: Cluster, count: int) -> tuple[int, ...]:
+    """The `count` fastest device slots, in the cluster's order."""
+    ranked = sorted(range(cluster.rank_count), key=lambda slot: (-cluster.devices[slot].flop_per_s, slot))
+    return tuple(sorted(ranked[:count]))
+
+
+def placements(replicas: int, stages: int) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """Ranks by [stage][replica]: stages of a replica side by side, and, where it differs, replicas of a stage side by side."""
+    yield tuple(tuple(replica * stages + stage for replica in range(replicas)) for stage in range(stages))
+    if replicas > 1 and stages > 1:
+        yield tuple(tuple(stage * replicas + replica for replica in range(replicas)) for stage in range(stages))
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

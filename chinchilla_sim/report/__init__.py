@@ -1,0 +1,1 @@
+"""How to show it: tables, figures, traces, and one page."""

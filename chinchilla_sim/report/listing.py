@@ -1,0 +1,51 @@
+"""Tables that need no study: given plans side by side, and what a calibration measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from chinchilla_sim.cluster.calibration import Calibration
+from chinchilla_sim.planner.search import Candidate
+from chinchilla_sim.report.table import Table, candidate_facts, percent, versus
+from chinchilla_sim.units import format_bandwidth, format_bytes, format_flop_per_s, format_seconds
+
+
+def simulated_table(rows: Sequence[tuple[str, Candidate]]) -> Table:
+    """Given plans in the given order, each against the fastest."""
+    fastest_s = min(candidate.step_s for _, candidate in rows)
+    cells = []
+    for name, candidate in rows:
+        facts = candidate_facts(candidate)
+        compared = "fastest" if candidate.step_s == fastest_s else versus(candidate.step_s, fastest_s, "step_time")
+        row = [name, candidate.plan.describe(), str(candidate.plan.rank_count), format_seconds(candidate.step_s), compared]
+        row += [format_seconds(facts["exposed_communication_s"]), percent(facts["bubble_fraction"])]
+        row += [format_bytes(facts["sent_bytes"]), format_bytes(facts["peak_memory_bytes"])]
+        cells.append(tuple(row))
+    headers = ("file", "plan", "ranks", "step time", "vs fastest", "exposed communication", "bubble", "sent per step", "peak memory")
+    return Table("Simulated plans", headers, tuple(cells), text_columns=(0, 1))
+
+
+def simulated_dict(candidate: Candidate) -> dict[str, Any]:
+    """JSON-ready simulation of one given plan."""
+    return {
+        "summary": candidate.plan.describe(),
+        "rank_count": candidate.plan.rank_count,
+        "simulated_step_s": candidate.step_s,
+        **candidate_facts(candidate),
+        "timeline": candidate.timeline.to_dict(),
+    }
+
+
+def calibration_table(calibration: Calibration) -> Table:
+    """Constants by number of busy ranks."""
+    rows = []
+    for count, device in sorted(calibration.devices.items()):
+        row = [str(count), format_flop_per_s(device.flop_per_s), f"{format_bytes(device.memory_bandwidth_bytes_per_s)}/s"]
+        row += [format_seconds(device.forward_launch_s), format_seconds(device.backward_launch_s)]
+        row += [format_seconds(device.microbatch_fixed_s), format_seconds(device.step_fixed_s), percent(calibration.fit_error[count])]
+        rows.append(tuple(row))
+    headers = ("busy ranks", "products", "memory", "forward kernel", "backward kernel", "per microbatch", "per step", "median fit error")
+    link = f"{format_seconds(calibration.transfer_latency_s)} and {format_bandwidth(calibration.transfer_bandwidth_bytes_per_s)}"
+    note = f"between two local ranks: {link}; {calibration.key.cpu}, torch {calibration.key.torch}, {calibration.date}"
+    return Table("This machine", headers, tuple(rows), note=note)

@@ -1,0 +1,44 @@
+"""Study: everything that a report shows about one scenario."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.cost.money import Expense, expense
+from chinchilla_sim.graph.task import TaskGraph
+from chinchilla_sim.planner.plan import Plan
+from chinchilla_sim.planner.search import SearchResult
+from chinchilla_sim.scenario.schema import Scenario
+from chinchilla_sim.validation.compare import Comparison, Measurement
+
+
+@dataclass(frozen=True)
+class Study:
+    """A scenario, what the planner found, and, if the plan ran, what was measured (`comparison` goes with it)."""
+
+    scenario: Scenario
+    graph: TaskGraph
+    cluster: Cluster
+    search: SearchResult
+    explanation: tuple[str, ...] = ()
+    measurement: Measurement | None = None
+    comparison: Comparison | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """The chosen plan."""
+        return self.search.best.plan
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Steps of one pass over the data, known only from a run."""
+        if self.measurement is None or not self.measurement.epoch_s:
+            return None
+        return max(1, len(self.measurement.losses) // len(self.measurement.epoch_s))
+
+    @property
+    def step_expense(self) -> Expense:
+        """USD, modelled joule and CO2 of one simulated step on the ranks in use."""
+        devices = [self.cluster.device(slot, self.plan.rank_count) for slot in self.plan.slots]
+        return expense(self.search.best.step_s, devices, self.cluster.grid_kg_per_joule)

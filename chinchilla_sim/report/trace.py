@@ -1,0 +1,83 @@
+"""Timelines as Chrome trace events, for ui.perfetto.dev, chrome://tracing and PyTorch's tools.
+
+A process is a rank of one timeline, a thread one lane of one stream; every span is a complete event ("X") with `ts` and `dur` in
+microseconds since the first span of its timeline, so that a simulated and a measured step lie side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from chinchilla_sim.timeline import STREAMS, Span, Timeline
+
+Event = dict[str, Any]
+
+
+def chrome_trace(timelines: Mapping[str, Timeline]) -> dict[str, Any]:
+    """JSON-ready trace of named timelines, for example "simulated" and "measured"."""
+    events: list[Event] = []
+    process = 0
+    for name, timeline in timelines.items():
+        for rank in range(timeline.rank_count):
+            events += _process_events(process, f"{name} rank {rank}", timeline, rank)
+            process += 1
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def _process_events(process: int, name: str, timeline: Timeline, rank: int) -> list[Event]:
+    """One rank: names of its tracks, its spans, and its memory as a counter."""
+    events = [_metadata(process, 0, "process_name", {"name": name}), _metadata(process, 0, "process_sort_index", {"sort_index": process})]
+    thread = 0
+    for stream in STREAMS:
+        for lane, spans in enumerate(split_lanes(timeline.spans_of(rank, stream))):
+            track = stream if lane == 0 else f"{stream} {lane + 1}"
+            events.append(_metadata(process, thread, "thread_name", {"name": track}))
+            events.append(_metadata(process, thread, "thread_sort_index", {"sort_index": thread}))
+            events += [_complete(process, thread, span, timeline.start_s) for span in spans]
+            thread += 1
+    for sample in timeline.memory:
+        if sample.rank == rank:
+            when = {"ts": max(0.0, _microseconds(sample.time_s - timeline.start_s))}
+            events.append({"name": "memory", "ph": "C", "pid": process, "tid": 0, **when, "args": {"held_bytes": sample.held_bytes}})
+    return events
+
+
+def _metadata(process: int, thread: int, name: str, args: Event) -> Event:
+    return {"name": name, "ph": "M", "pid": process, "tid": thread, "args": args}
+
+
+def _complete(process: int, thread: int, span: Span, zero_s: float) -> Event:
+    start, end = _microseconds(span.start_s - zero_s), _microseconds(span.end_s - zero_s)
+    return {
+        "name": span.label,
+        "cat": span.category,
+        "ph": "X",
+        "pid": process,
+        "tid": thread,
+        "ts": start,
+        "dur": round(max(0.0, end - start), 3),
+        "args": {"category": span.category, "bytes": span.moved_bytes},
+    }
+
+
+def _microseconds(seconds: float) -> float:
+    """Whole nanoseconds: neighbours that touch keep touching after rounding."""
+    return round(seconds * 1e6, 3)
+
+
+def split_lanes(spans: Sequence[Span]) -> list[list[Span]]:
+    """Spans in as few lanes as keep overlapping ones apart: each goes to the first lane that is free.
+
+    >>> a, b, c = (Span(0, "send", "transfer", name, *at) for name, at in (("a", (0, 2)), ("b", (1, 3)), ("c", (2, 4))))
+    >>> [[span.label for span in lane] for lane in split_lanes([a, b, c])]
+    [['a', 'c'], ['b']]
+    """
+    lanes: list[list[Span]] = []
+    for span in sorted(spans, key=lambda span: (span.start_s, span.end_s)):
+        free = next((lane for lane in lanes if lane[-1].end_s <= span.start_s), None)
+        if free is None:
+            lanes.append([span])
+        else:
+            free.append(span)
+    return lanes

@@ -1,0 +1,104 @@
+"""Codecs in plain torch: tensors to bytes on the wire and back; sizes equal `cost/codec.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from chinchilla_sim.cost.codec import INT8_BLOCK
+
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
+SMALLEST_SCALE = 1e-30
+
+
+def encode(codec: str, values: Tensor) -> Tensor:
+    """Pack fp32 `values` (any shape) into a flat payload: fp32, fp16, bf16, or bytes for int8."""
+    flat = values.reshape(-1)
+    if codec == "none":
+        return flat
+    if codec in HALF:
+        return flat.to(HALF[codec])
+    return _encode_int8(flat)
+
+
+def decode(codec: str, payload: Tensor, count: int) -> Tensor:
+    """Inverse of `encode` for `count` values; returns flat fp32."""
+    if codec == "none":
+        return payload
+    if codec in HALF:
+        return payload.to(torch.float32)
+    return _decode_int8(payload, count)
+
+
+def _encode_int8(flat: Tensor) -> Tensor:
+    """int8 values, then one fp32 scale per block of INT8_BLOCK values, as one tensor of bytes."""
+    blocks = _blocks(flat)
+    scale = blocks.abs().amax(dim=1, keepdim=True).div_(127).clamp_(min=SMALLEST_SCALE)
+    quantized = (blocks / scale).round_().to(torch.int8).reshape(-1)[: flat.numel()]
+    return torch.cat([quantized.view(torch.uint8), scale.reshape(-1).view(torch.uint8)])
+
+
+def _decode_int8(payload: Tensor, count: int) -> Tensor:
+    # A copy, because the scales may start at an address that is not a multiple of four.
+    scale = payload[count:].clone().view(torch.float32)
+    blocks = _blocks(payload[:count].view(torch.int8).to(torch.float32))
+    return blocks.mul_(scale[:, None]).reshape(-1)[:count]
+
+
+def _blocks(flat: Tensor) -> Tensor:
+    missing = -flat.numel() % INT8_BLOCK
+    padded = torch.nn.functional.pad(flat, (0, missing)) if missing else flat
+    return padded.view(-1, INT8_BLOCK)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Shape and type of one tensor of a message."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def count(self) -> int:
+        """Number of values."""
+        return prod(self.shape)
+
+
+class MessageCodec:
+    """Packs the tensors that cross a boundary into one message; fp32 tensors through the codec, others as they are."""
+
+    def __init__(self, codec: str, specs: Sequence[TensorSpec]) -> None:
+        self.specs = tuple(specs)
+        self._codecs = [codec if spec.dtype == torch.float32 else "none" for spec in specs]
+        examples = [encode(kind, torch.zeros(spec.shape, dtype=spec.dtype)) for kind, spec in zip(self._codecs, specs, strict=True)]
+        self._sizes = [example.numel() * example.element_size() for example in examples]
+        self._types = [example.dtype for example in examples]
+
+    @property
+    def wire_bytes(self) -> int:
+        """Payload of one message."""
+        return sum(self._sizes)
+
+    def empty(self, device: torch.device) -> Tensor:
+        """A buffer to receive one message."""
+        return torch.empty(self.wire_bytes, dtype=torch.uint8, device=device)
+
+    def encode(self, tensors: Sequence[Tensor]) -> Tensor:
+        """One message of bytes; a single uncompressed tensor is sent from where it lies."""
+        parts = [encode(kind, tensor.detach()).view(torch.uint8) for kind, tensor in zip(self._codecs, tensors, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def decode(self, message: Tensor) -> list[Tensor]:
+        """The tensors of one message."""
+        tensors, start = [], 0
+        for kind, spec, size, dtype in zip(self._codecs, self.specs, self._sizes, self._types, strict=True):
+            part = message[start : start + size]
+            if start % 8:
+                part = part.clone()
+            tensors.append(decode(kind, part.view(dtype), spec.count).view(spec.shape))
+            start += size
+        return tensors

@@ -1,0 +1,323 @@
+"""Measure this machine as a plan will use it: ranks with one thread each, as many busy at once as the run has.
+
+`measure_machine` starts the ranks; each times kernels of many sizes while the others do the same, then all time
+messages and collectives. Operands rotate through more memory than a core's cache holds, because between two uses
+of a weight a real step touches its gradient and optimizer state. Medians throughout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from datetime import date, timedelta
+from pathlib import Path
+from statistics import median
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear, relu
+
+from chinchilla_sim.cluster.calibration import Calibration, KernelRow, Table, describe_machine, fit_device
+from chinchilla_sim.cluster.topology import Device
+from chinchilla_sim.cost.codec import CODECS
+from chinchilla_sim.cost.compute import OPTIMIZER_BYTES_PER_VALUE, backward_s, forward_s, optimizer_s
+from chinchilla_sim.graph.task import TaskGraph
+from chinchilla_sim.graph.zoo import linear_task, mlp, relu_task
+from chinchilla_sim.planner.plan import Plan
+from chinchilla_sim.planner.program import lower
+from chinchilla_sim.runtime.codecs import encode
+from chinchilla_sim.runtime.interpreter import Groups, Interpreter
+from chinchilla_sim.runtime.launch import launch_ranks
+from chinchilla_sim.runtime.recorder import Recorder
+from chinchilla_sim.runtime.stages import cut_stage, stage_parameters
+from chinchilla_sim.runtime.worker import prepare_process
+
+LAYERS = ((784, 512), (512, 10), (256, 256), (1024, 1024), (64, 64))
+BATCHES = (8, 16, 32, 64, 256)
+OPTIMIZER_SIZES = (1_000, 100_000, 400_000, 2_000_000)
+ELEMENT_SIZES = (1_000, 32_768, 400_000, 2_000_000)
+MESSAGE_BYTES = (1_024, 16_384, 65_536, 262_144, 1_048_576, 4_194_304)
+ROTATED_BYTES = 8 << 20
+KERNEL_BUDGET_S = 0.02
+BUSY_S = 0.001
+TINY_WIDTHS = (8, 8, 8)
+
+
+def measure_machine(rank_count: int) -> Calibration:
+    """Measure with 1 .. `rank_count` busy ranks (powers of two and the count itself) and fit the constants."""
+    with tempfile.TemporaryDirectory(prefix="chinchilla-probe-") as folder:
+        launch_ranks("chinchilla_sim.runtime.probe", [folder], rank_count, Path(folder))
+        records = [json.loads(Path(folder, f"probe{rank}.json").read_text()) for rank in range(rank_count)]
+    key = describe_machine(torch.__version__)
+    devices, errors = {}, {}
+    for count in busy_counts(rank_count):
+        rows = _median_rows([record["kernels"][str(count)] for record in records[:count]])
+        device, errors[count] = fit_device(rows, f"{key.cpu}, {count} busy", _memory_bytes() / rank_count)
+        tiny = {int(m): median(record["tiny"][str(count)][m] for record in records[:count]) for m in records[0]["tiny"][str(count)]}
+        devices[count] = fit_fixed_times(device, tiny)
+    latency_s, bandwidth = _fit_transfer(records[0]["transfers"]) if rank_count > 1 else (0.0, float("inf"))
+    collectives = {
+        (name, int(count)): tuple((float(size), float(seconds)) for size, seconds in table)
+        for name, by_count in records[0]["collectives"].items()
+        for count, table in by_count.items()
+    }
+    return Calibration(key, date.today().isoformat(), devices, latency_s, bandwidth, collectives, errors)
+
+
+def busy_counts(rank_count: int) -> list[int]:
+    """Numbers of busy ranks to measure.
+
+    >>> busy_counts(6)
+    [1, 2, 4, 6]
+    """
+    return sorted({count for count in (1, 2, 4, 8, 16, 32, 64) if count < rank_count} | {rank_count})
+
+
+def _memory_bytes() -> float:
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _median_rows(by_rank: Sequence[Sequence[dict[str, Any]]]) -> list[KernelRow]:
+    return [KernelRow(**(same[0] | {"measured_s": median(row["measured_s"] for row in same)})) for same in zip(*by_rank, strict=True)]
+
+
+def _fit_transfer(table: Table) -> tuple[float, float]:
+    """Latency and bandwidth of (bytes, seconds) rows by least squares on relative error."""
+    sizes, seconds = np.array(table).T
+    matrix = np.stack([1 / seconds, sizes / seconds], axis=1)
+    (latency_s, byte_s), *_ = np.linalg.lstsq(matrix, np.ones(len(seconds)), rcond=None)
+    return max(1e-6, float(latency_s)), 1.0 / max(1e-12, float(byte_s))
+
+
+def fit_fixed_times(device: Device, tiny_step_s: dict[int, float]) -> Device:
+    """Fixed seconds per microbatch and per step: what a tiny network's steps take beyond its kernels.
+
+    `tiny_step_s` maps a microbatch count to measured seconds of a step of TINY_WIDTHS through the interpreter.
+    """
+    graph = mlp(TINY_WIDTHS, batch_size=8)
+    kernels_s = sum(_task_s(graph, device))
+    few, many = min(tiny_step_s), max(tiny_step_s)
+    per_microbatch_s = max(0.0, (tiny_step_s[many] - tiny_step_s[few]) / (many - few) - kernels_s)
+    update_s = optimizer_s(graph.total_parameter_bytes, "adam", 0.0, device)
+    step_s = max(0.0, tiny_step_s[few] - few * (kernels_s + per_microbatch_s) - update_s)
+    # A microbatch's fixed time is paid by its forward and by its backward pass.
+    return replace(device, microbatch_fixed_s=per_microbatch_s / 2, step_fixed_s=step_s)
+
+
+def _task_s(graph: TaskGraph, device: Device) -> Iterator[float]:
+    for task in graph.compute_tasks:
+        parameters = graph.parameter_bytes_of([task])
+        yield forward_s(task, 0.0, parameters, device) + backward_s(task, 0.0, parameters, device)
+
+
+# What follows runs in every rank.
+
+
+def _measure_rank(folder: Path) -> None:
+    prepare_process()
+    torch.manual_seed(0)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
+    rank, rank_count = dist.get_rank(), dist.get_world_size()
+    record: dict[str, Any] = {"kernels": {}, "tiny": {}, "transfers": [], "collectives": {"all_reduce": {}, "all_gather": {}}}
+    for count in busy_counts(rank_count):
+        dist.barrier()
+        if rank < count:
+            record["kernels"][count] = [asdict(row) for row in _kernels()]
+            record["tiny"][count] = {m: _tiny_step_s(m) for m in (1, 8)}
+    for count in [count for count in busy_counts(rank_count) if count > 1]:
+        group = dist.new_group(list(range(count)))
+        dist.barrier()
+        if rank < count:
+            record["collectives"]["all_reduce"][count] = [[size, _all_reduce_s(size, group)] for size in MESSAGE_BYTES]
+            record["collectives"]["all_gather"][count] = [[size, _all_gather_s(size, count, group)] for size in MESSAGE_BYTES]
+    dist.barrier()
+    if rank_count > 1 and rank < 2:
+        record["transfers"] = [[size, _transfer_s(size, rank)] for size in MESSAGE_BYTES]
+    dist.barrier()
+    Path(folder, f"probe{rank}.json").write_text(json.dumps(record))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _median_s(run: Callable[[int], float], minimum: int = 15) -> float:
+    """Median of what `run(i)` returns, after a warm-up, for at least `minimum` times and KERNEL_BUDGET_S."""
+    for index in range(5):
+        run(index)
+    times: list[float] = []
+    while len(times) < minimum or sum(times) < KERNEL_BUDGET_S:
+        times.append(run(len(times)))
+    return median(times)
+
+
+def _timed(function: Callable[[], Any]) -> float:
+    start_s = monotonic()
+    function()
+    return monotonic() - start_s
+
+
+def _kernels() -> Iterator[KernelRow]:
+    for inputs, outputs in LAYERS:
+        for batch in BATCHES:
+            yield from _linear_rows(batch, inputs, outputs)
+    yield from _relu_rows()
+    yield from _optimizer_rows()
+    yield from _element_rows()
+
+
+def _rotation(size_bytes: int) -> int:
+    return max(1, min(16, ROTATED_BYTES // size_bytes))
+
+
+def _linear_rows(batch: int, inputs: int, outputs: int) -> Iterator[KernelRow]:
+    copies = _rotation(4 * inputs * outputs)
+    layers = [nn.Linear(inputs, outputs) for _ in range(copies)]
+    upstream = torch.randn(batch, outputs)
+    plain, tracked = torch.randn(batch, inputs), torch.randn(batch, inputs, requires_grad=True)
+
+    def forward(index: int) -> float:
+        layer = layers[index % copies]
+        return _timed(lambda: linear(plain, layer.weight, layer.bias))
+
+    def backward(index: int, x: Tensor) -> float:
+        layer = layers[index % copies]
+        output = linear(x, layer.weight, layer.bias)
+        seconds = _timed(lambda: torch.autograd.backward(output, upstream))
+        layer.zero_grad()
+        x.grad = None
+        return seconds
+
+    for tracking, x in ((False, plain), (True, tracked)):
+        task = linear_task("", "", "", "", batch, inputs, outputs, input_needs_gradient=tracking)
+        moved = task.backward_read_bytes + task.backward_written_bytes
+        seconds = _median_s(lambda index, x=x: backward(index, x))  # type: ignore[misc]
+        yield KernelRow("backward", 1 + tracking, task.backward_flop, moved, seconds)
+    yield KernelRow("forward", 1, task.forward_flop, task.read_bytes + task.written_bytes, _median_s(forward))
+
+
+def _relu_rows() -> Iterator[KernelRow]:
+    for size in ELEMENT_SIZES[:3]:
+        task = relu_task("", 4.0 * size)
+        x = torch.randn(size, requires_grad=True)
+        upstream = torch.randn(size)
+        yield KernelRow("forward", 1, 0.0, task.read_bytes + task.written_bytes, _median_s(lambda _, x=x: _timed(lambda: relu(x))))  # type: ignore[misc]
+
+        def backward(_: int, x: Tensor = x, upstream: Tensor = upstream) -> float:
+            output = relu(x)
+            seconds = _timed(lambda: torch.autograd.backward(output, upstream))
+            x.grad = None
+            return seconds
+
+        yield KernelRow("backward", 1, 0.0, task.backward_read_bytes + task.backward_written_bytes, _median_s(backward))
+
+
+def _optimizer_rows() -> Iterator[KernelRow]:
+    for size in OPTIMIZER_SIZES:
+        parameter = nn.Parameter(torch.randn(size))
+        parameter.grad = torch.randn(size)
+        for kind, optimizer in (("adam", torch.optim.Adam([parameter], fused=True)), ("sgd", torch.optim.SGD([parameter], fused=True))):
+            seconds = _median_s(lambda _, optimizer=optimizer: _timed(optimizer.step))  # type: ignore[misc]
+            yield KernelRow("optimizer", 1, 0.0, OPTIMIZER_BYTES_PER_VALUE[kind] * size, seconds)
+
+
+def _element_rows() -> Iterator[KernelRow]:
+    for size in ELEMENT_SIZES:
+        values = torch.randn(size)
+        halves = [values[: size // 2], values[size // 2 :]]
+        yield KernelRow("elementwise", 1, 0.0, 8.0 * size, _median_s(lambda _, halves=halves: _timed(lambda: torch.cat(halves))))  # type: ignore[misc]
+        for name in ("bf16", "int8"):
+            codec = CODECS[name]
+            seconds = _median_s(lambda _, name=name, values=values: _timed(lambda: encode(name, values)))  # type: ignore[misc]
+            yield KernelRow("elementwise", codec.encode_kernels, 0.0, codec.encode_bytes * size, seconds)
+
+
+class _TinyJob:
+    """A network whose kernels take no time: what its steps take is the interpreter's own."""
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+
+    def example_batch(self, size: int) -> tuple[Tensor, Tensor]:
+        return torch.zeros(size, 8), torch.zeros(size, dtype=torch.int64)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(outputs, targets)
+
+    def batches(self, split: str, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        yield self.example_batch(8)
+
+
+def _tiny_step_s(microbatch_count: int) -> float:
+    """Seconds of a step of the tiny job on one rank, through the interpreter."""
+    names = tuple(task.name for task in mlp(TINY_WIDTHS, 8).compute_tasks)
+    plan = Plan((names,), ((0,),), (0,), 8 * microbatch_count, microbatch_count, "gpipe", ("none",), ())
+    job, device = _TinyJob(), torch.device("cpu")
+    stage = cut_stage(job, job.model(), plan, 0, device)
+    optimizer = torch.optim.Adam(stage_parameters(stage), fused=True)
+    rank = Interpreter(plan, lower(plan).actions[0], 0, stage, job.loss, optimizer, Groups(), Recorder(), device)
+    inputs, targets = job.example_batch(8)
+    return _median_s(lambda _: _timed(lambda: rank.step([(inputs,)] * microbatch_count, [targets] * microbatch_count)), minimum=50)
+
+
+def _transfer_s(size: int, rank: int) -> float:
+    """One way between ranks 0 and 1: half of a round trip whose receives are posted early, as programs post them.
+
+    Both compute for a while before they send, as ranks of a plan do: between two that do nothing else a message is
+    several times faster, because no thread has to be woken.
+    """
+    outgoing, incoming = torch.zeros(size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
+    other = 1 - rank
+
+    def round_trip(_: int) -> float:
+        receive: Any = dist.irecv(incoming, src=other)
+        if rank:
+            receive.wait()
+        compute_for(BUSY_S)
+        start_s = monotonic()
+        dist.send(outgoing, dst=other)
+        if rank == 0:
+            receive.wait()
+        return (monotonic() - start_s - BUSY_S) / 2
+
+    return _repeated(round_trip)
+
+
+def _all_reduce_s(size: int, group: Any) -> float:
+    values = torch.zeros(size // 4)
+    return _repeated(lambda _: _after_computing(lambda: dist.all_reduce(values, group=group)))
+
+
+def _all_gather_s(size: int, count: int, group: Any) -> float:
+    values = torch.zeros(size, dtype=torch.uint8)
+    outputs = [torch.empty_like(values) for _ in range(count)]
+    return _repeated(lambda _: _after_computing(lambda: dist.all_gather(outputs, values, group=group)))
+
+
+def _after_computing(function: Callable[[], Any]) -> float:
+    """Seconds of a collective that every rank joins after the same time of computation."""
+    compute_for(BUSY_S)
+    return _timed(function)
+
+
+def compute_for(duration_s: float) -> None:
+    """Keep the core busy with small products."""
+    left, right = torch.ones(64, 256), torch.ones(256, 256)
+    end_s = monotonic() + duration_s
+    while monotonic() < end_s:
+        left @ right
+
+
+def _repeated(run: Callable[[int], float], count: int = 100) -> float:
+    """Median of a fixed number of runs: all ranks of a collective must make the same."""
+    return median([run(index) for index in range(count)][5:])
+
+
+if __name__ == "__main__":
+    _measure_rank(Path(sys.argv[1]))

@@ -1,0 +1,130 @@
+"""Timestamps of what a rank did, and the measured timeline that all ranks' records make together.
+
+Every rank of a machine reads the same CLOCK_MONOTONIC, so records merge without alignment. A message's span runs
+from the moment it could leave (sent and its receive posted) to the end of the receiver's wait; where the receiver
+was computing meanwhile, the end is when it looked.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from time import monotonic
+from typing import Any
+
+from chinchilla_sim.timeline import Category, Span, Timeline
+
+KEPT_STEPS = 64
+WARM_UP_STEPS = 5
+
+MessageKey = tuple[str, int, int, int]
+"""Direction, boundary, microbatch and replica of a message."""
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """What one rank did in one step; times on the machine's monotonic clock."""
+
+    compute: list[tuple[str, str, float, float]] = field(default_factory=list)
+    sends: dict[MessageKey, tuple[str, float, int]] = field(default_factory=dict)
+    receives: dict[MessageKey, list[Any]] = field(default_factory=dict)
+    collectives: dict[int, list[Any]] = field(default_factory=dict)
+
+
+class Recorder:
+    """Records of the last KEPT_STEPS steps of one rank, and start and end of its computation in every step."""
+
+    def __init__(self) -> None:
+        self.steps: deque[StepRecord] = deque(maxlen=KEPT_STEPS)
+        self.intervals: list[tuple[float, float]] = []
+        self._step = StepRecord()
+
+    def begin_step(self) -> None:
+        """Start a new step."""
+        self._step = StepRecord()
+        self.steps.append(self._step)
+
+    def end_step(self) -> None:
+        """Close the step."""
+        self.intervals.append((self._step.compute[0][2], self._step.compute[-1][3]))
+
+    def compute(self, label: str, category: Category, start_s: float) -> None:
+        """A compute action that began at `start_s` and has just ended."""
+        self._step.compute.append((label, category, start_s, monotonic()))
+
+    def send(self, key: MessageKey, label: str, message_bytes: int) -> None:
+        """A message was issued now."""
+        self._step.sends[key] = (label, monotonic(), message_bytes)
+
+    def post(self, key: MessageKey, label: str) -> None:
+        """A receive was posted now."""
+        self._step.receives[key] = [label, monotonic(), None]
+
+    def received(self, key: MessageKey) -> None:
+        """The message was waited for and is here."""
+        self._step.receives[key][2] = monotonic()
+
+    def join(self, stage: int, label: str, sent_bytes: float) -> None:
+        """A collective was issued now."""
+        self._step.collectives[stage] = [label, monotonic(), None, sent_bytes]
+
+    def joined(self, stage: int) -> None:
+        """The collective was waited for and is done."""
+        self._step.collectives[stage][2] = monotonic()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form of everything recorded."""
+        return {
+            "intervals": self.intervals,
+            "steps": [
+                {
+                    "compute": step.compute,
+                    "sends": [[*key, *value] for key, value in step.sends.items()],
+                    "receives": [[*key, *value] for key, value in step.receives.items()],
+                    "collectives": [[stage, *value] for stage, value in step.collectives.items()],
+                }
+                for step in self.steps
+            ],
+        }
+
+
+def step_seconds(records: Sequence[dict[str, Any]]) -> list[float]:
+    """Makespan of every step after warm-up: from the first rank's first computation to the last rank's last."""
+    makespans = [
+        max(end for _, end in intervals) - min(start for start, _ in intervals)
+        for intervals in zip(*(record["intervals"] for record in records), strict=True)
+    ]
+    return makespans[WARM_UP_STEPS:] or makespans
+
+
+def representative_timeline(records: Sequence[dict[str, Any]]) -> Timeline:
+    """The kept step whose makespan is nearest the median of all steps."""
+    target = median(step_seconds(records))
+    kept = min(len(record["steps"]) for record in records)
+    timelines = [merge_step([record["steps"][-kept + index] for record in records]) for index in range(kept)]
+    return min(timelines, key=lambda timeline: abs(timeline.step_s - target))
+
+
+def merge_step(steps: Sequence[dict[str, Any]]) -> Timeline:
+    """One timeline from all ranks' records of the same step."""
+    spans: list[Span] = []
+    for rank, step in enumerate(steps):
+        spans += [Span(rank, "compute", category, label, start, end) for label, category, start, end in step["compute"]]
+    sends = {tuple(row[:4]): (rank, *row[4:]) for rank, step in enumerate(steps) for row in step["sends"]}
+    for rank, step in enumerate(steps):
+        for row in step["receives"]:
+            sender, send_label, issued_s, message_bytes = sends[tuple(row[:4])]
+            label, posted_s, end_s = row[4:]
+            start_s = min(max(issued_s, posted_s), end_s)
+            spans.append(Span(sender, "send", "transfer", send_label, start_s, end_s, message_bytes))
+            spans.append(Span(rank, "receive", "transfer", label, start_s, end_s, message_bytes))
+    joined: dict[int, float] = {}
+    for step in steps:
+        for stage, _, issued_s, _, _ in step["collectives"]:
+            joined[stage] = max(joined.get(stage, issued_s), issued_s)
+    for rank, step in enumerate(steps):
+        for stage, label, _, end_s, sent_bytes in step["collectives"]:
+            spans.append(Span(rank, "collective", "collective", label, min(joined[stage], end_s), end_s, sent_bytes))
+    return Timeline(len(steps), tuple(sorted(spans, key=lambda span: (span.rank, span.stream, span.start_s))))

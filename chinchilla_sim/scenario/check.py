@@ -1,0 +1,200 @@
+"""Rules that join several keys of a scenario.
+
+They read the tables as written, not the checked values, so that a mistake in one key hides no mistake in another. A value of the wrong
+type is skipped here: `schema.py` reports it.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from chinchilla_sim.errors import Mistake
+from chinchilla_sim.scenario.fields import show_value
+from chinchilla_sim.scenario.schema import CLUSTER_KEYS, FORMULAS, MODEL_KEYS, MODEL_KINDS, ModelSpec, NodeSpec, expand_name
+
+_NEEDED = {"mlp": ("widths",), "chain": ("task_count", "parameter_count", "work", "output"), "graph": ("format",)}
+_MOST_NODES = 100_000
+
+Table = Mapping[str, Any]
+
+
+def find_mistakes(scenario: Table) -> Iterator[Mistake]:
+    """Every broken rule, in the order of the tables."""
+    checks = {"model": _check_model, "job": _check_job, "cluster": _check_cluster, "search": _check_search}
+    for key, check in checks.items():
+        if isinstance(scenario.get(key), dict):
+            yield from check(scenario[key])
+
+
+def suggest(name: str, known: Collection[str], cutoff: float = 0.6) -> str:
+    """Cure of an unknown name: the nearest known one, or all of them when none is as similar as `cutoff`.
+
+    >>> suggest("bandwith", ["bandwidth", "latency"]), suggest("speed", ["bandwidth", "latency"])
+    ("did you mean 'bandwidth'?", 'known are bandwidth, latency')
+    """
+    without_case = {choice.lower(): choice for choice in known}
+    nearest = get_close_matches(name.lower(), without_case, n=1, cutoff=cutoff)
+    if nearest:
+        return f"did you mean '{without_case[nearest[0]]}'?"
+    some = ", ".join(list(known)[:20])
+    return f"known are {some}{', ...' if len(known) > 20 else ''}" if known else ""
+
+
+def write_example(key: str, value: object) -> str:
+    """Cure of a missing or wrong value, as a line of TOML.
+
+    >>> write_example("widths", [784, 10])
+    'write for example widths = [784, 10]'
+    """
+    text = f"[{', '.join(map(show_value, value))}]" if isinstance(value, list) else show_value(value)
+    return f"write for example {key} = {text}"
+
+
+def _check_model(model: Table) -> Iterator[Mistake]:
+    given = [kind for kind in MODEL_KINDS if _has(model, kind)]
+    if len(given) != 1:
+        what = f"names {len(given)} models: {', '.join(given)}" if given else "names no model"
+        yield Mistake("model", what, f"write exactly one of {', '.join(MODEL_KINDS)}")
+        return
+    kind = model["formula"] if given == ["formula"] else given[0]
+    if given == ["formula"] and kind not in FORMULAS:
+        return
+    yield from _check_foreign_keys("model", model, kind, MODEL_KEYS)
+    for key in _NEEDED.get(kind, ()):
+        if not _has(model, key):
+            yield Mistake(f"model.{key}", f"is missing for {_model_title(kind)}", _example(ModelSpec, key))
+    widths = model.get("widths")
+    if kind == "mlp" and isinstance(widths, list) and len(widths) == 1:
+        yield Mistake("model.widths", "needs at least 2 entries, has 1", _example(ModelSpec, "widths"))
+
+
+def _check_job(job: Table) -> Iterator[Mistake]:
+    if job.get("momentum") and job.get("optimizer", "adam") == "adam":
+        yield Mistake("job.momentum", "is not used by optimizer adam", 'write optimizer = "sgd", or leave momentum out')
+
+
+def _check_cluster(cluster: Table) -> Iterator[Mistake]:
+    kind = cluster.get("kind", "nodes")
+    if kind not in list(CLUSTER_KEYS):
+        return
+    yield from _check_foreign_keys("cluster", cluster, kind, CLUSTER_KEYS)
+    if kind == "this-machine":
+        return
+    if not _has(cluster, "nodes"):
+        yield Mistake("cluster", "has no nodes", 'add [[cluster.nodes]], or write kind = "this-machine"')
+    for place, node in _tables(cluster, "nodes"):
+        yield from _check_node(f"cluster.{place}", node)
+    yield from _check_names(cluster)
+    yield from _check_network(cluster)
+    yield from _check_links(cluster)
+
+
+def _check_node(where: str, node: Table) -> Iterator[Mistake]:
+    if _has(node, "device"):
+        if _has(node, "peak"):
+            yield Mistake(f"{where}.peak", "is given twice, here and by device", "leave out device or peak")
+    elif not _has(node, "peak"):
+        yield Mistake(where, "has neither device nor peak", 'write a device of the catalogue, or peak = "10 Tflop/s" and memory = "16 GiB"')
+    elif not _has(node, "memory"):
+        yield Mistake(f"{where}.memory", "is missing for a node with peak", _example(NodeSpec, "memory"))
+
+
+def _check_names(cluster: Table) -> Iterator[Mistake]:
+    """Names of nodes and switches are different, also after the numbering of equal nodes."""
+    seen = set()
+    for name, places in _places_of_names(cluster).items():
+        for place in places[1:]:
+            if place not in seen:
+                yield Mistake(place, f"{show_value(name)} is already given by {places[0]}", "give each its own name")
+            seen.add(place)
+
+
+def _check_network(cluster: Table) -> Iterator[Mistake]:
+    network = _table(cluster, "network")
+    has_links = _has(cluster, "links")
+    if network.get("topology") == "links":
+        if not has_links:
+            yield Mistake("cluster.links", 'is missing for topology "links"', "add [[cluster.links]], or choose another topology")
+        for key in ("bandwidth", "latency"):
+            if _has(network, key):
+                yield Mistake(f"cluster.network.{key}", 'is not used by topology "links"', "leave it out, or choose another topology")
+    elif _is_numerous(cluster):
+        for key, example in (("bandwidth", "10 Gbit/s"), ("latency", "50 us")):
+            if not _has(network, key):
+                yield Mistake(f"cluster.network.{key}", "is missing for more than one node", f'write for example {key} = "{example}"')
+
+
+def _check_links(cluster: Table) -> Iterator[Mistake]:
+    known = _places_of_names(cluster)
+    for place, link in _tables(cluster, "links"):
+        where = f"cluster.{place}.between"
+        between = link.get("between")
+        ends = between if isinstance(between, list | tuple) else ()
+        for index, end in enumerate(ends):
+            if isinstance(end, str) and end not in known:
+                yield Mistake(f"{where}.{index}", f"{show_value(end)} is no node or switch", suggest(end, known, cutoff=0.0))
+        if len(ends) == 2 and ends[0] == ends[1]:
+            yield Mistake(where, f"joins {show_value(ends[0])} with itself", "write two different names")
+
+
+def _check_search(search: Table) -> Iterator[Mistake]:
+    fewest, most = search.get("minimum_ranks", 1), search.get("maximum_ranks")
+    if _is_count(fewest) and _is_count(most) and fewest > most:
+        cure = "write a maximum_ranks that is at least minimum_ranks"
+        yield Mistake("search.minimum_ranks", f"is {show_value(fewest)}, more than maximum_ranks = {show_value(most)}", cure)
+
+
+def _check_foreign_keys(where: str, table: Table, kind: str, keys_of: Mapping[str, frozenset[str]]) -> Iterator[Mistake]:
+    every_key = frozenset[str]().union(*keys_of.values())
+    for key in table:
+        if _has(table, key) and key in every_key - keys_of[kind]:
+            owners = " or ".join(_model_title(owner) if where == "model" else owner for owner, keys in keys_of.items() if key in keys)
+            title = _model_title(kind) if where == "model" else kind
+            yield Mistake(f"{where}.{key}", f"does not belong to {title}", f"leave it out; it is for {owners}")
+
+
+def _model_title(kind: str) -> str:
+    return f'formula "{kind}"' if kind in FORMULAS else kind
+
+
+def _example(spec: type[ModelSpec] | type[NodeSpec], key: str) -> str:
+    field = next(field for name, field in spec.model_fields.items() if key == (field.alias or name))
+    return write_example(key, (field.examples or [""])[0])
+
+
+def _places_of_names(cluster: Table) -> Mapping[str, list[str]]:
+    places: dict[str, list[str]] = {}
+    for place, node in _tables(cluster, "nodes"):
+        name, count = node.get("name"), node.get("count", 1)
+        if isinstance(name, str) and _is_count(count) and count <= _MOST_NODES:
+            for full_name in expand_name(name, count):
+                places.setdefault(full_name, []).append(f"cluster.{place}.name")
+    switches = cluster.get("switches")
+    for index, switch in enumerate(switches if isinstance(switches, list | tuple) else ()):
+        if isinstance(switch, str):
+            places.setdefault(switch, []).append(f"cluster.switches.{index}")
+    return places
+
+
+def _is_numerous(cluster: Table) -> bool:
+    counts = [node.get("count", 1) for _, node in _tables(cluster, "nodes")]
+    return len(counts) > 1 or any(_is_count(count) and count > 1 for count in counts)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _has(table: Table, key: str) -> bool:
+    """The key is given, and not empty: an empty list or table says no more than no list or table."""
+    return table.get(key) not in (None, [], {}, ())
+
+
+def _table(parent: Table, key: str) -> Table:
+    table = parent.get(key)
+    return table if isinstance(table, dict) else {}
+
+
+def _tables(parent: Table, key: str) -> list[tuple[str, Table]]:
+    tables = parent.get(key)
+    return [(f"{key}.{index}", table) for index, table in enumerate(tables) if isinstance(table, dict)] if isinstance(tables, list) else []

@@ -1,0 +1,281 @@
+"""The shape of a scenario: every table, every key, its unit and its default.
+
+    Scenario
+    ├── model    ModelSpec      what is computed: builtin, factory, formula or graph
+    ├── job      JobSpec        what is asked of it: training or inference
+    ├── cluster  ClusterSpec    what it can run on
+    │   ├── nodes       NodeSpec ...
+    │   ├── network     NetworkSpec
+    │   ├── links       LinkSpec ...
+    │   └── intra_node  IntraNodeSpec
+    └── search   SearchSpec     what the planner may choose from
+
+A TOML key says `bandwidth = "10 Gbit/s"`; its attribute says `bandwidth_bytes_per_s`, a float. Pydantic stays in this folder: everyone
+else sees frozen values. Rules that join several keys are in `check.py`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from chinchilla_sim.scenario.fields import (
+    Bytes,
+    BytesPerSecond,
+    Count,
+    Counts,
+    Factory,
+    Flop,
+    FlopPerSecond,
+    FolderName,
+    KgPerJoule,
+    MemoryBytes,
+    NodeName,
+    Options,
+    Seconds,
+    UsdPerSecond,
+    Watt,
+)
+
+ModelKind = Literal["builtin", "factory", "formula", "graph"]
+Codec = Literal["none", "fp16", "bf16", "int8"]
+Schedule = Literal["gpipe", "1f1b"]
+
+FORMULAS = ("mlp", "chain")
+MODEL_KINDS: tuple[ModelKind, ...] = ("builtin", "factory", "formula", "graph")
+MODEL_KEYS: Mapping[str, frozenset[str]] = {
+    "builtin": frozenset({"builtin", "options", "weights"}),
+    "factory": frozenset({"factory", "options", "weights"}),
+    "mlp": frozenset({"formula", "widths"}),
+    "chain": frozenset({"formula", "task_count", "parameter_count", "work", "output"}),
+    "graph": frozenset({"graph", "format"}),
+}
+CLUSTER_KEYS: Mapping[str, frozenset[str]] = {
+    "this-machine": frozenset({"kind", "ranks", "price", "power", "grid_intensity"}),
+    "nodes": frozenset({"kind", "nodes", "network", "switches", "links", "intra_node", "grid_intensity"}),
+}
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ModelSpec(_Table):
+    """The neural network, given in exactly one way: builtin, factory, formula or graph."""
+
+    builtin: Literal["mnist_mlp"] | None = Field(
+        default=None, description="A model that comes with chinchilla_sim: planned without torch, and run.", examples=["mnist_mlp"]
+    )
+    factory: Factory | None = Field(
+        default=None,
+        description='Function that builds the torch model: "package.module:function" or "path/to/file.py:function". '
+        "A file is looked up from the folder of the scenario.",
+        examples=["models/transformer.py:build"],
+    )
+    formula: Literal["mlp", "chain"] | None = Field(
+        default=None,
+        description='A model by its formula, to plan only: "mlp" (dense layers), or "chain" (a synthetic chain of equal tasks).',
+        examples=["mlp"],
+    )
+    graph: str | None = Field(
+        default=None, min_length=1, description="A task graph file, looked up from the folder of the scenario.", examples=["graph.json"]
+    )
+    format: Literal["chinchilla"] | None = Field(default=None, description="Format of the graph file.", examples=["chinchilla"])
+    options: Options = Field(
+        default_factory=dict,
+        description="Keyword arguments of the builtin or factory.",
+        examples=[{"widths": [784, 512, 10], "shift_pixels": 2}],
+    )
+    weights: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A saved state_dict that the builtin or factory starts from, looked up from the folder of the scenario.",
+        examples=["weights.pt"],
+    )
+    widths: tuple[Count, ...] = Field(
+        default=(), strict=False, description="Layer widths of formula mlp, input first, output last.", examples=[[784, 512, 10]]
+    )
+    task_count: Count | None = Field(default=None, description="Tasks of formula chain.", examples=[8])
+    parameter_count: int | None = Field(default=None, ge=0, description="Parameters of all tasks of formula chain.", examples=[1000000])
+    work_flop: Flop | None = Field(
+        default=None,
+        alias="work",
+        description="Work of one step of formula chain: all tasks, forward and backward, one global batch.",
+        examples=["1e10 flop"],
+    )
+    output_bytes: Bytes | None = Field(
+        default=None, alias="output", description="Output of each task of formula chain for one global batch.", examples=["4 MB"]
+    )
+
+    @property
+    def kind(self) -> ModelKind:
+        """Which of the four ways the model is given in."""
+        return next(kind for kind in MODEL_KINDS if getattr(self, kind) is not None)
+
+
+class JobSpec(_Table):
+    """What is asked of the model."""
+
+    kind: Literal["training", "inference"] = Field(default="training", description="Train the model, or apply it.", examples=["training"])
+    global_batch_size: Count = Field(description="Samples per step, over all replicas.", examples=[128])
+    epochs: Count = Field(default=1, description="Passes over the data.", examples=[3])
+    steps: Count | None = Field(default=None, description="Stop after so many steps, before the epochs are over.", examples=[20])
+    optimizer: Literal["adam", "sgd"] = Field(default="adam", description="Optimizer.", examples=["adam"])
+    learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False, description="Learning rate.", examples=[0.001])
+    learning_rate_schedule: Literal["constant", "linear"] = Field(
+        default="constant", description="constant, or falling linearly to 0 over all epochs.", examples=["linear"]
+    )
+    momentum: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False, description="Momentum of optimizer sgd.", examples=[0.9])
+    precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="Numbers the job computes with.", examples=["fp32"])
+    data: str | None = Field(
+        default=None,
+        min_length=1,
+        description='"digits", or a folder of IDX files looked up from the folder of the scenario; default: the data of the model.',
+        examples=["digits"],
+    )
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of every random number of the job.", examples=[0])
+
+
+class NodeSpec(_Table):
+    """One machine, or `count` equal ones."""
+
+    name: NodeName = Field(description="Name; with count > 1 the nodes are called name-0, name-1, ...", examples=["big"])
+    count: int = Field(default=1, ge=1, le=100_000, description="How many equal nodes.", examples=[4])
+    devices: int = Field(default=1, ge=1, le=100_000, description="Devices per node.", examples=[8])
+    device: str | None = Field(
+        default=None, min_length=1, description="Device name from the catalogue; or give peak and memory.", examples=["a100-80gb"]
+    )
+    peak_flop_per_s: FlopPerSecond | None = Field(default=None, alias="peak", description="Peak speed per device.", examples=["10 Tflop/s"])
+    memory_bytes: MemoryBytes | None = Field(
+        default=None, alias="memory", description="Memory per device; overrides the catalogue.", examples=["16 GiB"]
+    )
+    memory_bandwidth_bytes_per_s: BytesPerSecond | None = Field(
+        default=None, alias="memory_bandwidth", description="Memory bandwidth per device; overrides the catalogue.", examples=["50 GB/s"]
+    )
+    price_usd_per_s: UsdPerSecond | None = Field(default=None, alias="price", description="Price per node.", examples=["2 USD/h"])
+    power_watt: Watt | None = Field(default=None, alias="power", description="Electric power per device.", examples=["300 W"])
+
+    def names(self) -> tuple[str, ...]:
+        """Name of every node of this entry."""
+        return expand_name(self.name, self.count)
+
+
+def expand_name(name: str, count: int) -> tuple[str, ...]:
+    """Names of `count` equal nodes: the bare name when there is one, else numbered.
+
+    >>> expand_name("big", 1), expand_name("small", 2)
+    (('big',), ('small-0', 'small-1'))
+    """
+    return (name,) if count == 1 else tuple(f"{name}-{index}" for index in range(count))
+
+
+class NetworkSpec(_Table):
+    """What joins the nodes when every node is joined in the same way."""
+
+    bandwidth_bytes_per_s: BytesPerSecond | None = Field(
+        default=None, alias="bandwidth", description="Bandwidth of each node's link, per direction.", examples=["10 Gbit/s"]
+    )
+    latency_s: Seconds | None = Field(default=None, alias="latency", description="One way, from node to node.", examples=["50 us"])
+    topology: Literal["switch", "ring", "full-mesh", "links"] = Field(
+        default="switch",
+        description="switch: each node has one link of this bandwidth into one switch; ring, full-mesh: a link between neighbours, "
+        "or between every two nodes; links: only what [[cluster.links]] lists (default when links are given without a bandwidth here).",
+        examples=["switch"],
+    )
+    backend: Literal["gloo", "nccl", "plain"] = Field(
+        default="plain", description="Whose protocol the messages follow; plain has no protocol effects.", examples=["gloo"]
+    )
+
+
+class LinkSpec(_Table):
+    """One cable between two nodes or switches, beside those of the topology."""
+
+    between: tuple[NodeName, NodeName] = Field(strict=False, description="Two names of nodes or switches.", examples=[["big", "small"]])
+    bandwidth_bytes_per_s: BytesPerSecond = Field(alias="bandwidth", description="Bandwidth per direction.", examples=["10 Gbit/s"])
+    latency_s: Seconds = Field(alias="latency", description="One way.", examples=["50 us"])
+
+
+class IntraNodeSpec(_Table):
+    """What joins the devices inside one node."""
+
+    bandwidth_bytes_per_s: BytesPerSecond = Field(
+        alias="bandwidth", description="Bandwidth of each device's link, per direction.", examples=["300 GB/s"]
+    )
+    latency_s: Seconds = Field(alias="latency", description="One way, from device to device.", examples=["5 us"])
+
+
+class ClusterSpec(_Table):
+    """The machines: this one, or a list of nodes and what joins them."""
+
+    kind: Literal["this-machine", "nodes"] = Field(
+        default="nodes", description="this-machine: the cores of this computer; nodes: those listed here.", examples=["this-machine"]
+    )
+    ranks: Count | None = Field(default=None, description="Ranks on this machine; default: its cores.", examples=[4])
+    price_usd_per_s: UsdPerSecond | None = Field(default=None, alias="price", description="Price of this machine.", examples=["0.2 USD/h"])
+    power_watt: Watt | None = Field(default=None, alias="power", description="Electric power of this machine.", examples=["65 W"])
+    nodes: tuple[NodeSpec, ...] = Field(default=(), strict=False, description="The machines.")
+    network: NetworkSpec = Field(default_factory=NetworkSpec, description="What joins the nodes.")
+    switches: tuple[NodeName, ...] = Field(default=(), strict=False, description="Names that links may end at.", examples=[["core"]])
+    links: tuple[LinkSpec, ...] = Field(default=(), strict=False, description="Links beside those of the topology.")
+    intra_node: IntraNodeSpec | None = Field(default=None, description="What joins the devices inside a node.")
+    grid_intensity_kg_per_joule: KgPerJoule | None = Field(
+        default=None, alias="grid_intensity", description="CO2 per electric energy.", examples=["400 g/kWh"]
+    )
+
+    def node_names(self) -> tuple[str, ...]:
+        """Name of every node, in the order of the file; empty for this-machine."""
+        return tuple(name for node in self.nodes for name in node.names())
+
+
+class SearchSpec(_Table):
+    """What the planner minimizes and what it may choose from; a list that is not given means every value."""
+
+    objective: Literal["step_time", "cost", "energy"] = Field(default="step_time", description="Minimized.", examples=["step_time"])
+    minimum_ranks: Count = Field(default=1, description="Use at least so many ranks.", examples=[2])
+    maximum_ranks: Count | None = Field(default=None, description="Use at most so many ranks.", examples=[8])
+    data_parallel_degrees: Counts | None = Field(default=None, description="Allowed data parallel degrees.", examples=[[1, 2]])
+    pipeline_parallel_degrees: Counts | None = Field(default=None, description="Allowed pipeline parallel degrees.", examples=[[1, 2]])
+    microbatch_counts: Counts | None = Field(default=None, description="Allowed microbatch counts per replica.", examples=[[1, 4]])
+    schedules: tuple[Schedule, ...] = Field(
+        default=("gpipe", "1f1b"), strict=False, min_length=1, description="Allowed schedules.", examples=[["1f1b"]]
+    )
+    gradient_codecs: tuple[Codec, ...] = Field(
+        default=("none",),
+        strict=False,
+        min_length=1,
+        description="Allowed codecs for gradients. Only none keeps every bit: codecs that lose accuracy must be allowed by name.",
+        examples=[["none", "fp16"]],
+    )
+    activation_codecs: tuple[Codec, ...] = Field(
+        default=("none",),
+        strict=False,
+        min_length=1,
+        description="Allowed codecs for what stages send each other. Only none keeps every bit; the others must be allowed by name.",
+        examples=[["none", "int8"]],
+    )
+    runner_ups: int = Field(default=5, ge=0, description="How many next best plans to report.", examples=[5])
+
+
+class Scenario(_Table):
+    """One question: this job of this model on this cluster, searched like this."""
+
+    name: FolderName = Field(
+        default="scenario", description="Names the folder of reports; default: the file's stem.", examples=["two-nodes"]
+    )
+    question: str = Field(
+        default="",
+        description="One sentence, shown in reports.",
+        examples=["Does a second node pay for itself over a 200 Mbit/s link?"],
+    )
+    model: ModelSpec = Field(description="The neural network.")
+    job: JobSpec = Field(description="What is asked of it.")
+    cluster: ClusterSpec = Field(description="What it can run on.")
+    search: SearchSpec = Field(default_factory=SearchSpec, description="What the planner may choose from.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able tables from which `parse_scenario` makes an equal Scenario, to the last bit of every float."""
+        tables = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        belonging = MODEL_KEYS[self.model.formula or self.model.kind]
+        tables["model"] = {key: value for key, value in tables["model"].items() if key in belonging}
+        tables["cluster"] = {key: value for key, value in tables["cluster"].items() if key in CLUSTER_KEYS[self.cluster.kind]}
+        return tables

@@ -1,0 +1,1 @@
+"""What would happen: a program played event by event."""

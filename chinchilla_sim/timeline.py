@@ -1,0 +1,159 @@
+"""The common currency of simulator and runtime: what every rank did, when, and how many bytes it moved.
+
+A span is one interval on one rank and one stream. The streams of a rank are `compute` (what its main
+thread executes), `send`, `receive` and `collective`. Reports and comparisons know only timelines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+Stream = Literal["compute", "send", "receive", "collective"]
+Category = Literal["forward", "backward", "codec", "optimizer", "transfer", "collective"]
+STREAMS: tuple[Stream, ...] = ("compute", "send", "receive", "collective")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One interval on one rank and stream; `label` is the action in PyTorch's notation, such as `0F1`."""
+
+    rank: int
+    stream: Stream
+    category: Category
+    label: str
+    start_s: float
+    end_s: float
+    moved_bytes: float = 0.0
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the interval."""
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySample:
+    """Bytes held by one rank from `time_s` until its next sample."""
+
+    rank: int
+    time_s: float
+    held_bytes: float
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """All spans of one step over `rank_count` ranks; times share one clock whose zero is arbitrary."""
+
+    rank_count: int
+    spans: tuple[Span, ...]
+    memory: tuple[MemorySample, ...] = field(default=())
+
+    @cached_property
+    def start_s(self) -> float:
+        """Start of the first span."""
+        return min((span.start_s for span in self.spans), default=0.0)
+
+    @cached_property
+    def end_s(self) -> float:
+        """End of the last span."""
+        return max((span.end_s for span in self.spans), default=0.0)
+
+    @property
+    def step_s(self) -> float:
+        """Makespan: from the first span's start to the last span's end."""
+        return self.end_s - self.start_s
+
+    def spans_of(self, rank: int, *streams: Stream) -> list[Span]:
+        """Spans of one rank on the named streams (all streams without a name), by start."""
+        chosen = [span for span in self.spans if span.rank == rank and (not streams or span.stream in streams)]
+        return sorted(chosen, key=lambda span: (span.start_s, span.end_s))
+
+    def busy_s(self, rank: int) -> float:
+        """Seconds in which the rank computes, encodes or optimizes."""
+        return sum(span.duration_s for span in self.spans if span.rank == rank and span.stream == "compute")
+
+    def utilization(self, rank: int) -> float:
+        """Share of the step in which the rank's compute stream is busy."""
+        return self.busy_s(rank) / self.step_s if self.step_s > 0 else 0.0
+
+    @property
+    def bubble_fraction(self) -> float:
+        """Idle share of all ranks' time in the step."""
+        if self.step_s <= 0:
+            return 0.0
+        return 1.0 - sum(self.busy_s(rank) for rank in range(self.rank_count)) / (self.rank_count * self.step_s)
+
+    def exposed_communication_s(self, rank: int) -> float:
+        """Seconds in which the rank receives or takes part in a collective while its compute stream is idle."""
+        communication = merge_intervals((s.start_s, s.end_s) for s in self.spans_of(rank, "receive", "collective"))
+        compute = merge_intervals((s.start_s, s.end_s) for s in self.spans_of(rank, "compute"))
+        return sum(end - start for start, end in communication) - overlap_s(communication, compute)
+
+    def sent_bytes(self, rank: int) -> float:
+        """Bytes that the rank put on the wire, point to point and in collectives."""
+        return sum(s.moved_bytes for s in self.spans if s.rank == rank and s.stream in ("send", "collective"))
+
+    def peak_memory_bytes(self, rank: int) -> float:
+        """Most bytes that the rank held at once (0 where memory was not recorded)."""
+        return max((sample.held_bytes for sample in self.memory if sample.rank == rank), default=0.0)
+
+    def category_s(self, rank: int) -> dict[str, float]:
+        """Seconds per category on one rank, all streams."""
+        totals: dict[str, float] = {}
+        for span in self.spans_of(rank):
+            totals[span.category] = totals.get(span.category, 0.0) + span.duration_s
+        return totals
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form with the zero of time at the first span."""
+        zero = self.start_s
+        return {
+            "rank_count": self.rank_count,
+            "spans": [
+                [s.rank, s.stream, s.category, s.label, s.start_s - zero, s.end_s - zero, s.moved_bytes] for s in self.spans
+            ],
+            "memory": [[m.rank, m.time_s - zero, m.held_bytes] for m in self.memory],
+        }
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Timeline:
+        """Inverse of `to_dict`."""
+        return Timeline(
+            rank_count=data["rank_count"],
+            spans=tuple(Span(*row) for row in data["spans"]),
+            memory=tuple(MemorySample(*row) for row in data["memory"]),
+        )
+
+
+def merge_intervals(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Union of intervals as disjoint intervals in order.
+
+    >>> merge_intervals([(0, 2), (1, 3), (5, 6)])
+    [(0, 3), (5, 6)]
+    """
+    merged: list[tuple[float, float]] = []
+    for start, end in sorted(intervals):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def overlap_s(left: Sequence[tuple[float, float]], right: Sequence[tuple[float, float]]) -> float:
+    """Total length of the intersection of two lists of disjoint, ordered intervals.
+
+    >>> overlap_s([(0, 3), (5, 6)], [(2, 5.5)])
+    1.5
+    """
+    total, i, j = 0.0, 0, 0
+    while i < len(left) and j < len(right):
+        total += max(0.0, min(left[i][1], right[j][1]) - max(left[i][0], right[j][0]))
+        if left[i][1] <= right[j][1]:
+            i += 1
+        else:
+            j += 1
+    return total

@@ -1,0 +1,126 @@
+"""Compare a simulated step with measured ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median, quantiles
+from typing import Any
+
+from chinchilla_sim.timeline import Timeline
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a real run gave: seconds of every recorded step after warm-up, one recorded timeline, and its metrics.
+
+    `losses` are global means per step from the first; `metrics` are those of the job's `evaluate`.
+    """
+
+    step_s: tuple[float, ...]
+    timeline: Timeline
+    losses: tuple[float, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+    epoch_s: tuple[float, ...] = ()
+    weights: str | None = None
+
+    @property
+    def median_step_s(self) -> float:
+        """Median seconds of a step."""
+        return median(self.step_s)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """5th and 95th percentile of the step's seconds."""
+        if len(self.step_s) < 2:
+            return self.step_s[0], self.step_s[0]
+        cuts = quantiles(self.step_s, n=20, method="inclusive")
+        return cuts[0], cuts[-1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {
+            "step_s": list(self.step_s),
+            "timeline": self.timeline.to_dict(),
+            "losses": list(self.losses),
+            "metrics": dict(self.metrics),
+            "epoch_s": list(self.epoch_s),
+            "weights": self.weights,
+        }
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Measurement:
+        """Inverse of `to_dict`."""
+        return Measurement(
+            step_s=tuple(data["step_s"]),
+            timeline=Timeline.from_dict(data["timeline"]),
+            losses=tuple(data["losses"]),
+            metrics=dict(data["metrics"]),
+            epoch_s=tuple(data["epoch_s"]),
+            weights=data["weights"],
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Simulated against measured seconds of one step, and of each category on each rank."""
+
+    simulated_step_s: float
+    measured_step_s: float
+    measured_p5_s: float
+    measured_p95_s: float
+    step_count: int
+    categories: tuple[CategoryRow, ...]
+
+    @property
+    def relative_error(self) -> float:
+        """(simulated - measured) / measured: negative where the simulation is too fast."""
+        return self.simulated_step_s / self.measured_step_s - 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form, as `chinchilla validate run --json` prints it."""
+        return {
+            "simulated_step_s": self.simulated_step_s,
+            "measured_step_s": self.measured_step_s,
+            "measured_p5_s": self.measured_p5_s,
+            "measured_p95_s": self.measured_p95_s,
+            "step_count": self.step_count,
+            "relative_error": self.relative_error,
+            "categories": [
+                {"rank": row.rank, "category": row.category, "simulated_s": row.simulated_s, "measured_s": row.measured_s}
+                for row in self.categories
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryRow:
+    """Seconds of one category (forward, backward, transfer, ... or idle) on one rank."""
+
+    rank: int
+    category: str
+    simulated_s: float
+    measured_s: float
+
+
+def compare(simulated: Timeline, measured: Measurement) -> Comparison:
+    """Simulated against measured; the categories are of the recorded timeline whose step is nearest the median."""
+    low, high = measured.spread
+    return Comparison(
+        simulated_step_s=simulated.step_s,
+        measured_step_s=measured.median_step_s,
+        measured_p5_s=low,
+        measured_p95_s=high,
+        step_count=len(measured.step_s),
+        categories=tuple(_category_rows(simulated, measured.timeline)),
+    )
+
+
+def _category_rows(simulated: Timeline, measured: Timeline) -> Sequence[CategoryRow]:
+    rows = []
+    for rank in range(simulated.rank_count):
+        ours, theirs = simulated.category_s(rank), measured.category_s(rank)
+        for timeline, totals in ((simulated, ours), (measured, theirs)):
+            totals["idle"] = timeline.step_s - timeline.busy_s(rank)
+        rows += [CategoryRow(rank, name, ours.get(name, 0.0), theirs.get(name, 0.0)) for name in sorted({*ours, *theirs})]
+    return rows

@@ -1,0 +1,199 @@
+"""The whole program on one page: scenario -> graph and cluster -> plan -> simulation -> run -> comparison."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chinchilla_sim.cluster.build import THIS_MACHINE, build_cluster, this_machine_ranks
+from chinchilla_sim.cluster.calibration import (
+    Calibration,
+    cache_path,
+    describe_machine,
+    load_calibration,
+    save_calibration,
+    stale_entries,
+)
+from chinchilla_sim.cluster.catalogue import catalogue_digest
+from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.graph.importers import read_graph
+from chinchilla_sim.graph.task import TaskGraph
+from chinchilla_sim.graph.zoo import chain, mlp
+from chinchilla_sim.planner.explain import explain_choice
+from chinchilla_sim.planner.plan_file import PlanFile, check_tasks
+from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.program import lower
+from chinchilla_sim.planner.search import Candidate, SearchResult, find_plans
+from chinchilla_sim.scenario.load import parse_scenario
+from chinchilla_sim.scenario.overrides import apply_overrides
+from chinchilla_sim.scenario.schema import Scenario
+from chinchilla_sim.simulator.engine import simulate
+
+if TYPE_CHECKING:
+    from chinchilla_sim.report.study import Study
+    from chinchilla_sim.validation.compare import Measurement
+
+Progress = Callable[[int, int], None]
+BUILTIN_WIDTHS = (784, 512, 10)
+CALIBRATION_VARIABLE = "CHINCHILLA_CALIBRATION"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A scenario with everything that planning and simulating it need."""
+
+    scenario: Scenario
+    graph: TaskGraph
+    cluster: Cluster
+    calibration: Calibration | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """What a plan made here depends on."""
+        calibration = self.calibration.digest if self.calibration else "none"
+        return {"graph": self.graph.digest, "catalogue": catalogue_digest(), "calibration": calibration}
+
+
+def prepare(scenario: Scenario, calibration: Calibration | None = None) -> Setting:
+    """Graph and cluster of a scenario; without a `calibration` the cached one of this machine is used, if there is one."""
+    notes: tuple[str, ...] = ()
+    if scenario.cluster.kind == THIS_MACHINE and calibration is None:
+        calibration, notes = find_calibration(this_machine_ranks(scenario.cluster))
+    graph = build_graph(scenario)
+    cluster = build_cluster(scenario.cluster, scenario.job.precision, calibration)
+    return Setting(scenario, graph, cluster, calibration, notes)
+
+
+def build_graph(scenario: Scenario) -> TaskGraph:
+    """The task graph of one global batch; torch is imported only to trace a factory."""
+    model, batch, training = scenario.model, scenario.job.global_batch_size, scenario.job.kind == "training"
+    if model.kind == "builtin":
+        return mlp(model.options.get("widths", BUILTIN_WIDTHS), batch, training)
+    if model.formula == "mlp":
+        return mlp(model.widths, batch, training)
+    if model.formula == "chain":
+        assert model.task_count and model.work_flop and model.output_bytes is not None and model.parameter_count is not None
+        return chain(model.task_count, model.parameter_count, model.work_flop, model.output_bytes, batch)
+    if model.kind == "graph":
+        assert model.graph
+        return read_graph(Path(model.graph))
+    from chinchilla_sim.graph.contract import factory_of, load_job
+    from chinchilla_sim.graph.trace import trace_job
+
+    return trace_job(load_job(*factory_of(scenario)), batch, training, name=str(model.factory))
+
+
+def find_calibration(rank_count: int) -> tuple[Calibration | None, tuple[str, ...]]:
+    """The calibration of this machine from $CHINCHILLA_CALIBRATION or the cache, and notes about stale ones."""
+    named = os.environ.get(CALIBRATION_VARIABLE)
+    if named:
+        return load_calibration(Path(named)), ()
+    key = describe_machine(version("torch"))
+    path = cache_path(key)
+    stale = tuple(f"stale calibration: {reason}" for reason in stale_entries(key))
+    if not path.exists():
+        return None, (*stale, "no calibration of this machine: catalogue figures are used; `chinchilla calibrate` measures it")
+    calibration = load_calibration(path)
+    if not calibration.covers(rank_count):
+        return None, (*stale, f"the calibration has no measurement with {rank_count} busy ranks: run `chinchilla calibrate --ranks {rank_count}`")
+    return calibration, stale
+
+
+def calibrate(rank_count: int) -> tuple[Calibration, Path]:
+    """Measure this machine with up to `rank_count` busy ranks and store the result."""
+    from chinchilla_sim.runtime.probe import measure_machine
+
+    calibration = measure_machine(rank_count)
+    return calibration, save_calibration(calibration)
+
+
+def default_ranks() -> int:
+    """One rank per core that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def ensure_calibration(scenario: Scenario) -> tuple[str, ...]:
+    """Calibrate this machine if the scenario runs on it and no calibration holds; returns what there is to say."""
+    if scenario.cluster.kind != THIS_MACHINE:
+        return ()
+    ranks = this_machine_ranks(scenario.cluster)
+    found, _ = find_calibration(ranks)
+    if found:
+        return ()
+    calibration, path = calibrate(ranks)
+    return (f"measured this machine; calibration of {calibration.date} stored in {path}",)
+
+
+def make_plan(setting: Setting, progress: Progress | None = None) -> SearchResult:
+    """The best plan of a setting, with the runners-up."""
+    scenario = setting.scenario
+    return find_plans(setting.graph, setting.cluster, scenario.job, scenario.search, simulate, progress)
+
+
+def plan_file(setting: Setting, search: SearchResult) -> PlanFile:
+    """The chosen plan as it is written to plan.json."""
+    return PlanFile(search.best.plan, setting.scenario, setting.hashes, search.best.step_s)
+
+
+def open_plan(file: PlanFile, source: str, overrides: Sequence[str] = (), force: bool = False) -> Setting:
+    """The setting of a plan file, refused where it has changed since (unless forced) or the plan does not fit it.
+
+    `overrides` change the embedded scenario first, such as another bandwidth.
+    """
+    scenario = file.scenario
+    if overrides:
+        data, mistakes = apply_overrides(scenario.to_dict(), overrides)
+        if mistakes:
+            raise ScenarioError(mistakes, source)
+        scenario = parse_scenario(data, source)
+    setting = prepare(scenario)
+    mismatches = [] if force else file.mismatches(setting.hashes)
+    if file.plan.global_batch_size != scenario.job.global_batch_size:
+        what = f"the plan is for {file.plan.global_batch_size} samples, the scenario has {scenario.job.global_batch_size}"
+        mismatches.append(Mistake("job.global_batch_size", what, "plan again"))
+    if file.plan.training != (scenario.job.kind == "training"):
+        mismatches.append(Mistake("plan.schedule", f"{file.plan.schedule} is not a schedule of {scenario.job.kind}", "plan again"))
+    if mismatches:
+        raise ScenarioError(mismatches, source)
+    check_tasks(file.plan, [task.name for task in setting.graph.compute_tasks], setting.cluster.rank_count, source)
+    return setting
+
+
+def simulate_plan(setting: Setting, file: PlanFile) -> Candidate:
+    """The simulated step of a given plan."""
+    pricing = Pricer(setting.graph, setting.cluster, setting.scenario.job).price(file.plan)
+    timeline = simulate(lower(file.plan), pricing, setting.cluster)
+    return Candidate(file.plan, pricing, timeline, timeline.step_s)
+
+
+def run_for_real(file: PlanFile, folder: Path, steps: int | None = None, watch: Callable[[Mapping[str, Any]], None] | None = None) -> Measurement:
+    """Run a plan on this machine's ranks; `steps` ends the run early."""
+    from chinchilla_sim.graph.contract import factory_of
+    from chinchilla_sim.runtime.launch import run_plan
+
+    factory_of(file.scenario)
+    if file.scenario.cluster.kind != THIS_MACHINE:
+        cure = 'set cluster.kind = "this-machine" to run it here; plans for other nodes can be planned and simulated'
+        raise ScenarioError([Mistake("cluster.kind", "the scenario describes other machines than this one", cure)])
+    if file.scenario.job.precision != "fp32":
+        cure = "plan and simulate it, or run it in fp32"
+        raise ScenarioError([Mistake("job.precision", f"the runtime computes in fp32, not in {file.scenario.job.precision}", cure)])
+    if steps is not None:
+        job = file.scenario.job.model_copy(update={"steps": steps})
+        file = replace(file, scenario=file.scenario.model_copy(update={"job": job}))
+    return run_plan(file, folder, watch)
+
+
+def study_of(setting: Setting, search: SearchResult, measurement: Measurement | None = None) -> Study:
+    """Everything that a report shows."""
+    from chinchilla_sim.report.study import Study
+    from chinchilla_sim.validation.compare import compare
+
+    comparison = compare(search.best.timeline, measurement) if measurement else None
+    return Study(setting.scenario, setting.graph, setting.cluster, search, explain_choice(search), measurement, comparison)

@@ -1,0 +1,89 @@
+"""Studies that the tests of reports share: small searches, and a made-up measurement."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from chinchilla_sim.cluster.build import build_cluster
+from chinchilla_sim.graph.task import TaskGraph
+from chinchilla_sim.graph.zoo import chain, mlp
+from chinchilla_sim.planner.search import find_plans
+from chinchilla_sim.report.study import Study
+from chinchilla_sim.scenario.load import parse_scenario
+from chinchilla_sim.simulator.engine import simulate
+from chinchilla_sim.timeline import Timeline
+from chinchilla_sim.validation.compare import Measurement, compare
+
+TWO_NODES: dict[str, Any] = {
+    "name": "two-nodes",
+    "question": "Does a second node pay for itself?",
+    "model": {"formula": "mlp", "widths": [784, 512, 10]},
+    "job": {"global_batch_size": 64},
+    "cluster": {
+        "nodes": [{"name": "node", "count": 2, "peak": "1 Tflop/s", "memory": "1 GiB", "price": "2 USD/h", "power": "100 W"}],
+        "network": {"bandwidth": "10 Gbit/s", "latency": "50 us"},
+    },
+}
+
+MakeStudy = Callable[..., Study]
+
+
+def _make_study(graph: TaskGraph | None = None, **changes: Any) -> Study:
+    """The study of two nodes; `cluster__nodes__0__price=None` takes a key away, any other value replaces it."""
+    tables = copy.deepcopy(TWO_NODES)
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        place: Any = tables
+        for parent in parents:
+            place = place[int(parent)] if parent.isdigit() else place.setdefault(parent, {})
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+    scenario = parse_scenario(tables, "test")
+    cluster = build_cluster(scenario.cluster, scenario.job.precision)
+    graph = graph or mlp([784, 512, 10], scenario.job.global_batch_size)
+    return Study(scenario, graph, cluster, find_plans(graph, cluster, scenario.job, scenario.search, simulate))
+
+
+def _measure(study: Study, factor: float = 1.25) -> Study:
+    """The study after a run in which everything took `factor` times as long, on a clock that does not start at 0."""
+    simulated = study.search.best.timeline
+    spans = tuple(replace(s, start_s=1000 + factor * s.start_s, end_s=1000 + factor * s.end_s) for s in simulated.spans)
+    step_s = factor * simulated.step_s
+    measurement = Measurement(
+        step_s=(0.9 * step_s, step_s, 1.1 * step_s),
+        timeline=Timeline(simulated.rank_count, spans),
+        losses=(2.345, 1.5, 0.789, 0.321),
+        metrics={"validation_accuracy": 0.9712, "validation_loss": 0.1234},
+        epoch_s=(0.5, 0.5),
+    )
+    return replace(study, measurement=measurement, comparison=compare(simulated, measurement))
+
+
+@pytest.fixture(scope="session")
+def make_study() -> MakeStudy:
+    """A maker of studies of two nodes with some values changed."""
+    return _make_study
+
+
+@pytest.fixture(scope="session")
+def pipeline() -> Study:
+    """Two stages over two nodes, where one rank alone would be faster."""
+    return _make_study(search__minimum_ranks=2, search__microbatch_counts=[4])
+
+
+@pytest.fixture(scope="session")
+def measured(pipeline: Study) -> Study:
+    """The same study after a run that took 1.25 times as long as simulated."""
+    return _measure(pipeline)
+
+
+@pytest.fixture(scope="session")
+def long_pipeline() -> Study:
+    """Four stages and 512 microbatches."""
+    search = {"microbatch_counts": [512], "pipeline_parallel_degrees": [4], "data_parallel_degrees": [1], "schedules": ["1f1b"]}
+    return _make_study(chain(8, 1000, 1e12, 4e6, 512), job__global_batch_size=512, cluster__nodes__0__count=4, search=search)

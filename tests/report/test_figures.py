@@ -1,0 +1,192 @@
+"""Figures as SVG."""
+
+import re
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import matplotlib
+import pytest
+
+from chinchilla_sim.report.figures import COLOR, MOST_RANKS, alternatives_svg, gantt_svg, memory_svg
+from chinchilla_sim.report.study import Study
+from chinchilla_sim.timeline import Category, MemorySample, Span, Timeline
+from chinchilla_sim.units import format_seconds
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def _texts(svg: str) -> list[str]:
+    return ["".join(element.itertext()) for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+
+
+def _boxes(svg: str, category: Category) -> list[tuple[float, float, float, float]]:
+    """Left, top, right and bottom of every rectangle drawn in a category's colour, without the legend."""
+    paths = [e.attrib["d"] for e in ElementTree.fromstring(svg).iter(f"{SVG}path") if COLOR[category] in e.attrib.get("style", "")]
+    found = []
+    for part in " ".join(paths[:-1]).split("z"):
+        numbers = [float(number) for number in re.findall(r"-?[\d.]+", part)]
+        if numbers:
+            found.append((min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2])))
+    return found
+
+
+def _row_of(count: int, duration_s: float, category: Category = "forward") -> Timeline:
+    """One rank that works half of the time, in `count` equal spans."""
+    spans = (Span(0, "compute", category, f"0F{i}", 2 * i * duration_s, (2 * i + 1) * duration_s) for i in range(count))
+    return Timeline(1, tuple(spans))
+
+
+def _figures(study: Study) -> list[str]:
+    best = study.search.best
+    measured = study.measurement.timeline if study.measurement else None
+    return [gantt_svg(best.timeline, measured), memory_svg(best.timeline, [2.0**30] * best.plan.rank_count), alternatives_svg(study.search)]
+
+
+def test_figures_are_accessible_svg_that_a_page_can_hold(measured: Study) -> None:
+    """Each parses, has a role, a label, a title and a description, and nothing that could clash with or leave the page."""
+    for svg in _figures(measured):
+        root = ElementTree.fromstring(svg)
+        assert (root.tag, root.attrib["role"]) == (f"{SVG}svg", "img")
+        title, description = root[0], root[1]
+        assert (title.tag, description.tag) == (f"{SVG}title", f"{SVG}desc")
+        assert root.attrib["aria-label"] == title.text and description.text
+        assert not {"id", "clip-path", "href"} & {name for element in root.iter() for name in element.attrib}
+        assert not {f"{SVG}{name}" for name in ("style", "script", "image", "metadata", "use")} & {element.tag for element in root.iter()}
+        assert svg.count("http") == 1  # the name of SVG's own namespace
+
+
+def test_figures_are_stable(measured: Study) -> None:
+    """The same input gives the same bytes, whatever matplotlib's settings of the user are."""
+    first = _figures(measured)
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path", "text.parse_math": True}):
+        assert _figures(measured) == first
+
+
+def test_figures_follow_the_page_s_brightness(measured: Study) -> None:
+    """Text has no colour of its own but on bars, and there is no background."""
+    for svg in _figures(measured):
+        assert "currentColor" in svg and "#010203" not in svg
+        assert not re.search(r"fill: #ffffff[^>]*/>", svg)
+
+
+def test_gantt_shows_the_measured_step_on_the_same_scale(measured: Study) -> None:
+    """Both steps are told, and a span that took 1.25 times as long is 1.25 times as wide."""
+    assert measured.measurement
+    simulated, real = measured.search.best.timeline, measured.measurement.timeline
+    svg = gantt_svg(simulated, real)
+    assert f"simulated step: {format_seconds(simulated.step_s)}" in _texts(svg)
+    assert f"measured step nearest the median: {format_seconds(real.step_s)}" in _texts(svg)
+    boxes = _boxes(svg, "backward")
+    upper, lower = boxes[: len(boxes) // 2], boxes[len(boxes) // 2 :]
+    widths = [max(box[2] for box in panel) - min(box[0] for box in panel) for panel in (upper, lower)]
+    assert widths[1] / widths[0] == pytest.approx(1.25, rel=0.01)
+    assert min(box[1] for box in lower) > max(box[3] for box in upper)
+
+
+def test_gantt_names_ranks_streams_and_categories(measured: Study) -> None:
+    """Rows are named after ranks and streams, colours after the categories that occur."""
+    texts = _texts(gantt_svg(measured.search.best.timeline))
+    assert {"rank 0", "rank 1", "send", "receive", "forward", "backward", "optimizer", "transfer"} <= set(texts)
+    assert not {"collective", "codec"} & set(texts)
+
+
+def test_span_is_labelled_only_where_its_label_fits() -> None:
+    """A wide span carries its action, a narrow one beside it does not."""
+    timeline = Timeline(1, (Span(0, "compute", "forward", "0F0", 0.0, 0.99), Span(0, "compute", "optimizer", "0OPTIM", 0.99, 1.0)))
+    texts = _texts(gantt_svg(timeline))
+    assert "0F0" in texts and "0OPTIM" not in texts
+
+
+def test_gantt_of_512_microbatches_is_small(long_pipeline: Study) -> None:
+    """Thousands of spans become shares of columns: no labels, and not a heavy page."""
+    timeline = long_pipeline.search.best.timeline
+    assert len(timeline.spans) > 7000
+    svg = gantt_svg(timeline)
+    assert len(svg) < 200_000
+    assert not [text for text in _texts(svg) if re.fullmatch(r"\d[FB]\d+", text)]
+
+
+@pytest.mark.parametrize("count", [1, 20, 1000])
+def test_area_of_a_row_is_its_busy_time(count: int) -> None:
+    """However dense a row is, its coloured area is the time that it worked: here half of it, but for gaps between bars."""
+    timeline = _row_of(count, 1e-3)
+    boxes = _boxes(gantt_svg(timeline), "forward")
+    area = sum((right - left) * (bottom - top) for left, top, right, bottom in boxes)
+    whole = 492.0 * 17.0
+    assert area / whole == pytest.approx(timeline.utilization(0), rel=0.06)
+
+
+@pytest.mark.parametrize(("longest_s", "unit"), [(3e-7, "ns"), (2e-5, "us"), (0.02, "ms"), (20.0, "s")])
+def test_time_axis_has_a_fitting_unit(longest_s: float, unit: str) -> None:
+    """The axis is labelled in the largest unit of which the step has at least one."""
+    assert f"time since the first span ({unit})" in _texts(gantt_svg(_row_of(1, longest_s)))
+
+
+def test_gantt_of_many_ranks_shows_the_first() -> None:
+    """Ranks beyond what a page can show are left out, and the figure says so."""
+    timeline = Timeline(100, tuple(Span(rank, "compute", "forward", "0F0", 0.0, 1.0) for rank in range(100)))
+    texts = _texts(gantt_svg(timeline))
+    assert f"simulated step: 1.00 s (the first {MOST_RANKS} of 100 ranks)" in texts
+    assert f"rank {MOST_RANKS - 1}" in texts and f"rank {MOST_RANKS}" not in texts
+
+
+def test_overlapping_messages_lie_beside_each_other() -> None:
+    """Two receives at once share the height of their row."""
+    spans = (Span(0, "receive", "transfer", "1RECV_F0", 0.0, 2.0), Span(0, "receive", "transfer", "1RECV_F1", 1.0, 3.0))
+    first, second = _boxes(gantt_svg(Timeline(1, spans)), "transfer")
+    assert first[3] <= second[1] and first[2] > second[0]
+
+
+def test_empty_timeline_can_be_drawn() -> None:
+    """No span, no memory sample: still a figure."""
+    empty = Timeline(2, ())
+    assert "simulated step: 0 s" in _texts(gantt_svg(empty))
+    assert "rank 1" in _texts(memory_svg(empty, [1e9, 1e9]))
+
+
+def test_labels_are_text_and_nothing_else() -> None:
+    """Markup and formulas in a label are shown as they are written."""
+    label = "<b>$x_1$&"
+    svg = gantt_svg(Timeline(1, (Span(0, "compute", "backward", label, 0.0, 1.0),)))
+    assert label in _texts(svg) and "<b>" not in svg
+
+
+def test_memory_is_told_against_capacity() -> None:
+    """Each rank shows its peak, its capacity and the share; the bar splits into what is held all the time and the rest."""
+    samples = (MemorySample(0, 0.0, 4e8), MemorySample(0, 1.0, 6e8), MemorySample(0, 2.0, 4e8))
+    svg = memory_svg(Timeline(1, (), samples), [1e9])
+    assert "600 MB of 1.00 GB (60.0 %)" in _texts(svg) and "capacity" in _texts(svg)
+    (held,), (top,) = _bars(svg, "forward"), _bars(svg, "backward")
+    assert held / top == pytest.approx(2.0, rel=0.01)
+
+
+def _bars(svg: str, category: Category) -> list[float]:
+    """Widths of the bars in a category's colour; the legend's key is drawn last."""
+    paths = [e.attrib["d"] for e in ElementTree.fromstring(svg).iter(f"{SVG}path") if COLOR[category] in e.attrib.get("style", "")]
+    ends = [[float(number) for number in re.findall(r"-?[\d.]+", path)][::2] for path in paths]
+    return [max(xs) - min(xs) for xs in ends][:-1]
+
+
+def test_capacity_beyond_the_scale_is_told_in_words_alone() -> None:
+    """Bars of 0.1 % of the capacity stay readable: the scale is theirs."""
+    svg = memory_svg(Timeline(1, (), (MemorySample(0, 0.0, 1e6),)), [1e9])
+    assert "1.00 MB of 1.00 GB (0.1 %)" in _texts(svg) and "capacity" not in _texts(svg)
+
+
+def test_alternatives_are_drawn_in_proportion(pipeline: Study) -> None:
+    """Every listed plan has a bar as long as its step, its name, and how it compares."""
+    search = pipeline.search
+    assert search.one_rank
+    svg = alternatives_svg(search)
+    texts = _texts(svg)
+    assert f"{format_seconds(search.best.step_s)}, chosen" in texts and "one rank alone (for reference)" in texts
+    assert all(candidate.plan.describe() in texts for candidate in search.runner_ups)
+    xs = [[float(n) for n in re.findall(r"-?[\d.]+", e.attrib["d"])][::2] for e in ElementTree.fromstring(svg).iter(f"{SVG}path")]
+    widths = [max(values) - min(values) for values in xs if max(values) > min(values)]
+    steps = [search.best.step_s, *(candidate.step_s for candidate in search.runner_ups), search.one_rank.step_s]
+    assert [width / max(widths) for width in widths] == pytest.approx([step_s / max(steps) for step_s in steps], rel=0.01)
+
+
+def test_alternatives_without_reference_can_be_drawn(pipeline: Study) -> None:
+    """A search whose model does not fit on one rank has no reference bar."""
+    assert "one rank alone (for reference)" not in _texts(alternatives_svg(replace(pipeline.search, one_rank=None)))

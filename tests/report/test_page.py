@@ -1,0 +1,133 @@
+"""The page."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+
+from chinchilla_sim.report.page import render_page
+from chinchilla_sim.report.study import Study
+from chinchilla_sim.report.table import answer
+from chinchilla_sim.units import format_bytes, format_seconds
+
+MakeStudy = Callable[..., Study]
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+class _Outline(HTMLParser):
+    """Tags, attributes, visible text and headings of a page; end tags must match."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text: list[str] = []
+        self.headings: list[str] = []
+        self._open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] != "style":
+            self.text.append(data)
+        if self._open and self._open[-1] == "h2":
+            self.headings.append(data)
+
+
+def test_page_is_self_contained(measured: Study) -> None:
+    """No script, no link, no picture or style from elsewhere, no handler: a page that needs no network."""
+    page = render_page(measured)
+    outline = _Outline(page)
+    assert page.startswith("<!DOCTYPE html>")
+    assert not {"script", "link", "img", "iframe", "object", "a", "form"} & set(outline.tags)
+    assert not [name for name, _ in outline.attributes if name in ("src", "href", "xlink:href") or name.startswith("on")]
+    assert "http" not in page and "@import" not in page and "url(" not in page
+
+
+def test_sections_stand_in_reading_order(measured: Study) -> None:
+    """From the plan over the step and its error to cost, memory, alternatives, reasons and sources."""
+    study = replace(measured, explanation=("because",))
+    expected = ["The plan", "One step, simulated and measured", "Was the simulation right?", "Cost", "Memory", "Alternatives", "Why"]
+    assert _Outline(render_page(study)).headings == [*expected, "Where the figures are from"]
+
+
+def test_page_answers_the_question_with_numbers(measured: Study) -> None:
+    """Question, answer, simulated and measured step, error, accuracy, reasons and sources are on the page."""
+    assert measured.comparison
+    study = replace(measured, explanation=("the network is the bottleneck",))
+    text = " ".join(_Outline(render_page(study)).text)
+    best = study.search.best
+    for part in (
+        study.scenario.question,
+        answer(study),
+        format_seconds(best.step_s),
+        format_seconds(measured.comparison.measured_step_s),
+        "-20.0 %",
+        "97.1 %",
+        format_bytes(best.timeline.peak_memory_bytes(0)),
+        "the network is the bottleneck",
+        *study.cluster.provenance,
+        study.graph.digest,
+        study.cluster.digest,
+        "chinchilla report two-nodes.toml",
+    ):
+        assert part in text
+
+
+def test_page_without_a_run_shows_nothing_measured(pipeline: Study) -> None:
+    """What did not run is not compared, and no run is offered for machines that are elsewhere."""
+    outline = _Outline(render_page(pipeline))
+    assert "One step, simulated" in outline.headings and "Was the simulation right?" not in outline.headings
+    assert "measured" not in " ".join(outline.text) and "chinchilla run" not in " ".join(outline.text)
+
+
+def test_hostile_names_stay_text(make_study: MakeStudy, measured: Study) -> None:
+    """Markup in a question, a node's name, a reason or a span's label is shown, not obeyed."""
+    attack = '<script>alert("1")</script>'
+    study = make_study(question=attack, cluster__nodes__0__name=attack, search__minimum_ranks=2)
+    timeline = study.search.best.timeline
+    marked = replace(timeline, spans=tuple(replace(span, label=attack) for span in timeline.spans))
+    best = replace(study.search.best, timeline=marked)
+    study = replace(study, explanation=(attack,), search=replace(study.search, best=best))
+    page = render_page(study)
+    assert "<script" not in page and "alert" in page
+    assert attack in " ".join(_Outline(page).text)
+    assert all(attack not in (value or "") or name == "aria-label" for name, value in _Outline(page).attributes)
+
+
+def test_page_is_the_same_for_the_same_study(measured: Study) -> None:
+    """No date, no random id: the same input gives the same bytes."""
+    assert render_page(measured) == render_page(measured)
+
+
+def test_page_serves_both_brightnesses_paper_and_small_screens(pipeline: Study) -> None:
+    """Colours follow the reader's preference, paper has its own rules, tables and figures scroll inside their own box."""
+    page = render_page(pipeline)
+    assert "@media (prefers-color-scheme: dark)" in page and "@media print" in page and 'name="viewport"' in page
+    boxes = re.findall(r'<div class="scroll" tabindex="0" role="region" aria-label="[^"]+">', page)
+    assert len(boxes) == page.count("<table>") + page.count("<svg")
+
+
+def test_scenario_without_a_question_still_has_a_heading(make_study: MakeStudy) -> None:
+    """The name of the scenario stands in."""
+    assert "How should two-nodes be split?" in render_page(make_study(question=""))
+
+
+def test_scenario_can_be_read_back_from_the_page(pipeline: Study) -> None:
+    """The page holds the whole scenario, so that its question can be asked again."""
+    text = "".join(_Outline(render_page(pipeline)).text)
+    assert '"global_batch_size": 64' in text and '"minimum_ranks": 2' in text

@@ -1,0 +1,282 @@
+"""The shape of a scenario: defaults, base units, and the rules of each table."""
+
+import json
+from typing import Any
+
+import pytest
+
+from chinchilla_sim.errors import ScenarioError
+from chinchilla_sim.scenario.load import json_schema, parse_scenario
+from chinchilla_sim.scenario.schema import Scenario
+
+Tables = dict[str, Any]
+PEAK = {"peak": "10 Tflop/s", "memory": "16 GiB"}
+
+
+def tables(**changes: Any) -> Tables:
+    """The smallest scenario, with whole tables replaced."""
+    smallest = {
+        "name": "test",
+        "model": {"builtin": "mnist_mlp"},
+        "job": {"global_batch_size": 128},
+        "cluster": {"kind": "this-machine"},
+    }
+    return {**smallest, **changes}
+
+
+def two_nodes(**changes: Any) -> Tables:
+    """A cluster of two joined nodes, with keys replaced; None takes a key away."""
+    cluster = {
+        "nodes": [{"name": "big", **PEAK}, {"name": "small", **PEAK}],
+        "network": {"bandwidth": "10 Gbit/s", "latency": "50 us"},
+        **changes,
+    }
+    return {key: value for key, value in cluster.items() if value is not None}
+
+
+def mistakes_of(data: Tables) -> list[str]:
+    """What is wrong with a scenario, one line per mistake, without the file."""
+    with pytest.raises(ScenarioError) as caught:
+        parse_scenario(data, "test.toml")
+    return [str(mistake) for mistake in caught.value.mistakes]
+
+
+def test_smallest_scenario_has_the_documented_defaults() -> None:
+    """Model, batch size and cluster are enough."""
+    scenario = parse_scenario(tables(), "test.toml")
+    assert (scenario.model.kind, scenario.model.options, scenario.question) == ("builtin", {}, "")
+    assert (scenario.job.kind, scenario.job.epochs, scenario.job.steps) == ("training", 1, None)
+    assert (scenario.job.optimizer, scenario.job.learning_rate, scenario.job.precision) == ("adam", 1e-3, "fp32")
+    assert (scenario.cluster.ranks, scenario.cluster.node_names()) == (None, ())
+    assert (scenario.search.objective, scenario.search.schedules, scenario.search.runner_ups) == ("step_time", ("gpipe", "1f1b"), 5)
+    assert scenario.search.gradient_codecs == scenario.search.activation_codecs == ("none",)
+
+
+def test_quantities_are_floats_in_base_units() -> None:
+    """A unit in the file becomes a suffix of the attribute."""
+    node = {"name": "big", **PEAK, "memory_bandwidth": "50 GB/s", "price": "1.8 USD/h", "power": "300 W"}
+    intra_node = {"bandwidth": "300 GB/s", "latency": "5 us"}
+    data = tables(cluster=two_nodes(nodes=[node, {"name": "small", **PEAK}], intra_node=intra_node, grid_intensity="360 g/kWh"))
+    cluster = parse_scenario(data, "test.toml").cluster
+    big = cluster.nodes[0]
+    assert (big.peak_flop_per_s, big.memory_bytes, big.memory_bandwidth_bytes_per_s) == (1e13, 2.0**34, 5e10)
+    assert (big.price_usd_per_s, big.power_watt, cluster.grid_intensity_kg_per_joule) == (0.0005, 300, 1e-7)
+    assert (cluster.network.bandwidth_bytes_per_s, cluster.network.latency_s) == (1.25e9, 50e-6)
+    assert cluster.intra_node is not None
+    assert (cluster.intra_node.bandwidth_bytes_per_s, cluster.intra_node.latency_s) == (3e11, 5e-6)
+
+
+def test_equal_nodes_are_numbered() -> None:
+    """A count above one appends -0, -1, ... to the name."""
+    nodes = [{"name": "big", "count": 2, **PEAK}, {"name": "small", "device": "a100"}]
+    assert parse_scenario(tables(cluster=two_nodes(nodes=nodes)), "x").cluster.node_names() == ("big-0", "big-1", "small")
+
+
+def test_values_are_frozen() -> None:
+    """A scenario cannot change after it was checked."""
+    with pytest.raises(ValueError, match="frozen"):
+        parse_scenario(tables(), "x").job.seed = 1
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [
+        ({"builtin": "mnist_mlp", "options": {"widths": [784, 10]}, "weights": "/w.pt"}, "builtin"),
+        ({"factory": "package.module:build", "options": {"depth": 2}}, "factory"),
+        ({"factory": "/some where/net.py:build"}, "factory"),
+        ({"formula": "mlp", "widths": [784, 10]}, "formula"),
+        ({"formula": "chain", "task_count": 8, "parameter_count": 100, "work": "1e10 flop", "output": "4 MB"}, "formula"),
+        ({"graph": "/graph.json", "format": "chinchilla"}, "graph"),
+    ],
+)
+def test_each_way_to_give_a_model_is_accepted_and_survives_to_dict(model: Tables, kind: str) -> None:
+    """builtin, factory, both formulas and graph: `kind` says which."""
+    scenario = parse_scenario(tables(model=model), "x")
+    assert scenario.model.kind == kind
+    assert parse_scenario(json.loads(json.dumps(scenario.to_dict())), "plan.json") == scenario
+
+
+@pytest.mark.parametrize(
+    ("model", "mistake"),
+    [
+        ({}, "model: names no model; write exactly one of builtin, factory, formula, graph"),
+        (
+            {"builtin": "mnist_mlp", "factory": "a:b"},
+            "model: names 2 models: builtin, factory; write exactly one of builtin, factory, formula, graph",
+        ),
+        ({"builtin": "mnist_mlp", "widths": [1, 2]}, 'model.widths: does not belong to builtin; leave it out; it is for formula "mlp"'),
+        (
+            {"formula": "mlp", "widths": [1, 2], "weights": "w"},
+            'model.weights: does not belong to formula "mlp"; leave it out; it is for builtin or factory',
+        ),
+        ({"formula": "mlp"}, 'model.widths: is missing for formula "mlp"; write for example widths = [784, 512, 10]'),
+        ({"formula": "mlp", "widths": [1]}, "model.widths: needs at least 2 entries, has 1; write for example widths = [784, 512, 10]"),
+        ({"formula": "formula"}, 'model.formula: must be "mlp" or "chain", not "formula"'),
+        ({"graph": "g.json"}, 'model.format: is missing for graph; write for example format = "chinchilla"'),
+        (
+            {"factory": "net.py"},
+            'model.factory: "net.py" does not name a function; write "package.module:function" or "path/to/file.py:function"',
+        ),
+    ],
+)
+def test_a_wrong_model_is_refused_with_a_cure(model: Tables, mistake: str) -> None:
+    """Exactly one kind, all that it needs, and nothing that belongs to another."""
+    assert mistakes_of(tables(model=model)) == [mistake]
+
+
+def test_a_chain_names_everything_that_it_misses() -> None:
+    """Four keys make a chain, and each missing one is its own mistake."""
+    assert [line.split(":")[0] for line in mistakes_of(tables(model={"formula": "chain"}))] == [
+        "model.task_count",
+        "model.parameter_count",
+        "model.work",
+        "model.output",
+    ]
+
+
+def test_options_hold_only_what_json_can_hold() -> None:
+    """plan.json embeds the scenario: nan has no place there, however deep."""
+    lines = mistakes_of(tables(model={"builtin": "mnist_mlp", "options": {"a": [{"b": float("nan")}]}}))
+    assert [line.split(";")[0] for line in lines] == ["model.options.a.0.b: NaN cannot be stored in plan.json"]
+
+
+LINK = {"bandwidth": "1 Gbit/s", "latency": "10 us"}
+
+
+@pytest.mark.parametrize(
+    ("cluster", "mistake"),
+    [
+        ({}, 'cluster: has no nodes; add [[cluster.nodes]], or write kind = "this-machine"'),
+        ({"kind": "this-machine", "switches": ["s"]}, "cluster.switches: does not belong to this-machine; leave it out; it is for nodes"),
+        (two_nodes(ranks=2), "cluster.ranks: does not belong to nodes; leave it out; it is for this-machine"),
+        (
+            two_nodes(network={"latency": "50 us"}),
+            'cluster.network.bandwidth: is missing for more than one node; write for example bandwidth = "10 Gbit/s"',
+        ),
+        (
+            two_nodes(network={"bandwidth": "10", "latency": "50 us"}),
+            'cluster.network.bandwidth: "10" has no unit; write for example "10 Gbit/s"',
+        ),
+        (
+            two_nodes(network={"topology": "links"}),
+            'cluster.links: is missing for topology "links"; add [[cluster.links]], or choose another topology',
+        ),
+        (
+            two_nodes(nodes=[{"name": "a", "count": 2, **PEAK}, {"name": "a-1", **PEAK}]),
+            'cluster.nodes.1.name: "a-1" is already given by cluster.nodes.0.name; give each its own name',
+        ),
+        (
+            two_nodes(switches=["small"]),
+            'cluster.switches.0: "small" is already given by cluster.nodes.1.name; give each its own name',
+        ),
+        (
+            two_nodes(nodes=[{"name": "a", "peak": "1 Tflop/s"}]),
+            'cluster.nodes.0.memory: is missing for a node with peak; write for example memory = "16 GiB"',
+        ),
+        (
+            two_nodes(nodes=[{"name": "a", "device": "a100", "peak": "1 Tflop/s"}]),
+            "cluster.nodes.0.peak: is given twice, here and by device; leave out device or peak",
+        ),
+        (
+            two_nodes(links=[{"between": ["big", "smal"], **LINK}]),
+            "cluster.links.0.between.1: \"smal\" is no node or switch; did you mean 'small'?",
+        ),
+        (
+            two_nodes(links=[{"between": ["big", "big"], **LINK}]),
+            'cluster.links.0.between: joins "big" with itself; write two different names',
+        ),
+        (
+            two_nodes(links=[{"between": ["big"], **LINK}]),
+            'cluster.links.0.between: needs 2 entries, has 1; write for example between = ["big", "small"]',
+        ),
+    ],
+)
+def test_a_wrong_cluster_is_refused_with_a_cure(cluster: Tables, mistake: str) -> None:
+    """Each rule of the cluster names its dotted path and what to write."""
+    assert mistakes_of(tables(cluster=cluster)) == [mistake]
+
+
+def test_links_alone_make_the_topology_links() -> None:
+    """Without a bandwidth of the network, only the listed links exist; with one they are extra."""
+    links = [{"between": ["big", "core"], **LINK}, {"between": ["small", "core"], **LINK}]
+    alone = parse_scenario(tables(cluster=two_nodes(network=None, switches=["core"], links=links)), "x").cluster
+    extra = parse_scenario(tables(cluster=two_nodes(switches=["core"], links=links)), "x").cluster
+    assert (alone.network.topology, extra.network.topology) == ("links", "switch")
+    assert alone.links[0].between == ("big", "core")
+
+
+def test_a_single_node_needs_no_network() -> None:
+    """Nothing joins one node to itself."""
+    scenario = parse_scenario(tables(cluster={"nodes": [{"name": "a", "devices": 8, **PEAK}]}), "x")
+    assert scenario.cluster.network.bandwidth_bytes_per_s is None
+
+
+@pytest.mark.parametrize(
+    ("search", "mistake"),
+    [
+        (
+            {"minimum_ranks": 4, "maximum_ranks": 2},
+            "search.minimum_ranks: is 4, more than maximum_ranks = 2; write a maximum_ranks that is at least minimum_ranks",
+        ),
+        ({"schedules": ["1f1B"]}, 'search.schedules.0: must be "gpipe" or "1f1b", not "1f1B"; did you mean \'1f1b\'?'),
+        (
+            {"gradient_codecs": []},
+            'search.gradient_codecs: needs at least 1 entry, has 0; write for example gradient_codecs = ["none", "fp16"]',
+        ),
+        (
+            {"microbatch_counts": [1, 0]},
+            "search.microbatch_counts.1: must be at least 1, not 0; write for example microbatch_counts = [1, 4]",
+        ),
+    ],
+)
+def test_a_wrong_search_is_refused_with_a_cure(search: Tables, mistake: str) -> None:
+    """Limits fit together and lists hold known names and counts."""
+    assert mistakes_of(tables(search=search)) == [mistake]
+
+
+@pytest.mark.parametrize(
+    ("job", "mistake"),
+    [
+        ({}, "job.global_batch_size: is missing; write for example global_batch_size = 128"),
+        ({"global_batch_size": "64"}, 'job.global_batch_size: must be a whole number, not "64"; write for example global_batch_size = 128'),
+        ({"global_batch_size": True}, "job.global_batch_size: must be a whole number, not true; write for example global_batch_size = 128"),
+        ({"global_batch_size": 64, "data": 3}, 'job.data: must be a text in quotes, not 3; write for example data = "digits"'),
+        (
+            {"global_batch_size": 64, "learning_rate": 0},
+            "job.learning_rate: must be more than 0, not 0; write for example learning_rate = 0.001",
+        ),
+        (
+            {"global_batch_size": 64, "momentum": 0.9},
+            'job.momentum: is not used by optimizer adam; write optimizer = "sgd", or leave momentum out',
+        ),
+    ],
+)
+def test_a_wrong_job_says_what_is_expected(job: Tables, mistake: str) -> None:
+    """Types are not guessed: a number in quotes is a text, true is no number."""
+    assert mistakes_of(tables(job=job)) == [mistake]
+
+
+def test_missing_tables_are_named() -> None:
+    """An empty scenario says which tables to write."""
+    assert mistakes_of({}) == [f"{name}: is missing; write a table [{name}]" for name in ("model", "job", "cluster")]
+
+
+def test_json_schema_helps_editors_to_complete() -> None:
+    """A quantity is a string with examples and units; no key is without a description; TOML has no null."""
+    schema = json_schema()
+    link = schema["$defs"]["LinkSpec"]["properties"]["bandwidth"]
+    assert (link["type"], link["examples"]) == ("string", ["10 Gbit/s"])
+    assert "B/s" in link["description"] and "Gbit/s" in link["description"]
+    for table in [schema, *schema["$defs"].values()]:
+        assert [key for key, value in table["properties"].items() if not value.get("description")] == []
+    assert "null" not in json.dumps(schema)
+
+
+def test_schema_documents_an_example_for_every_plain_key() -> None:
+    """Cures are made of examples, and every example is one that the key accepts."""
+    good = json_schema()["$defs"]
+    for title in ("ModelSpec", "JobSpec", "NodeSpec", "NetworkSpec", "LinkSpec", "SearchSpec"):
+        assert [key for key, value in good[title]["properties"].items() if "examples" not in value] == []
+    job = {key: value["examples"][0] for key, value in good["JobSpec"]["properties"].items()}
+    search = {key: value["examples"][0] for key, value in good["SearchSpec"]["properties"].items()}
+    assert isinstance(parse_scenario(tables(job={**job, "optimizer": "sgd"}, search=search), "x"), Scenario)
