@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -195,8 +196,8 @@ def report(source: Path, *, overrides: Overrides = None, output: Output = None, 
     timelines = {"simulated": search.best.timeline} | ({"measured": measurement.timeline} if measurement else {})
     result = search_dict(study) | {"plan": file.to_dict()}
     file.save(folder / "plan.json")
-    (folder / "report.html").write_text(render_page(study))
-    (folder / "summary.txt").write_text(summary_text(study))
+    (folder / "report.html").write_text(render_page(study), encoding="utf-8")
+    (folder / "summary.txt").write_text(summary_text(study), encoding="utf-8")
     _save_json(folder / "trace.json", chrome_trace(timelines))
     _save_json(folder / "report.json", result)
     if as_json:
@@ -320,11 +321,20 @@ def _print_tables(*tables: Table) -> None:
 
 
 def _print_json(value: Mapping[str, Any]) -> None:
-    print(json.dumps(value, indent=1))
+    print(json.dumps(_finite(value), indent=1, allow_nan=False))
 
 
 def _save_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n")
+    path.write_text(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _log(text: str) -> None:

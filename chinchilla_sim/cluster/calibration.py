@@ -2,7 +2,7 @@
 
 Time of one kernel, fitted to measured rows by non-negative least squares on relative error:
 
-    t = launches * launch_s + flop / flop_per_s + bytes / memory_bandwidth
+    t = launches * launch_s + flop / flop_per_s + bytes / memory_bandwidth  (+ fixed_s of a backward pass)
 
 (a sum, not a maximum: on the CPU cores that were measured, loading weights does not hide behind products).
 This module is given the rows; `runtime/probe.py` measures them. Rates depend on how many ranks are busy at
@@ -117,12 +117,13 @@ def fit_device(rows: Sequence[KernelRow], name: str, memory_bytes: float) -> tup
     """
     products = [row for row in rows if row.direction in ("forward", "backward")]
     columns = [
-        [row.launches * (row.direction == "forward"), row.launches * (row.direction == "backward"), row.flop, row.moved_bytes]
+        [*_directions(row, row.launches), float(row.direction == "backward"), row.flop, row.moved_bytes]
         for row in products
     ]
     measured = np.array([row.measured_s for row in products])
-    forward_s, backward_s, flop_s, byte_s = _fit(columns, measured)
-    error = float(np.median(np.abs(np.array(columns) @ np.array([forward_s, backward_s, flop_s, byte_s]) / measured - 1)))
+    solution = _fit(columns, measured)
+    forward_s, backward_s, backward_fixed_s, flop_s, byte_s = solution
+    error = float(np.median(np.abs(np.array(columns) @ np.array(solution) / measured - 1)))
     optimizer_launch_s, optimizer_byte_s = _fit_linear(rows, "optimizer")
     elementwise_launch_s, elementwise_byte_s = _fit_linear(rows, "elementwise")
     device = Device(
@@ -132,12 +133,17 @@ def fit_device(rows: Sequence[KernelRow], name: str, memory_bytes: float) -> tup
         memory_bandwidth_bytes_per_s=_rate(byte_s),
         forward_launch_s=forward_s,
         backward_launch_s=backward_s,
+        backward_fixed_s=backward_fixed_s,
         optimizer_bandwidth_bytes_per_s=_rate(optimizer_byte_s),
         optimizer_launch_s=optimizer_launch_s,
         elementwise_bandwidth_bytes_per_s=_rate(elementwise_byte_s),
         elementwise_launch_s=elementwise_launch_s,
     )
     return device, error
+
+
+def _directions(row: KernelRow, value: float) -> tuple[float, float]:
+    return (value, 0.0) if row.direction == "forward" else (0.0, value)
 
 
 def _fit_linear(rows: Sequence[KernelRow], direction: str) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """Devices and the links between them, as a directed networkx graph.
 
 A vertex is a device slot (`node-0/0`), a node (`node-0`) or a switch; every edge carries a `Link` and is one
-direction of a cable. Rank r of a plan runs on device slot r: ranks and slots are numbered alike.
+direction of a cable. A plan says which slot each of its ranks runs on.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Link:
 class Device:
     """What one rank computes with: sustained rates and fixed times, at one precision.
 
-    `forward_launch_s` and `backward_launch_s` are per kernel, `microbatch_fixed_s` per microbatch and stage,
-    `step_fixed_s` per step. `optimizer_bandwidth_bytes_per_s` and `optimizer_launch_s` (per step) describe
+    `forward_launch_s` and `backward_launch_s` are per kernel, `forward_fixed_s` and `backward_fixed_s` per
+    microbatch and stage, `step_fixed_s` per step. `optimizer_bandwidth_bytes_per_s` and `optimizer_launch_s` (per step) describe
     the parameter update, `elementwise_bandwidth_bytes_per_s` and `elementwise_launch_s` (per kernel) the
     passes of a codec.
     """
@@ -46,7 +46,8 @@ class Device:
     memory_bandwidth_bytes_per_s: float = float("inf")
     forward_launch_s: float = 0.0
     backward_launch_s: float = 0.0
-    microbatch_fixed_s: float = 0.0
+    forward_fixed_s: float = 0.0
+    backward_fixed_s: float = 0.0
     step_fixed_s: float = 0.0
     optimizer_bandwidth_bytes_per_s: float = float("inf")
     optimizer_launch_s: float = 0.0

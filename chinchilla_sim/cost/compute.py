@@ -1,7 +1,7 @@
 """Seconds of computation on one device (additive roofline).
 
     kernel       t = launches * launch_s + flop / flop_per_s + bytes / memory_bandwidth
-    microbatch   sum of its kernels + microbatch_fixed_s
+    microbatch   sum of its kernels + forward_fixed_s or backward_fixed_s
     accumulation of a gradient into an existing one reads both and writes one: 3 P bytes
     optimizer    adam reads p, g, m, v and writes p, m, v (28 B per fp32 parameter); sgd 12 B, with momentum 20 B
 

@@ -112,9 +112,9 @@ class Pricer:
         tasks = self.tasks_of(plan, stage)
         times = [self.task_s(task, plan.microbatch_size, device) for task in tasks]
         parameters = self.graph.parameter_bytes_of(tasks)
-        first_backward_s = device.microbatch_fixed_s + sum(backward for _, backward in times)
+        first_backward_s = device.backward_fixed_s + sum(backward for _, backward in times)
         action_s = {
-            Op.F: device.microbatch_fixed_s + sum(forward for forward, _ in times),
+            Op.F: device.forward_fixed_s + sum(forward for forward, _ in times),
             Op.B: first_backward_s,
             Op.OPTIM: optimizer_s(parameters, self.job.optimizer, self.job.momentum, device),
         }

@@ -16,7 +16,7 @@ from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.codec import payload_bytes
 from chinchilla_sim.cost.memory import microbatches_in_flight
 from chinchilla_sim.cost.money import expense
-from chinchilla_sim.errors import NoFeasiblePlanError
+from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.partition import allowed_cuts, balance_stages
@@ -96,6 +96,7 @@ class _Search:
 
     def run(self) -> SearchResult:
         """Best of every split, then the best of those."""
+        self._check_objective()
         maximum = min(self.cluster.rank_count, self.search.maximum_ranks or self.cluster.rank_count)
         shapes = [shape for shape in self._shapes(maximum) if self._allowed(shape)]
         by_split: dict[tuple[int, int], list[_Shape]] = {}
@@ -118,19 +119,32 @@ class _Search:
             infeasible=self.infeasible,
         )
 
+    def _check_objective(self) -> None:
+        """Minimising what no device states would make every plan equal."""
+        rates = {"cost": "usd_per_s", "energy": "power_watt"}
+        field = rates.get(self.search.objective)
+        if field and not any(getattr(self.cluster.device(slot), field) for slot in range(self.cluster.rank_count)):
+            name = {"usd_per_s": "price", "power_watt": "power"}[field]
+            what = f"{self.search.objective} is to be minimised, but no node states its {name}"
+            raise ScenarioError([Mistake("search.objective", what, f'give the nodes a {name} such as "2 USD/h" or "300 W"')])
+
     def _shapes(self, maximum: int) -> Iterator[_Shape]:
         """Every split and microbatch count that divides the batch and uses at most `maximum` ranks."""
         batch = self.job.global_batch_size
-        schedules = self.search.schedules if self.training else ("forward",)
+        schedules = self._schedules()
         for replicas in range(1, maximum + 1):
             if batch % replicas:
                 continue
             counts = _divisors(batch // replicas)
             for stages in range(1, maximum // replicas + 1):
                 for count in counts:
-                    usable = schedules if stages > 1 and count > 1 else schedules[:1]
+                    usable = schedules if stages > 1 and count > 1 else schedules[-1:]
                     for schedule in usable:
                         yield _Shape(replicas, stages, count, schedule)
+
+    def _schedules(self) -> tuple[str, ...]:
+        """Allowed schedules, the one with the fewest microbatches in flight last: one stage needs no other."""
+        return tuple(sorted(self.search.schedules, reverse=True, key=("1f1b", "gpipe").index)) if self.training else ("forward",)
 
     def _allowed(self, shape: _Shape) -> bool:
         search = self.search
@@ -266,10 +280,10 @@ class _Search:
             if candidate.plan.rank_count == 1:
                 return candidate
         counts = _divisors(self.job.global_batch_size)
-        shapes = [_Shape(1, 1, count, self.search.schedules[0] if self.training else "forward") for count in counts]
-        before = self.considered, self.infeasible
+        shapes = [_Shape(1, 1, count, self._schedules()[-1]) for count in counts]
+        before = self.considered, self.infeasible, self.simulated
         found = self._best_of(shapes)
-        self.considered, self.infeasible = before
+        self.considered, self.infeasible, self.simulated = before
         return found[0] if found else None
 
     def _no_plan(self, shapes: Sequence[_Shape], maximum: int) -> NoFeasiblePlanError:

@@ -100,7 +100,7 @@ def memory_svg(timeline: Timeline, capacities: Sequence[float]) -> str:
                 axes.plot([capacities[rank]] * 2, [15 * row + 1, 15 * row + 13], color=INK, linewidth=1.5, clip_on=False)
             share = f"{format_bytes(peaks[rank])} of {format_bytes(capacities[rank])} ({percent(peaks[rank] / capacities[rank])})"
             _beside(axes, f"rank {rank}", 15 * row + 7.5)
-            axes.annotate(share, (1, 15 * row + 7.5), (8, 0), ("axes fraction", "data"), textcoords="offset points", va="center")
+            axes.annotate(share, (1, 15 * row + 7.5), (8, 0), ("axes fraction", "data"), textcoords="offset points", va="center_baseline")
         keys = [(COLOR["forward"], "held all the time"), (COLOR["backward"], "on top at the peak"), (INK, "capacity")]
         _keys(figure, keys if near else keys[:2])
         some = "" if len(shown) == len(peaks) else f"The {len(shown)} fullest of {len(peaks)} ranks. "
@@ -109,7 +109,7 @@ def memory_svg(timeline: Timeline, capacities: Sequence[float]) -> str:
 
 
 def alternatives_svg(search: SearchResult) -> str:
-    """Step time of the chosen plan, of the best plan of every other split, and of one rank alone."""
+    """Step time of the chosen plan, of the best plans of other splits, and of one rank alone."""
     best, listed = search.best, listed_candidates(search)[:MOST_BARS]
     longest_s = max(candidate.step_s for _, candidate in listed) or 1.0
     with _style():

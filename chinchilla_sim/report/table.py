@@ -72,7 +72,7 @@ def to_rich(table: Table) -> RichTable:
 
 
 def candidates_table(search: SearchResult, objective: str = "step_time") -> Table:
-    """The chosen plan, the best plan of every other split, and one rank alone."""
+    """The chosen plan, the best plans of other splits, and one rank alone."""
     best = search.best
     headers = ["plan", "ranks", "step time", "vs chosen"]
     if objective != "step_time":

@@ -1,8 +1,9 @@
 """Measure this machine as a plan will use it: ranks with one thread each, as many busy at once as the run has.
 
 `measure_machine` starts the ranks; each times kernels of many sizes while the others do the same, then all time
-messages and collectives. Operands rotate through more memory than a core's cache holds, because between two uses
-of a weight a real step touches its gradient and optimizer state. Medians throughout.
+messages and collectives. Before each timed call a core's cache is swept, because between two uses of a weight or
+of a kernel's code a real step touches gradients, optimizer state and other kernels: in a loop of its own a small
+kernel takes 2 us, within a step 15. Medians throughout.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch.nn.functional import cross_entropy, linear, relu
 from chinchilla_sim.cluster.calibration import Calibration, KernelRow, Table, describe_machine, fit_device
 from chinchilla_sim.cluster.topology import Device
 from chinchilla_sim.cost.codec import CODECS
-from chinchilla_sim.cost.compute import OPTIMIZER_BYTES_PER_VALUE, backward_s, forward_s, optimizer_s
+from chinchilla_sim.cost.compute import OPTIMIZER_BYTES_PER_VALUE, accumulation_s, backward_s, forward_s, optimizer_s
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.zoo import linear_task, mlp, relu_task
 from chinchilla_sim.planner.plan import Plan
@@ -45,10 +46,12 @@ BATCHES = (8, 16, 32, 64, 256)
 OPTIMIZER_SIZES = (1_000, 100_000, 400_000, 2_000_000)
 ELEMENT_SIZES = (1_000, 32_768, 400_000, 2_000_000)
 MESSAGE_BYTES = (1_024, 16_384, 65_536, 262_144, 1_048_576, 4_194_304)
-ROTATED_BYTES = 8 << 20
-KERNEL_BUDGET_S = 0.02
+SWEPT_VALUES = 1 << 20
+KERNEL_BUDGET_S = 0.01
 BUSY_S = 0.001
-TINY_WIDTHS = (8, 8, 8)
+REFERENCE_WIDTHS = (512, 1024, 32)
+REFERENCE_BATCH = 16
+REFERENCE_COUNTS = (1, 8)
 
 
 def measure_machine(rank_count: int) -> Calibration:
@@ -61,8 +64,8 @@ def measure_machine(rank_count: int) -> Calibration:
     for count in busy_counts(rank_count):
         rows = _median_rows([record["kernels"][str(count)] for record in records[:count]])
         device, errors[count] = fit_device(rows, f"{key.cpu}, {count} busy", _memory_bytes() / rank_count)
-        tiny = {int(m): median(record["tiny"][str(count)][m] for record in records[:count]) for m in records[0]["tiny"][str(count)]}
-        devices[count] = fit_fixed_times(device, tiny)
+        steps = {m: median(record["steps"][str(count)][str(m)] for record in records[:count]) for m in REFERENCE_COUNTS}
+        devices[count] = fit_fixed_times(device, steps)
     latency_s, bandwidth = _fit_transfer(records[0]["transfers"]) if rank_count > 1 else (0.0, float("inf"))
     collectives = {
         (name, int(count)): tuple((float(size), float(seconds)) for size, seconds in table)
@@ -97,25 +100,26 @@ def _fit_transfer(table: Table) -> tuple[float, float]:
     return max(1e-6, float(latency_s)), 1.0 / max(1e-12, float(byte_s))
 
 
-def fit_fixed_times(device: Device, tiny_step_s: dict[int, float]) -> Device:
-    """Fixed seconds per microbatch and per step: what a tiny network's steps take beyond its kernels.
+def fit_fixed_times(device: Device, reference_step_s: dict[int, float]) -> Device:
+    """Fixed seconds per microbatch and per step: what steps of a reference network take beyond its kernels.
 
-    `tiny_step_s` maps a microbatch count to measured seconds of a step of TINY_WIDTHS through the interpreter.
+    `reference_step_s` maps a microbatch count to measured seconds of a step of REFERENCE_WIDTHS through the interpreter.
     """
-    graph = mlp(TINY_WIDTHS, batch_size=8)
-    kernels_s = sum(_task_s(graph, device))
-    few, many = min(tiny_step_s), max(tiny_step_s)
-    per_microbatch_s = max(0.0, (tiny_step_s[many] - tiny_step_s[few]) / (many - few) - kernels_s)
+    graph = mlp(REFERENCE_WIDTHS, REFERENCE_BATCH)
+    kernels_s = sum(_task_s(graph, device)) + device.backward_fixed_s
+    addition_s = accumulation_s(graph.total_parameter_bytes, device)
+    few, many = min(reference_step_s), max(reference_step_s)
+    per_microbatch_s = max(0.0, (reference_step_s[many] - reference_step_s[few]) / (many - few) - kernels_s - addition_s)
     update_s = optimizer_s(graph.total_parameter_bytes, "adam", 0.0, device)
-    step_s = max(0.0, tiny_step_s[few] - few * (kernels_s + per_microbatch_s) - update_s)
-    # A microbatch's fixed time is paid by its forward and by its backward pass.
-    return replace(device, microbatch_fixed_s=per_microbatch_s / 2, step_fixed_s=step_s)
+    step_s = max(0.0, reference_step_s[few] - few * (kernels_s + per_microbatch_s) - update_s)
+    forward_s, backward_s = device.forward_fixed_s + per_microbatch_s / 2, device.backward_fixed_s + per_microbatch_s / 2
+    return replace(device, forward_fixed_s=forward_s, backward_fixed_s=backward_s, step_fixed_s=step_s)
 
 
 def _task_s(graph: TaskGraph, device: Device) -> Iterator[float]:
     for task in graph.compute_tasks:
         parameters = graph.parameter_bytes_of([task])
-        yield forward_s(task, 0.0, parameters, device) + backward_s(task, 0.0, parameters, device)
+        yield forward_s(task, 1.0, parameters, device) + backward_s(task, 1.0, parameters, device)
 
 
 # What follows runs in every rank.
@@ -126,12 +130,12 @@ def _measure_rank(folder: Path) -> None:
     torch.manual_seed(0)
     dist.init_process_group("gloo", timeout=timedelta(seconds=120))
     rank, rank_count = dist.get_rank(), dist.get_world_size()
-    record: dict[str, Any] = {"kernels": {}, "tiny": {}, "transfers": [], "collectives": {"all_reduce": {}, "all_gather": {}}}
+    record: dict[str, Any] = {"kernels": {}, "steps": {}, "transfers": [], "collectives": {"all_reduce": {}, "all_gather": {}}}
     for count in busy_counts(rank_count):
         dist.barrier()
         if rank < count:
             record["kernels"][count] = [asdict(row) for row in _kernels()]
-            record["tiny"][count] = {m: _tiny_step_s(m) for m in (1, 8)}
+            record["steps"][count] = {m: _reference_step_s(m) for m in REFERENCE_COUNTS}
     for count in [count for count in busy_counts(rank_count) if count > 1]:
         group = dist.new_group(list(range(count)))
         dist.barrier()
@@ -149,10 +153,12 @@ def _measure_rank(folder: Path) -> None:
 
 def _median_s(run: Callable[[int], float], minimum: int = 15) -> float:
     """Median of what `run(i)` returns, after a warm-up, for at least `minimum` times and KERNEL_BUDGET_S."""
+    sweep = torch.zeros(SWEPT_VALUES)
     for index in range(5):
         run(index)
     times: list[float] = []
     while len(times) < minimum or sum(times) < KERNEL_BUDGET_S:
+        sweep.add_(1.0)
         times.append(run(len(times)))
     return median(times)
 
@@ -172,22 +178,15 @@ def _kernels() -> Iterator[KernelRow]:
     yield from _element_rows()
 
 
-def _rotation(size_bytes: int) -> int:
-    return max(1, min(16, ROTATED_BYTES // size_bytes))
-
-
 def _linear_rows(batch: int, inputs: int, outputs: int) -> Iterator[KernelRow]:
-    copies = _rotation(4 * inputs * outputs)
-    layers = [nn.Linear(inputs, outputs) for _ in range(copies)]
+    layer = nn.Linear(inputs, outputs)
     upstream = torch.randn(batch, outputs)
     plain, tracked = torch.randn(batch, inputs), torch.randn(batch, inputs, requires_grad=True)
 
-    def forward(index: int) -> float:
-        layer = layers[index % copies]
+    def forward(_: int) -> float:
         return _timed(lambda: linear(plain, layer.weight, layer.bias))
 
-    def backward(index: int, x: Tensor) -> float:
-        layer = layers[index % copies]
+    def backward(x: Tensor) -> float:
         output = linear(x, layer.weight, layer.bias)
         seconds = _timed(lambda: torch.autograd.backward(output, upstream))
         layer.zero_grad()
@@ -197,7 +196,7 @@ def _linear_rows(batch: int, inputs: int, outputs: int) -> Iterator[KernelRow]:
     for tracking, x in ((False, plain), (True, tracked)):
         task = linear_task("", "", "", "", batch, inputs, outputs, input_needs_gradient=tracking)
         moved = task.backward_read_bytes + task.backward_written_bytes
-        seconds = _median_s(lambda index, x=x: backward(index, x))  # type: ignore[misc]
+        seconds = _median_s(lambda _, x=x: backward(x))  # type: ignore[misc]
         yield KernelRow("backward", 1 + tracking, task.backward_flop, moved, seconds)
     yield KernelRow("forward", 1, task.forward_flop, task.read_bytes + task.written_bytes, _median_s(forward))
 
@@ -238,31 +237,32 @@ def _element_rows() -> Iterator[KernelRow]:
             yield KernelRow("elementwise", codec.encode_kernels, 0.0, codec.encode_bytes * size, seconds)
 
 
-class _TinyJob:
-    """A network whose kernels take no time: what its steps take is the interpreter's own."""
+class _ReferenceJob:
+    """A network whose kernels are known: what its steps take beyond them is the interpreter's own."""
 
     def model(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+        inputs, hidden, outputs = REFERENCE_WIDTHS
+        return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
     def example_batch(self, size: int) -> tuple[Tensor, Tensor]:
-        return torch.zeros(size, 8), torch.zeros(size, dtype=torch.int64)
+        return torch.rand(size, REFERENCE_WIDTHS[0]), torch.zeros(size, dtype=torch.int64)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(outputs, targets)
 
     def batches(self, split: str, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        yield self.example_batch(8)
+        yield self.example_batch(REFERENCE_BATCH)
 
 
-def _tiny_step_s(microbatch_count: int) -> float:
-    """Seconds of a step of the tiny job on one rank, through the interpreter."""
-    names = tuple(task.name for task in mlp(TINY_WIDTHS, 8).compute_tasks)
-    plan = Plan((names,), ((0,),), (0,), 8 * microbatch_count, microbatch_count, "gpipe", ("none",), ())
-    job, device = _TinyJob(), torch.device("cpu")
+def _reference_step_s(microbatch_count: int) -> float:
+    """Seconds of a step of the reference job on one rank, through the interpreter."""
+    names = tuple(task.name for task in mlp(REFERENCE_WIDTHS, 1).compute_tasks)
+    plan = Plan((names,), ((0,),), (0,), REFERENCE_BATCH * microbatch_count, microbatch_count, "gpipe", ("none",), ())
+    job, device = _ReferenceJob(), torch.device("cpu")
     stage = cut_stage(job, job.model(), plan, 0, device)
     optimizer = torch.optim.Adam(stage_parameters(stage), fused=True)
     rank = Interpreter(plan, lower(plan).actions[0], 0, stage, job.loss, optimizer, Groups(), Recorder(), device)
-    inputs, targets = job.example_batch(8)
+    inputs, targets = job.example_batch(REFERENCE_BATCH)
     return _median_s(lambda _: _timed(lambda: rank.step([(inputs,)] * microbatch_count, [targets] * microbatch_count)), minimum=50)
 
 
@@ -307,11 +307,11 @@ def _after_computing(function: Callable[[], Any]) -> float:
 
 
 def compute_for(duration_s: float) -> None:
-    """Keep the core busy with small products."""
-    left, right = torch.ones(64, 256), torch.ones(256, 256)
+    """Keep the core busy and its cache swept for exactly this long."""
     end_s = monotonic() + duration_s
+    torch.zeros(SWEPT_VALUES // 2).add_(1.0)
     while monotonic() < end_s:
-        left @ right
+        pass
 
 
 def _repeated(run: Callable[[int], float], count: int = 100) -> float:

@@ -91,12 +91,17 @@ class Recorder:
 
 
 def step_seconds(records: Sequence[dict[str, Any]]) -> list[float]:
-    """Makespan of every step after warm-up: from the first rank's first computation to the last rank's last."""
-    makespans = [
-        max(end for _, end in intervals) - min(start for start, _ in intervals)
-        for intervals in zip(*(record["intervals"] for record in records), strict=True)
-    ]
-    return makespans[WARM_UP_STEPS:] or makespans
+    """Seconds of every step after warm-up, without the time in which all ranks fetch data or evaluate.
+
+    A step ends with its last rank. It starts with its first, but not before the previous step has ended: where ranks
+    drift apart, one is in the next step while another ends this one, and time must not count twice.
+    """
+    seconds, previous_end_s = [], float("-inf")
+    for intervals in zip(*(record["intervals"] for record in records), strict=True):
+        end_s = max(end for _, end in intervals)
+        seconds.append(end_s - max(previous_end_s, min(start for start, _ in intervals)))
+        previous_end_s = end_s
+    return seconds[WARM_UP_STEPS:] or seconds
 
 
 def representative_timeline(records: Sequence[dict[str, Any]]) -> Timeline:
