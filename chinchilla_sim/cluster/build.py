@@ -16,7 +16,7 @@ from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.scenario.schema import ClusterSpec, IntraNodeSpec, NetworkSpec, NodeSpec
 
 THIS_MACHINE = "this-machine"
-SWITCH = "switch"
+SWITCH = "network/switch"
 
 
 def build_cluster(spec: ClusterSpec, precision: str, calibration: Calibration | None = None) -> Cluster:

@@ -96,9 +96,9 @@ class Calibration:
         return Calibration(
             key=MachineKey(**data["key"]),
             date=data["date"],
-            devices={int(count): Device(**device) for count, device in data["devices"].items()},
-            transfer_latency_s=data["transfer_latency_s"],
-            transfer_bandwidth_bytes_per_s=data["transfer_bandwidth_bytes_per_s"],
+            devices={int(count): _device_of(device) for count, device in data["devices"].items()},
+            transfer_latency_s=_number(data["transfer_latency_s"]),
+            transfer_bandwidth_bytes_per_s=_number(data["transfer_bandwidth_bytes_per_s"]),
             collective_s=collectives,
             fit_error={int(count): error for count, error in data.get("fit_error", {}).items()},
         )
@@ -107,6 +107,16 @@ class Calibration:
     def digest(self) -> str:
         """SHA-256 of all constants."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def _device_of(data: Mapping[str, Any]) -> Device:
+    return Device(**{key: str(value) if key == "name" else _number(value) for key, value in data.items()})
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
 
 
 def fit_device(rows: Sequence[KernelRow], name: str, memory_bytes: float) -> tuple[Device, float]:

@@ -84,7 +84,7 @@ def find_backend(name: str) -> Backend:
 def _entry(kind: str, name: str, where: str) -> dict[str, Any]:
     entries: dict[str, dict[str, Any]] = _catalogue()[kind]
     if name not in entries:
-        near = difflib.get_close_matches(name, entries, n=1)
+        near = [entry for entry in sorted(entries) if name.lower() in entry] or difflib.get_close_matches(name, entries, n=1)
         cure = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(entries))}"
         raise ScenarioError([Mistake(where, f"{name!r} is not in the catalogue", cure)])
     return entries[name]

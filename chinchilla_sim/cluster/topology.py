@@ -103,7 +103,7 @@ class Cluster:
         return {}
 
     def route(self, source: int, target: int) -> tuple[tuple[str, str], ...]:
-        """Edges of the lowest-latency path between two ranks (fewest hops, then names, break ties)."""
+        """Edges of the lowest-latency path between two slots (fewest hops, then the order of the scenario, break ties)."""
         key = (source, target)
         if key not in self._routes:
             path = nx.dijkstra_path(self.graph, self.slots[source], self.slots[target], weight=_route_weight)

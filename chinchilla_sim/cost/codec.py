@@ -59,7 +59,7 @@ def payload_bytes(codec: str, raw_bytes: float) -> float:
 
 
 def compression_ratio(codec: str, raw_bytes: float) -> float:
-    """Payload bytes before / after, >= 1."""
+    """Payload bytes before / after; below 1 only for a few values that are smaller than their block's scale."""
     return raw_bytes / payload_bytes(codec, raw_bytes) if raw_bytes else 1.0
 
 

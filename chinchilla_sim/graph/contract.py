@@ -84,8 +84,8 @@ def load_job(factory: str, options: Mapping[str, Any], data: str | None, *, to_r
 def _import_module(name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise _error(f"cannot import {name}: {error}", "install the package, or give the path of the file") from error
+    except Exception as error:
+        raise _error(f"cannot import {name}: {type(error).__name__}: {error}", "install the package, or give the path of the file") from error
 
 
 def _import_file(path: Path) -> Any:
@@ -95,6 +95,9 @@ def _import_file(path: Path) -> Any:
         raise _error(f"no file {path}", "give the path relative to the scenario")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # the file may import its neighbours, as when Python runs it
     try:
         spec.loader.exec_module(module)
     except Exception as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from chinchilla_sim.errors import Mistake, ScenarioError
-from chinchilla_sim.graph.task import GRAPH_FORMAT, GRAPH_VERSION, TaskGraph
+from chinchilla_sim.graph.task import GRAPH_FORMAT, GRAPH_VERSION, Task, TaskGraph
 
 
 def read_graph(path: Path) -> TaskGraph:
@@ -25,8 +25,27 @@ def read_graph(path: Path) -> TaskGraph:
         graph = TaskGraph.from_dict(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ScenarioError([Mistake("", f"{type(error).__name__}: {error}", "see TaskGraph.to_dict")], str(path)) from error
+    _check_numbers(graph, str(path))
     _check(graph, str(path))
     return graph
+
+
+def _check_numbers(graph: TaskGraph, source: str) -> None:
+    """Amounts are numbers >= 0, counts are whole."""
+    found = [("batch_size", graph.batch_size, graph.batch_size != 0)]
+    found += [(f"parameter_bytes.{name}", size, True) for name, size in graph.parameter_bytes.items()]
+    for index, task in enumerate(graph.tasks):
+        amounts = [field for field in Task.__dataclass_fields__ if field.endswith(("_flop", "_bytes", "_count"))]
+        found += [(f"tasks.{index}.{field}", getattr(task, field), True) for field in amounts]
+    mistakes = [
+        Mistake(where, f"{value!r} is not a number of the right sign", "give a number >= 0 (batch_size: >= 1)")
+        for where, value, good in found
+        if isinstance(value, bool) or not isinstance(value, int | float) or not good or not 0 <= value < float("inf")
+    ]
+    if not mistakes and not isinstance(graph.batch_size, int):
+        mistakes = [Mistake("batch_size", f"{graph.batch_size!r} is not a whole number")]
+    if mistakes:
+        raise ScenarioError(mistakes, source)
 
 
 def _check(graph: TaskGraph, source: str) -> None:

@@ -2,6 +2,7 @@
 
     linear, mm, bmm, matmul   2 (product of output shape) (contracted length)
     convolution               2 (product of output shape) (input channels / groups) (product of kernel)
+    transposed convolution    2 (product of input shape) (output channels / groups) (product of kernel)
     attention                 2 b h s t d  for scores and 2 b h s t e  for their product with the values
 
 The backward pass is one product of the same size per operand that needs a gradient.
@@ -28,6 +29,10 @@ def _convolution_flop(shapes: Sequence[Shape], output: Shape) -> float:
     return 2.0 * prod(output) * prod(weight[1:])
 
 
+def _transposed_convolution_flop(shapes: Sequence[Shape], output: Shape) -> float:
+    return 2.0 * prod(shapes[0]) * prod(shapes[1][1:])
+
+
 def _attention_flop(shapes: Sequence[Shape], output: Shape) -> float:
     query, key, value = shapes[:3]
     return 2.0 * prod(query) * key[-2] + 2.0 * prod(query[:-1]) * key[-2] * value[-1]
@@ -42,6 +47,9 @@ FLOP_OF: dict[str, Callable[[Sequence[Shape], Shape], float]] = {
     "conv1d": _convolution_flop,
     "conv2d": _convolution_flop,
     "conv3d": _convolution_flop,
+    "conv_transpose1d": _transposed_convolution_flop,
+    "conv_transpose2d": _transposed_convolution_flop,
+    "conv_transpose3d": _transposed_convolution_flop,
     "scaled_dot_product_attention": _attention_flop,
 }
 

@@ -23,6 +23,7 @@ def trace_job(job: TrainingJob, batch_size: int, training: bool, name: str) -> T
             model = job.model()
             inputs, _ = job.example_batch(batch_size)
         model = model.to("meta").train(training)
+        inputs = tuple(tensor.to("meta") for tensor in as_tuple(inputs))
         nodes = list(export_module(model, inputs).graph.nodes)
     except ScenarioError:
         raise
@@ -169,7 +170,8 @@ def _is_floating(node: Node) -> bool:
 
 def _op_name(node: Node) -> str:
     packet = getattr(node.target, "overloadpacket", None)
-    return str(packet).rpartition(".")[2] if packet is not None else getattr(node.target, "__name__", str(node.target))
+    # The underscore of an operator that works in place does not change what it costs.
+    return str(packet).rpartition(".")[2].rstrip("_") if packet is not None else getattr(node.target, "__name__", str(node.target))
 
 
 def _is_view(node: Node) -> bool:

@@ -143,11 +143,13 @@ def _gradient_actions(plan: Plan, stage: int) -> list[Action]:
 def _post_early(work: list[Action], in_flight: int) -> tuple[Action, ...]:
     """Move every receive ahead, so that `in_flight` are outstanding: data leaves only after "ready" has arrived."""
     receives = [action for action in work if action.op in RECEIVES]
-    ordered, posted = list(receives[:in_flight]), in_flight
+    ordered, posted, used = list(receives[:in_flight]), in_flight, False
     for action in work:
-        if action.op not in RECEIVES:
-            ordered.append(action)
+        if action.op in RECEIVES:
+            used = True
             continue
-        ordered += receives[posted : posted + 1]
-        posted += 1
+        ordered.append(action)
+        if used:
+            ordered += receives[posted : posted + 1]
+            posted, used = posted + 1, False
     return tuple(ordered)

@@ -143,7 +143,7 @@ class NodeSpec(_Table):
     count: int = Field(default=1, ge=1, le=100_000, description="How many equal nodes.", examples=[4])
     devices: int = Field(default=1, ge=1, le=100_000, description="Devices per node.", examples=[8])
     device: str | None = Field(
-        default=None, min_length=1, description="Device name from the catalogue; or give peak and memory.", examples=["a100-80gb"]
+        default=None, min_length=1, description="Device name from the catalogue; or give peak and memory.", examples=["a100-sxm-80gb"]
     )
     peak_flop_per_s: FlopPerSecond | None = Field(default=None, alias="peak", description="Peak speed per device.", examples=["10 Tflop/s"])
     memory_bytes: MemoryBytes | None = Field(

@@ -10,6 +10,7 @@ message leaves only after the receiver's "ready" has arrived:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import simpy
@@ -71,6 +72,7 @@ class _Simulation:
         self.memory: list[MemorySample] = []
         self.messages: dict[tuple[str, int, int, int], _Message] = {}
         self.joined: dict[int, int] = {}
+        self.departures: dict[tuple[int, int, float], list[Callable[[], None]]] = {}
         self.ranks = [self._rank(program.actions[rank], rank) for rank in range(self.plan.rank_count)]
 
     def _rank(self, actions: tuple[Action, ...], rank: int) -> _Rank:
@@ -92,7 +94,24 @@ class _Simulation:
         ]
         if waiting:
             raise RunError(f"the program deadlocks: {'; '.join(waiting)}")
+        self._check_messages()
         return Timeline(len(self.ranks), tuple(self.spans), tuple(self.memory))
+
+    def _check_messages(self) -> None:
+        """Every message must have been sent and received."""
+        lost = [
+            self._name_end(*key, sent=message.sent)
+            for key, message in self.messages.items()
+            if not message.sent or message.ready_s is None
+        ]
+        if lost:
+            raise RunError(f"the program loses messages: {'; '.join(lost)}")
+
+    def _name_end(self, direction: str, boundary: int, microbatch: int, replica: int, sent: bool) -> str:
+        """The end of a message that has no other, such as `0SEND_F0 of rank 0 has no receive`."""
+        op = Op(f"{'SEND' if sent else 'RECV'}_{direction}")
+        stage = boundary if (direction == "F") == sent else boundary + 1
+        return f"{Action(stage, op, microbatch)} of rank {self.plan.rank_of(stage, replica)} has no {'receive' if sent else 'send'}"
 
     def _advance(self, rank: int) -> None:
         """Issue actions until the rank computes, waits or is done."""
@@ -151,10 +170,6 @@ class _Simulation:
         source, target = (lower, upper) if direction == "F" else (upper, lower)
         send_op, receive_op = (Op.SEND_F, Op.RECV_F) if direction == "F" else (Op.SEND_B, Op.RECV_B)
         source_slot, target_slot = self.plan.slots[source], self.plan.slots[target]
-        delay_s = 0.0
-        if self.cluster.backend.rendezvous and message.ready_s is not None:
-            ready_s = message.ready_s + self.cluster.latency_s(target_slot, source_slot)
-            delay_s = max(0.0, ready_s - self.env.now)
         payload = self.pricing.message_bytes(direction, boundary)
         wire_bytes = payload * self.cluster.backend.header_factor
 
@@ -164,7 +179,23 @@ class _Simulation:
             self._span(target, "receive", receive, first_byte_s, payload)
             self._arrive(target, receive)
 
-        call_after(self.env, delay_s, lambda: self.network.send(source_slot, target_slot, wire_bytes, arrive))
+        def leave() -> None:
+            self.network.send(source_slot, target_slot, wire_bytes, arrive)
+
+        ready_s = 0.0
+        if self.cluster.backend.rendezvous and message.ready_s is not None:
+            ready_s = message.ready_s + self.cluster.latency_s(target_slot, source_slot)
+        if ready_s <= self.env.now:
+            leave()
+        else:
+            self._leave_at(ready_s, (source, target), leave)
+
+    def _leave_at(self, ready_s: float, pair: tuple[int, int], leave: Callable[[], None]) -> None:
+        """Let a message leave when "ready" arrives; those of one pair that get it together leave in the order of sending."""
+        together = self.departures.setdefault((*pair, ready_s), [])
+        together.append(leave)
+        if len(together) == 1:
+            call_after(self.env, ready_s - self.env.now, lambda: [leave() for leave in together])
 
     def _join_collective(self, rank: int, action: Action) -> None:
         """The exchange of a stage's gradients starts when its last replica has joined."""

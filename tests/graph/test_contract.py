@@ -111,7 +111,6 @@ def test_running_needs_more_than_planning(job_file: Path) -> None:
         load_job(f"{job_file}:build", {}, None, to_run=True)
 
 
-@pytest.mark.xfail(strict=True, reason="contract._import_module catches ImportError only: other errors of a package escape as tracebacks")
 @pytest.mark.parametrize("text", ["def build(:\n", "raise OSError('no such disk')\n"])
 def test_package_that_does_not_import_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """A package is told like a file: any error while it is imported is a ScenarioError."""
@@ -120,7 +119,6 @@ def test_package_that_does_not_import_is_named(tmp_path: Path, monkeypatch: pyte
     message_of("chinchilla_broken_package:build")
 
 
-@pytest.mark.xfail(strict=True, reason="contract._import_file does not put the file's folder on sys.path, as `python my_job.py` does")
 def test_file_may_import_its_neighbour(tmp_path: Path) -> None:
     """A job file that runs with Python alone also loads: it may import a module beside it."""
     (tmp_path / "chinchilla_neighbour.py").write_text(JOB)

@@ -77,7 +77,6 @@ def test_names_are_unique_and_something_computes(write: Write) -> None:
     assert mistakes_in(write(changed(tasks=[task, task], edges=[]))) == ["tasks", "tasks"]
 
 
-@pytest.mark.xfail(strict=True, reason="importers._check does not check types and signs: a text or a negative number fails much later")
 @pytest.mark.parametrize(
     "tables",
     [

@@ -245,14 +245,12 @@ class Same(nn.Module):
         return self.inner(x, x)  # type: ignore[no-any-return]
 
 
-@pytest.mark.xfail(strict=True, reason="trace._op_name keeps the underscore: relu_ and add_ are not in SAVES_OUTPUT / SAVES_NOTHING")
 def test_working_in_place_saves_no_more() -> None:
     """ReLU in place keeps its output once, as without: it does not also keep the tensor it has overwritten."""
     kept = [{name for task in trace(make, 3, 16, 16).tasks for name in task.saved} for make in (cnn, lambda: cnn(inplace=True))]
     assert len(kept[0]) == len(kept[1])
 
 
-@pytest.mark.xfail(strict=True, reason="trace_job moves the model to meta but not example_batch's tensors")
 def test_example_batch_may_be_slices_of_real_data() -> None:
     """`example_batch` returns tensors of any values, so also ones that were loaded or made by NumPy."""
     data = torch.zeros(100, 8)
