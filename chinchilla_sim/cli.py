@@ -32,7 +32,7 @@ validate = App(name="validate", help="Compare simulation with reality.")
 app.command(validate)
 
 Overrides = Annotated[
-    list[str] | None, Parameter(name="--set", help='Replace a value of the scenario, such as job.global_batch_size=128.', negative=())
+    list[str] | None, Parameter(name="--set", help="Replace a value of the scenario, such as job.global_batch_size=128.", negative=())
 ]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print one JSON document instead of tables.", negative=())]
 Force = Annotated[bool, Parameter(name="--force", help="Use a plan although its graph, catalogue or calibration has changed.", negative=())]
@@ -111,7 +111,13 @@ def simulate(*plans: Path, overrides: Overrides = None, as_json: AsJson = False,
 
 @app.command
 def run(
-    source: Path, *, overrides: Overrides = None, output: Output = None, as_json: AsJson = False, force: Force = False, steps: int | None = None
+    source: Path,
+    *,
+    overrides: Overrides = None,
+    output: Output = None,
+    as_json: AsJson = False,
+    force: Force = False,
+    steps: int | None = None,
 ) -> None:
     """Plan, simulate and run a job for real on this machine, and compare prediction and measurement.
 
@@ -298,12 +304,13 @@ def _measurement_of(folder: Path, file: PlanFile) -> Any:
 
 
 def _print_plan(setting: Setting, search: SearchResult) -> None:
+    from chinchilla_sim.report.sketch import sketch
     from chinchilla_sim.report.table import candidates_table, cost_table, ranks_table
     from chinchilla_sim.workflow import study_of
 
     study = study_of(setting, search)
     _print_tables(candidates_table(search, setting.scenario.search.objective), ranks_table(search.best, setting.cluster), cost_table(study))
-    print("\n".join(study.explanation))
+    print(sketch(search.best.timeline), "", *study.explanation, sep="\n")
 
 
 def _print_tables(*tables: Table) -> None:

@@ -112,9 +112,7 @@ class Timeline:
         zero = self.start_s
         return {
             "rank_count": self.rank_count,
-            "spans": [
-                [s.rank, s.stream, s.category, s.label, s.start_s - zero, s.end_s - zero, s.moved_bytes] for s in self.spans
-            ],
+            "spans": [[s.rank, s.stream, s.category, s.label, s.start_s - zero, s.end_s - zero, s.moved_bytes] for s in self.spans],
             "memory": [[m.rank, m.time_s - zero, m.held_bytes] for m in self.memory],
         }
 

@@ -101,7 +101,10 @@ def find_calibration(rank_count: int) -> tuple[Calibration | None, tuple[str, ..
         return None, (*stale, "no calibration of this machine: catalogue figures are used; `chinchilla calibrate` measures it")
     calibration = load_calibration(path)
     if not calibration.covers(rank_count):
-        return None, (*stale, f"the calibration has no measurement with {rank_count} busy ranks: run `chinchilla calibrate --ranks {rank_count}`")
+        return None, (
+            *stale,
+            f"the calibration has no measurement with {rank_count} busy ranks: run `chinchilla calibrate --ranks {rank_count}`",
+        )
     return calibration, stale
 
 
@@ -172,7 +175,9 @@ def simulate_plan(setting: Setting, file: PlanFile) -> Candidate:
     return Candidate(file.plan, pricing, timeline, timeline.step_s)
 
 
-def run_for_real(file: PlanFile, folder: Path, steps: int | None = None, watch: Callable[[Mapping[str, Any]], None] | None = None) -> Measurement:
+def run_for_real(
+    file: PlanFile, folder: Path, steps: int | None = None, watch: Callable[[Mapping[str, Any]], None] | None = None
+) -> Measurement:
     """Run a plan on this machine's ranks; `steps` ends the run early."""
     from chinchilla_sim.graph.contract import factory_of
     from chinchilla_sim.runtime.launch import run_plan

@@ -46,7 +46,9 @@ def spans(rank_count: int) -> st.SearchStrategy[Span]:
     )
 
 
-samples = st.builds(lambda rank, time, held: MemorySample(rank, time / 8, held), st.integers(0, 2), st.integers(-1000, 1000), st.floats(0, 1e12))
+samples = st.builds(
+    lambda rank, time, held: MemorySample(rank, time / 8, held), st.integers(0, 2), st.integers(-1000, 1000), st.floats(0, 1e12)
+)
 
 
 @given(st.lists(spans(3), max_size=10), st.lists(samples, max_size=5))

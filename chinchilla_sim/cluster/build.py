@@ -39,7 +39,11 @@ def _this_machine(spec: ClusterSpec, precision: str, calibration: Calibration | 
     if calibration is None:
         core = find_device(CPU_CORE, precision, "cluster")
         link = find_link("loopback")
-        provenance: tuple[str, ...] = (source_of("devices", CPU_CORE), source_of("links", "loopback"), "not calibrated: run `chinchilla calibrate`")
+        provenance: tuple[str, ...] = (
+            source_of("devices", CPU_CORE),
+            source_of("links", "loopback"),
+            "not calibrated: run `chinchilla calibrate`",
+        )
         crowded: dict[int, Device] = {}
     else:
         crowded = {count: _with_expense(device, share) for count, device in calibration.devices.items()}

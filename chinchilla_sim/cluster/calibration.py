@@ -110,7 +110,8 @@ class Calibration:
 
 
 def _device_of(data: Mapping[str, Any]) -> Device:
-    return Device(**{key: str(value) if key == "name" else _number(value) for key, value in data.items()})
+    numbers: dict[str, Any] = {key: _number(value) for key, value in data.items() if key != "name"}
+    return Device(name=str(data["name"]), **numbers)
 
 
 def _number(value: Any) -> float:
@@ -126,10 +127,7 @@ def fit_device(rows: Sequence[KernelRow], name: str, memory_bytes: float) -> tup
     and elementwise kernels have their own bandwidth and launch time.
     """
     products = [row for row in rows if row.direction in ("forward", "backward")]
-    columns = [
-        [*_directions(row, row.launches), float(row.direction == "backward"), row.flop, row.moved_bytes]
-        for row in products
-    ]
+    columns = [[*_directions(row, row.launches), float(row.direction == "backward"), row.flop, row.moved_bytes] for row in products]
     measured = np.array([row.measured_s for row in products])
     solution = _fit(columns, measured)
     forward_s, backward_s, backward_fixed_s, flop_s, byte_s = solution
@@ -218,7 +216,9 @@ def stale_entries(key: MachineKey) -> list[str]:
         except ScenarioError:
             reasons.append(f"{path}: cannot be read")
             continue
-        differing = [f"{name} {value!r}, now {asdict(key)[name]!r}" for name, value in asdict(other.key).items() if asdict(key)[name] != value]
+        differing = [
+            f"{name} {value!r}, now {asdict(key)[name]!r}" for name, value in asdict(other.key).items() if asdict(key)[name] != value
+        ]
         if differing:
             reasons.append(f"{path} ({other.date}): {', '.join(differing)}")
     return reasons

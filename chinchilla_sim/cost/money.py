@@ -1,8 +1,8 @@
 """What a step costs in USD, joule and CO2.
 
-    usd    = step_s * sum of the ranks' prices            (a rented machine is paid while it waits)
-    joule  = step_s * sum of the ranks' powers            (modelled: full power for the whole step, an upper bound)
-    kg CO2 = joule * grid intensity
+usd    = step_s * sum of the ranks' prices            (a rented machine is paid while it waits)
+joule  = step_s * sum of the ranks' powers            (modelled: full power for the whole step, an upper bound)
+kg CO2 = joule * grid intensity
 """
 
 from __future__ import annotations

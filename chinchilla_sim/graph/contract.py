@@ -55,7 +55,7 @@ def factory_of(scenario: Scenario) -> tuple[str, Mapping[str, Any], str | None]:
     model = scenario.model
     factory = model.factory or BUILTIN_FACTORIES.get(model.builtin or "")
     if factory is None:
-        cure = 'name a builtin or a factory to run it; a formula or graph can be planned and simulated'
+        cure = "name a builtin or a factory to run it; a formula or graph can be planned and simulated"
         raise ScenarioError([Mistake("model", f"a {model.kind} has no code to run", cure)])
     return factory, model.options, scenario.job.data
 
@@ -64,7 +64,7 @@ def load_job(factory: str, options: Mapping[str, Any], data: str | None, *, to_r
     """Import the factory and build the job; every failure is a `ScenarioError` that names the cure."""
     module_name, _, function_name = factory.rpartition(":")
     if not module_name or not function_name:
-        raise _error(f"{factory!r} is not 'package.module:function' or 'path/to/file.py:function'", "write for example \"jobs.py:build\"")
+        raise _error(f"{factory!r} is not 'package.module:function' or 'path/to/file.py:function'", 'write for example "jobs.py:build"')
     module = _import_file(Path(module_name)) if module_name.endswith(".py") else _import_module(module_name)
     build = getattr(module, function_name, None)
     if not callable(build):
@@ -85,7 +85,9 @@ def _import_module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        raise _error(f"cannot import {name}: {type(error).__name__}: {error}", "install the package, or give the path of the file") from error
+        raise _error(
+            f"cannot import {name}: {type(error).__name__}: {error}", "install the package, or give the path of the file"
+        ) from error
 
 
 def _import_file(path: Path) -> Any:

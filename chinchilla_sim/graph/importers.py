@@ -32,7 +32,7 @@ def read_graph(path: Path) -> TaskGraph:
 
 def _check_numbers(graph: TaskGraph, source: str) -> None:
     """Amounts are numbers >= 0, counts are whole."""
-    found = [("batch_size", graph.batch_size, graph.batch_size != 0)]
+    found: list[tuple[str, object, bool]] = [("batch_size", graph.batch_size, graph.batch_size != 0)]
     found += [(f"parameter_bytes.{name}", size, True) for name, size in graph.parameter_bytes.items()]
     for index, task in enumerate(graph.tasks):
         amounts = [field for field in Task.__dataclass_fields__ if field.endswith(("_flop", "_bytes", "_count"))]
@@ -60,7 +60,9 @@ def _check(graph: TaskGraph, source: str) -> None:
         elif graph.position[producer] >= graph.position[consumer]:
             mistakes.append(Mistake(f"edges.{index}", f"{producer} -> {consumer} goes backwards", "list tasks in topological order"))
     for index, task in enumerate(graph.tasks):
-        mistakes += [Mistake(f"tasks.{index}.parameters", f"unknown parameter {p!r}") for p in task.parameters if p not in graph.parameter_bytes]
+        mistakes += [
+            Mistake(f"tasks.{index}.parameters", f"unknown parameter {p!r}") for p in task.parameters if p not in graph.parameter_bytes
+        ]
         mistakes += [Mistake(f"tasks.{index}.saved", f"unknown task {name!r}") for name in task.saved if name not in graph.position]
     if not graph.compute_tasks:
         mistakes.append(Mistake("tasks", "no task computes anything"))

@@ -58,9 +58,16 @@ def graph_of(model: nn.Module, nodes: list[Node], batch_size: int, training: boo
     canonical = _canonical_names(model)
     reader = _Reader({key: canonical[key] for key in trainable})
     tasks = [reader.task(node) for node in nodes if node.op in ("placeholder", "call_function")]
-    edges = [(reader.name_of[parent], reader.name_of[node]) for node in task_nodes(nodes) for parent in node.all_input_nodes if parent in reader.name_of]
+    edges = [
+        (reader.name_of[parent], reader.name_of[node])
+        for node in task_nodes(nodes)
+        for parent in node.all_input_nodes
+        if parent in reader.name_of
+    ]
     parameters = {
-        key: float(parameter.numel() * parameter.element_size()) for key, parameter in model.named_parameters() if canonical[key] in reader.used
+        key: float(parameter.numel() * parameter.element_size())
+        for key, parameter in model.named_parameters()
+        if canonical[key] in reader.used
     }
     all_tasks, all_edges = tuple(tasks), tuple(dict.fromkeys(edges))
     if training:

@@ -1,11 +1,12 @@
 """Task graphs from shape parameters alone, without torch; equal to the traced graph of the same shape.
 
-    linear, batch b, i inputs, o outputs:   forward 2 b i o flop; the weight's gradient and the input's
-                                            gradient 2 b i o each (the first layer has no input gradient)
+linear, batch b, i inputs, o outputs:   forward 2 b i o flop; the weight's gradient and the input's
+                                        gradient 2 b i o each (the first layer has no input gradient)
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from chinchilla_sim.graph.task import Task, TaskGraph, with_loss
@@ -59,7 +60,7 @@ def mlp(widths: Sequence[int], batch_size: int, training: bool = True) -> TaskGr
     tasks, source = [inputs], INPUT_NAME
     edges: list[tuple[str, str]] = []
     parameters: dict[str, float] = {}
-    for layer, (i, o) in enumerate(zip(widths, widths[1:], strict=False)):
+    for layer, (i, o) in enumerate(itertools.pairwise(widths)):
         suffix = f"_{layer}" if layer else ""
         if layer:
             relu = relu_task("relu" + (f"_{layer - 1}" if layer > 1 else ""), tasks[-1].output_bytes)

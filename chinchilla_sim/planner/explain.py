@@ -35,8 +35,8 @@ def _composition(candidate: Candidate) -> str:
 def _against_one_rank(best: Candidate, alone: Candidate) -> str:
     if alone.step_s <= best.step_s:
         return (
-            f"One rank alone would be faster: {format_seconds(alone.step_s)}, {best.step_s / alone.step_s:.2f} times as fast. The network is "
-            "too small to split over these links; the scenario asks for more ranks."
+            f"One rank alone would be faster: {format_seconds(alone.step_s)}, {best.step_s / alone.step_s:.2f} times as fast. "
+            "The network is too small to split over these links; the scenario asks for more ranks."
         )
     return f"One rank alone would take {format_seconds(alone.step_s)}, {alone.step_s / best.step_s:.2f} times as long."
 

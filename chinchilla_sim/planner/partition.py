@@ -41,8 +41,8 @@ def balance_stages(
 
         best[d][i] = min over j of  max(best[d-1][j], boundary_s[j-1], sum(task_s[d-1][j:i]))
 
-    Among equal prefixes the smaller sum of boundaries wins, then the faster busiest stage, then the earlier cut. Returns the number of tasks of each
-    position, or None where nothing fits.
+    Among equal prefixes the smaller sum of boundaries wins, then the faster busiest stage, then the earlier cut.
+    Returns the number of tasks of each position, or None where nothing fits.
 
     >>> balance_stages([[3, 3, 3, 3], [1, 1, 1, 1]], [0, 0, 0, 0], [True] * 4, lambda d, j, i: True)
     [1, 3]

@@ -91,9 +91,12 @@ class Pricer:
         collectives = [self._collective(plan, stage) for stage in range(plan.pipeline_parallel_degree)]
         return Pricing(
             ranks=tuple(self._stage_price(plan, rank, raw, raw_gradients) for rank in range(plan.rank_count)),
-            boundary_bytes=tuple(payload_bytes(codec, size) for codec, size in zip(plan.activation_codecs, raw, strict=True)),
+            boundary_bytes=tuple(
+                _message_bytes(codec, tasks, scale) for codec, tasks in zip(plan.activation_codecs, boundaries, strict=True)
+            ),
             boundary_gradient_bytes=tuple(
-                payload_bytes(codec, size) for codec, size in zip(plan.activation_codecs, raw_gradients, strict=True)
+                _message_bytes(codec, [task for task in tasks if task.needs_gradient], scale)
+                for codec, tasks in zip(plan.activation_codecs, boundaries, strict=True)
             ),
             collective_s=tuple(seconds for seconds, _ in collectives),
             collective_sent_bytes=tuple(size for _, size in collectives),
@@ -126,12 +129,12 @@ class Pricer:
             later_backward_s=first_backward_s + accumulation_s(parameters, device),
             held_bytes=self._held_bytes(plan, stage, parameters) + buffers,
             saved_bytes=self._saved_bytes(plan, tasks),
-            in_flight=microbatches_in_flight(plan.schedule, stage, plan.pipeline_parallel_degree, plan.microbatch_count) if plan.training else 1,
+            in_flight=microbatches_in_flight(plan.schedule, stage, plan.pipeline_parallel_degree, plan.microbatch_count)
+            if plan.training
+            else 1,
         )
 
-    def _codec_s(
-        self, plan: Plan, stage: int, raw: Sequence[float], raw_gradients: Sequence[float], device: Device
-    ) -> dict[Op, float]:
+    def _codec_s(self, plan: Plan, stage: int, raw: Sequence[float], raw_gradients: Sequence[float], device: Device) -> dict[Op, float]:
         seconds = {}
         if stage > 0:
             codec = plan.activation_codecs[stage - 1]
@@ -177,6 +180,11 @@ class Pricer:
         kind = "all_reduce" if CODECS[codec].summable else "all_gather"
         slots = [plan.slots[rank] for rank in plan.placement[stage]]
         return collective_s(self.cluster, kind, slots, payload), sent_bytes(kind, payload, plan.data_parallel_degree)
+
+
+def _message_bytes(codec: str, tasks: Sequence[Task], scale: float) -> float:
+    """Payload of a message that packs the outputs of several tasks, each on its own."""
+    return sum(payload_bytes(codec, scale * task.output_bytes) for task in tasks)
 
 
 def gradient_codec_s(plan: Plan, stage: int, raw_bytes: float, device: Device) -> dict[Op, float]:

@@ -43,7 +43,11 @@ def calibration_table(calibration: Calibration) -> Table:
     for count, device in sorted(calibration.devices.items()):
         row = [str(count), format_flop_per_s(device.flop_per_s), f"{format_bytes(device.memory_bandwidth_bytes_per_s)}/s"]
         row += [format_seconds(device.forward_launch_s), format_seconds(device.backward_launch_s)]
-        row += [format_seconds(device.forward_fixed_s + device.backward_fixed_s), format_seconds(device.step_fixed_s), percent(calibration.fit_error[count])]
+        row += [
+            format_seconds(device.forward_fixed_s + device.backward_fixed_s),
+            format_seconds(device.step_fixed_s),
+            percent(calibration.fit_error[count]),
+        ]
         rows.append(tuple(row))
     headers = ("busy ranks", "products", "memory", "forward kernel", "backward kernel", "per microbatch", "per step", "median fit error")
     link = f"{format_seconds(calibration.transfer_latency_s)} and {format_bandwidth(calibration.transfer_bandwidth_bytes_per_s)}"

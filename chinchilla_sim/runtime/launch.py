@@ -30,6 +30,7 @@ RANK_ENVIRONMENT = {
 }
 GRACE_S = 5.0
 POLL_S = 0.1
+PEER_DIED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
 Watch = Callable[[dict[str, Any]], None]
@@ -123,8 +124,11 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 def _failure(folder: Path, rank_count: int, log: Path) -> str:
     """What to tell the user: the traceback of the rank that failed first, or that one was killed."""
     errors = [path for rank in range(rank_count) if (path := folder / f"rank{rank}.error").exists()]
-    if errors:
-        first = min(errors, key=lambda path: path.stat().st_mtime)
+    # A rank whose peer has died fails too; that is not the reason.
+    first_hand = [path for path in errors if not any(symptom in path.read_text() for symptom in PEER_DIED)]
+    if first_hand:
+        first = min(first_hand, key=lambda path: path.stat().st_mtime)
         return f"{first.stem} failed:\n{first.read_text().rstrip()}"
-    tail = "\n".join(log.read_text().splitlines()[-15:])
-    return f"a rank died without a traceback (killed, or out of memory); the launcher said:\n{tail}"
+    lines = log.read_text().splitlines()
+    told = [line.strip() for line in lines if "exitcode" in line or "Signal" in line] or lines[-15:]
+    return "a rank died without a traceback (killed, or out of memory); the launcher said:\n" + "\n".join(told)

@@ -100,9 +100,7 @@ class _Simulation:
     def _check_messages(self) -> None:
         """Every message must have been sent and received."""
         lost = [
-            self._name_end(*key, sent=message.sent)
-            for key, message in self.messages.items()
-            if not message.sent or message.ready_s is None
+            self._name_end(*key, sent=message.sent) for key, message in self.messages.items() if not message.sent or message.ready_s is None
         ]
         if lost:
             raise RunError(f"the program loses messages: {'; '.join(lost)}")
@@ -161,9 +159,8 @@ class _Simulation:
         else:
             message.ready_s = self.env.now
         rendezvous = self.cluster.backend.rendezvous
-        if message.sent and (message.ready_s is not None or not rendezvous):
-            if rendezvous or action.op in SENDS:
-                self._depart(direction, boundary, microbatch, replica, message)
+        if message.sent and (message.ready_s is not None or not rendezvous) and (rendezvous or action.op in SENDS):
+            self._depart(direction, boundary, microbatch, replica, message)
 
     def _depart(self, direction: str, boundary: int, microbatch: int, replica: int, message: _Message) -> None:
         lower, upper = self.plan.rank_of(boundary, replica), self.plan.rank_of(boundary + 1, replica)
@@ -195,7 +192,7 @@ class _Simulation:
         together = self.departures.setdefault((*pair, ready_s), [])
         together.append(leave)
         if len(together) == 1:
-            call_after(self.env, ready_s - self.env.now, lambda: [leave() for leave in together])
+            call_after(self.env, ready_s - self.env.now, lambda: _call_all(together))
 
     def _join_collective(self, rank: int, action: Action) -> None:
         """The exchange of a stage's gradients starts when its last replica has joined."""
@@ -222,3 +219,8 @@ class _Simulation:
         state = self.ranks[rank]
         state.held_bytes += change_bytes
         self.memory.append(MemorySample(rank, self.env.now, state.held_bytes))
+
+
+def _call_all(functions: list[Callable[[], None]]) -> None:
+    for function in functions:
+        function()

@@ -122,7 +122,7 @@ def fair_rates(flows: Iterable[Flow], capacity: dict[Edge, float]) -> None:
                     del users[edge]
 
 
-def call_after(env: simpy.Environment, delay_s: float, function: Callable[[], object]) -> None:
+def call_after(env: simpy.Environment, delay_s: float, function: Callable[[], None]) -> None:
     """Run `function` when `delay_s` have passed."""
     event = env.timeout(delay_s)
     event.callbacks.append(lambda _event: function())

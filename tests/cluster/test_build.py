@@ -27,7 +27,7 @@ def hops(cluster: Cluster, source: int, target: int) -> list[str]:
 
 @pytest.mark.parametrize(
     ("topology", "far", "between"),
-    [("network/switch", 2e-3, ["n-0", "switch", "n-2"]), ("full-mesh", 2e-3, ["n-0", "n-2"]), ("ring", 4e-3, ["n-0", "n-1", "n-2"])],
+    [("switch", 2e-3, ["n-0", "switch", "n-2"]), ("full-mesh", 2e-3, ["n-0", "n-2"]), ("ring", 4e-3, ["n-0", "n-1", "n-2"])],
 )
 def test_routes_of_the_topologies(topology: str, far: float, between: list[str]) -> None:
     """From node 0 to node 2 of four: over the switch, at once, or around half the ring; neighbours are one latency apart."""
@@ -97,9 +97,7 @@ def test_disconnected_links_are_a_scenario_error() -> None:
 
 def test_devices_of_a_node_share_its_network_link() -> None:
     """Two nodes of two devices: inside a node the stated link, between nodes that one twice by half and the network."""
-    cluster = build(
-        nodes=[{"name": "n", "count": 2, "devices": 2, **NODE}], intra_node={"bandwidth": "100 GB/s", "latency": "10 us"}
-    )
+    cluster = build(nodes=[{"name": "n", "count": 2, "devices": 2, **NODE}], intra_node={"bandwidth": "100 GB/s", "latency": "10 us"})
     assert cluster.slots == ("n-0/0", "n-0/1", "n-1/0", "n-1/1")
     assert (cluster.latency_s(0, 1), cluster.bandwidth_bytes_per_s(0, 1)) == (pytest.approx(10e-6), 100e9)
     assert (cluster.latency_s(0, 2), cluster.bandwidth_bytes_per_s(0, 2)) == (pytest.approx(2e-3 + 10e-6), 1e9)

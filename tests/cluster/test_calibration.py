@@ -54,7 +54,11 @@ def measured_rows(noise: float, seed: int = 0) -> list[KernelRow]:
     for batch in (1, 8, 64, 256):
         for i, o in ((16, 16), (784, 512), (512, 10), (2048, 2048), (64, 4096)):
             flop, moved = 2.0 * batch * i * o, 4.0 * (batch * i + i * o + batch * o)
-            rows += [KernelRow("forward", 1, flop, moved, 0.0), KernelRow("backward", 1, flop, moved, 0.0), KernelRow("backward", 2, 2 * flop, 2 * moved, 0.0)]
+            rows += [
+                KernelRow("forward", 1, flop, moved, 0.0),
+                KernelRow("backward", 1, flop, moved, 0.0),
+                KernelRow("backward", 2, 2 * flop, 2 * moved, 0.0),
+            ]
     sizes = (1e3, 1e4, 1e5, 1e6, 1e7)
     rows += [KernelRow(direction, 1, 0.0, size, 0.0) for direction in ("optimizer", "elementwise") for size in sizes]
     return [replace(row, measured_s=kernel_s(PLANTED, row) * float(1 + noise * generator.standard_normal())) for row in rows]
@@ -144,7 +148,7 @@ def test_damaged_file_is_a_scenario_error(calibration: Calibration, damage: obje
     """Whatever is wrong with the file, its name and the cure are told."""
     path = save_calibration(calibration)
     path.write_text(damage(path.read_text()))  # type: ignore[operator]
-    with pytest.raises(ScenarioError, match="cannot be read.*delete it and run chinchilla calibrate") as caught:
+    with pytest.raises(ScenarioError, match=r"cannot be read.*delete it and run chinchilla calibrate") as caught:
         load_calibration(path)
     assert caught.value.source == str(path)
 

@@ -49,7 +49,11 @@ def test_a100_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("name", "cure"),
-    [("a100-sxm-80g", "did you mean 'a100-sxm-80gb'?"), ("h100-80gb", "did you mean 'h100-sxm-80gb'?"), ("abacus", "known: a100-sxm-80gb, cpu-core")],
+    [
+        ("a100-sxm-80g", "did you mean 'a100-sxm-80gb'?"),
+        ("h100-80gb", "did you mean 'h100-sxm-80gb'?"),
+        ("abacus", "known: a100-sxm-80gb, cpu-core"),
+    ],
 )
 def test_unknown_device_meets_its_nearest_name(name: str, cure: str) -> None:
     """A misspelt device offers the nearest name, a strange one lists what there is; the place is the user's key."""

@@ -80,7 +80,11 @@ def test_first_layer_backward_by_hand() -> None:
 def test_views_and_frozen_tasks_have_no_backward_pass() -> None:
     """What starts no kernel, or needs no gradient, takes no time on the way back."""
     assert backward_s(replace(LINEAR, needs_gradient=False), 1.0, 40.0, DEVICE) == 0
-    assert backward_s(Task("v", "view", launch_count=0), 1.0, 0.0, DEVICE) == forward_s(Task("v", "view", launch_count=0), 1.0, 0.0, DEVICE) == 0
+    assert (
+        backward_s(Task("v", "view", launch_count=0), 1.0, 0.0, DEVICE)
+        == forward_s(Task("v", "view", launch_count=0), 1.0, 0.0, DEVICE)
+        == 0
+    )
 
 
 def test_loss_starts_two_kernels_each_way() -> None:

@@ -13,7 +13,9 @@ from chinchilla_sim.graph.zoo import chain, mlp
 
 def skipping(*edges: tuple[str, str]) -> TaskGraph:
     """input, a, b, c in a line, 10, 20, 30 and 40 bytes, with further edges."""
-    tasks = tuple(Task(name, op, output_bytes=size) for name, op, size in (("input", "input", 10), ("a", "x", 20), ("b", "x", 30), ("c", "x", 40)))
+    tasks = tuple(
+        Task(name, op, output_bytes=size) for name, op, size in (("input", "input", 10), ("a", "x", 20), ("b", "x", 30), ("c", "x", 40))
+    )
     return TaskGraph("skip", 1, tasks, (("input", "a"), ("a", "b"), ("b", "c"), *edges))
 
 

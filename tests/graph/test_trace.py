@@ -184,7 +184,14 @@ def test_skip_connection_is_alive_until_it_is_read() -> None:
     """Behind b both a's and b's outputs cross; behind the sum only the sum."""
     graph = trace(Skip, 6)
     live = {task.name: [producer.name for producer in graph.live_after(graph.position[task.name])] for task in graph.tasks}
-    assert live == {"x": ["x"], "linear": ["linear"], "linear_1": ["linear", "linear_1"], "add": ["add"], "linear_2": ["linear_2"], "loss": []}
+    assert live == {
+        "x": ["x"],
+        "linear": ["linear"],
+        "linear_1": ["linear", "linear_1"],
+        "add": ["add"],
+        "linear_2": ["linear_2"],
+        "loss": [],
+    }
 
 
 def test_frozen_layers_have_no_backward_pass() -> None:
@@ -213,15 +220,17 @@ def test_model_that_does_not_export_is_a_scenario_error() -> None:
         trace(lambda: nn.Linear(3, 3), 5)
 
 
-@pytest.mark.xfail(strict=True, reason="operators.FLOP_OF lacks these operators, so trace counts 0 flop without a word")
+NO_FORMULA_YET = pytest.mark.xfail(strict=True, reason="operators.FLOP_OF has no formula for it: it is counted by bytes")
+
+
 @pytest.mark.filterwarnings("ignore:The tensor attributes")
 @pytest.mark.parametrize(
     ("make", "shape", "flop"),
     [
-        (Einsum, (8,), 2 * BATCH * 8 * 4),
+        pytest.param(Einsum, (8,), 2 * BATCH * 8 * 4, marks=NO_FORMULA_YET),
         (lambda: nn.ConvTranspose2d(3, 4, 3), (3, 8, 8), 2 * BATCH * 8 * 8 * 3 * 4 * 3 * 3),
-        (lambda: nn.Bilinear(4, 4, 6), (4,), 2 * BATCH * 4 * 4 * 6),
-        (lambda: nn.LSTM(8, 8), (3, 8), 2 * BATCH * 3 * 4 * 8 * (8 + 8)),
+        pytest.param(lambda: nn.Bilinear(4, 4, 6), (4,), 2 * BATCH * 4 * 4 * 6, marks=NO_FORMULA_YET),
+        pytest.param(lambda: nn.LSTM(8, 8), (3, 8), 2 * BATCH * 3 * 4 * 8 * (8 + 8), marks=NO_FORMULA_YET),
     ],
     ids=["einsum", "conv_transpose2d", "bilinear", "lstm"],
 )

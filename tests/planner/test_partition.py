@@ -84,7 +84,6 @@ def test_chosen_cut_is_allowed_and_fits(problem: Problem) -> None:
     assert chosen is None or chosen in set(problem.cuts())
 
 
-
 def test_faster_devices_get_more_tasks() -> None:
     """Four equal tasks over devices of speed 1 and 3 are cut 1 : 3; over three equal devices the free link decides."""
     assert balance_stages([[3] * 4, [1] * 4], [0] * 4, [True] * 4, lambda *_: True) == [1, 3]

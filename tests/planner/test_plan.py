@@ -39,10 +39,13 @@ def test_properties_follow_from_the_decisions(grid: Plan) -> None:
         ({"microbatch_count": 1}, "2 stages x 2 replicas, activations fp16, gradients int8"),
         ({"schedule": "forward", "activation_codecs": ("none",)}, "2 stages x 2 replicas, 4 microbatches of 8, forward"),
         ({"placement": ((0,), (1,)), "slots": (0, 1)}, "2 stages, 4 microbatches of 16, 1f1b, activations fp16"),
-        ({"stages": (("a", "b", "c"),), "placement": ((0, 1),), "slots": (0, 1), "activation_codecs": ()}, "2 replicas, 4 microbatches of 8, gradients int8"),
+        (
+            {"stages": (("a", "b", "c"),), "placement": ((0, 1),), "slots": (0, 1), "activation_codecs": ()},
+            "2 replicas, 4 microbatches of 8, gradients int8",
+        ),
         ({"stages": (("a",),), "placement": ((0,),), "slots": (0,), "activation_codecs": (), "microbatch_count": 1}, "one rank"),
     ],
-)  # fmt: skip
+)
 def test_plan_reads_as_one_line(grid: Plan, changes: dict[str, Any], text: str) -> None:
     """A plan says its split, microbatches, schedule and codecs, and nothing that does not matter."""
     assert replace(grid, **changes).describe() == text

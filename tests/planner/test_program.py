@@ -14,7 +14,13 @@ WITH_MICROBATCH = [op for op in Op if not op.endswith("GRAD") and op is not Op.O
 
 
 def make_plan(
-    stages: int, replicas: int, count: int, schedule: str, gradient_codec: str = "none", activation_codec: str = "none", receives_in_flight: int = 8
+    stages: int,
+    replicas: int,
+    count: int,
+    schedule: str,
+    gradient_codec: str = "none",
+    activation_codec: str = "none",
+    receives_in_flight: int = 8,
 ) -> Plan:
     """A plan of one task per stage and one sample per microbatch; rank = stage + stages * replica."""
     return Plan(
@@ -37,7 +43,10 @@ plans = st.builds(
 )  # fmt: skip
 
 
-@given(st.builds(Action, st.integers(0, 99), st.sampled_from(WITH_MICROBATCH), st.integers(0, 999)) | st.builds(Action, st.integers(0, 99), st.sampled_from(sorted(set(Op) - set(WITH_MICROBATCH)))))
+@given(
+    st.builds(Action, st.integers(0, 99), st.sampled_from(WITH_MICROBATCH), st.integers(0, 999))
+    | st.builds(Action, st.integers(0, 99), st.sampled_from(sorted(set(Op) - set(WITH_MICROBATCH))))
+)
 def test_text_of_an_action_reads_back(action: Action) -> None:
     """parse_action undoes str for every operation."""
     assert parse_action(str(action)) == action

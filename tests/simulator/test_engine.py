@@ -202,13 +202,10 @@ def test_deadlock_names_the_waiting_ranks(backend: Backend, rows: tuple[str, str
 def test_collective_that_one_replica_leaves_out_is_a_deadlock() -> None:
     """The other replica waits at its optimizer."""
     plan = grid(1, replicas=2)
-    with pytest.raises(RunError, match="rank 0 waits at 0OPTIM$"):
+    with pytest.raises(RunError, match=r"rank 0 waits at 0OPTIM$"):
         simulate(typed(plan, "0F0 0B0 0REDUCE_GRAD 0OPTIM", "0F0 0B0 0OPTIM"), prices(plan), cables(2, PLAIN, LINK))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="engine._depart waits `ready_s - now`, whose last bit can put a later message of a pair before an earlier one"
-)
 def test_messages_that_wait_for_one_ready_keep_their_order() -> None:
     """Two messages that are done before the receiver's "ready" (at 10 ms) leave in the order in which they were sent."""
     plan = grid(2, count=2)

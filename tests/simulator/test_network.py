@@ -30,7 +30,9 @@ def water_levels(routes: list[list[Edge]], capacity: list[int]) -> list[Fraction
     level: list[Fraction | None] = [None] * len(routes)
     while None in level:
         growing = {edge: sum(edge in route and level[f] is None for f, route in enumerate(routes)) for edge in EDGES}
-        settled = {edge: sum((rate for f, rate in enumerate(level) if rate is not None and edge in routes[f]), Fraction()) for edge in EDGES}
+        settled = {
+            edge: sum((rate for f, rate in enumerate(level) if rate is not None and edge in routes[f]), Fraction()) for edge in EDGES
+        }
         height = {edge: (limit[edge] - settled[edge]) / growing[edge] for edge in EDGES if growing[edge]}
         lowest = min(height.values())
         full = {edge for edge in height if height[edge] == lowest}
@@ -145,7 +147,9 @@ def test_message_to_oneself_is_there_at_once(play: Play) -> None:
 
 
 messages = st.lists(
-    st.tuples(st.integers(0, 9).map(float), st.integers(0, 3), st.integers(0, 3), st.integers(0, 100).map(float)).filter(lambda m: m[1] != m[2]),
+    st.tuples(st.integers(0, 9).map(float), st.integers(0, 3), st.integers(0, 3), st.integers(0, 100).map(float)).filter(
+        lambda m: m[1] != m[2]
+    ),
     min_size=1,
     max_size=12,
 )

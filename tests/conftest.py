@@ -1,0 +1,16 @@
+"""What all tests share: a stored calibration, so that no test depends on this machine's speed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CALIBRATION = Path(__file__).parent / "data" / "calibration.json"
+
+
+@pytest.fixture(autouse=True)
+def stored_calibration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Plans for this-machine use the stored calibration; the user's cache is out of reach."""
+    monkeypatch.setenv("CHINCHILLA_CALIBRATION", str(CALIBRATION))
+    monkeypatch.setenv("CHINCHILLA_CACHE", str(tmp_path / "cache"))
+    yield CALIBRATION

@@ -1,0 +1,162 @@
+"""The command line as a user meets it: exit codes, errors with their cure, JSON, light start."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MNIST = str(ROOT / "scenarios" / "mnist_mlp.toml")
+FOUR_NODES = str(ROOT / "scenarios" / "seed_four_nodes.toml")
+
+
+def chinchilla(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does."""
+    command = [sys.executable, "-m", "chinchilla_sim.cli", *arguments]
+    path = {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=os.environ | path)
+
+
+def printed(result: subprocess.CompletedProcess[str]) -> Any:
+    """The JSON document that a command printed."""
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", MNIST], ["plan", FOUR_NODES, "--json"], ["schema"]])
+def test_light_commands_do_not_import_torch(arguments: list[str], tmp_path: Path) -> None:
+    """Help, schema and planning of built-in graphs import neither torch nor matplotlib; help not even pydantic or rich's heavy parts."""
+    heavy = ["torch", "matplotlib"] + (["pydantic", "numpy", "networkx", "simpy"] if arguments == ["--help"] else [])
+    code = (
+        "import sys; sys.argv[0] = 'chinchilla'\nfrom chinchilla_sim.cli import main\ntry:\n    main()\nexcept SystemExit as end:\n"
+        f"    assert not end.code, end.code\nassert not set({heavy!r}) & set(sys.modules), set({heavy!r}) & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert result.returncode == 0, result.stderr
+
+
+def test_plan_writes_a_plan_that_simulate_reads(tmp_path: Path) -> None:
+    """The simulated step of a written plan is the planned one; a faster network changes it offline."""
+    planned = printed(chinchilla("plan", FOUR_NODES, "--set", "search.minimum_ranks=4", "-o", "plan.json", "--json", cwd=tmp_path))
+    simulated = printed(chinchilla("simulate", "plan.json", "--json", cwd=tmp_path))
+    assert simulated["plans"][0]["simulated_step_s"] == planned["simulated_step_s"] == planned["plan"]["simulated_step_s"]
+    faster = printed(
+        chinchilla("simulate", "plan.json", "plan.json", "--set", 'cluster.network.bandwidth="100 GB/s"', "--json", cwd=tmp_path)
+    )
+    assert len(faster["plans"]) == 2
+    assert faster["plans"][0]["simulated_step_s"] < planned["simulated_step_s"]
+    table = chinchilla("simulate", "plan.json", cwd=tmp_path)
+    assert "Simulated plans" in table.stdout and table.returncode == 0
+
+
+def test_same_input_same_bytes(tmp_path: Path) -> None:
+    """Two plans of one scenario are the same file."""
+    for name in ("one.json", "two.json"):
+        assert chinchilla("plan", FOUR_NODES, "-o", name, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+
+
+def test_all_mistakes_of_a_scenario_are_told_with_their_cure(tmp_path: Path) -> None:
+    """A misspelt key, a number without unit and a link to an unknown node in one message; exit 2."""
+    text = Path(FOUR_NODES).read_text().replace('bandwidth = "1 GB/s"', 'bandwith = "1 GB/s"').replace('"1 ms"', '"1"')
+    text += '\n[[cluster.links]]\nbetween = ["node-0", "nod-1"]\nbandwidth = "1 GB/s"\nlatency = "1 ms"\n'
+    (tmp_path / "wrong.toml").write_text(text)
+    result = chinchilla("plan", "wrong.toml", cwd=tmp_path)
+    assert result.returncode == 2
+    for part in ("wrong.toml: cluster.network.bandwith", "did you mean 'bandwidth'", "has no unit", "'node-1'"):
+        assert part in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["cluster.nodes.0.memory=100 MB"], ["no feasible plan: device memory", "too little", "more memory"]),
+        (["search.pipeline_parallel_degrees=[4]", "model.task_count=3"], ["no feasible plan", "3 possible stages"]),
+        (["search.data_parallel_degrees=[3]"], ["no feasible plan", "batch of 64"]),
+    ],
+)
+def test_infeasible_is_an_answer(overrides: list[str], parts: list[str], tmp_path: Path) -> None:
+    """Too little memory, more stages than tasks, a batch that does not divide: exit 1, by how much, and what would help."""
+    result = chinchilla("plan", FOUR_NODES, *(f"--set={text}" for text in overrides), cwd=tmp_path)
+    assert result.returncode == 1
+    for part in parts:
+        assert part in result.stderr
+
+
+def test_objective_without_price_is_refused(tmp_path: Path) -> None:
+    """Minimising cost where no node states a price is a mistake, not an arbitrary answer."""
+    result = chinchilla("plan", MNIST, "--set", "search.objective=cost", cwd=tmp_path)
+    assert result.returncode == 2 and "states its price" in result.stderr
+
+
+def test_damaged_or_outdated_plan_is_refused(tmp_path: Path) -> None:
+    """Half a plan.json, and one whose graph has changed: exit 2 with the reason; --force goes on with the latter."""
+    assert chinchilla("plan", FOUR_NODES, "-o", "plan.json", cwd=tmp_path).returncode == 0
+    text = (tmp_path / "plan.json").read_text()
+    (tmp_path / "half.json").write_text(text[: len(text) // 2])
+    half = chinchilla("simulate", "half.json", cwd=tmp_path)
+    assert half.returncode == 2 and "the file is not whole" in half.stderr
+    data = json.loads(text)
+    data["hashes"]["graph"] = "0" * 64
+    (tmp_path / "old.json").write_text(json.dumps(data))
+    old = chinchilla("simulate", "old.json", cwd=tmp_path)
+    assert old.returncode == 2 and "hashes.graph" in old.stderr and "--force" in old.stderr
+    assert chinchilla("simulate", "old.json", "--force", cwd=tmp_path).returncode == 0
+
+
+def test_folder_that_cannot_be_written_is_found_first(tmp_path: Path) -> None:
+    """A file in the way of the output folder: exit 2 before any work."""
+    (tmp_path / "file").write_text("")
+    for command in (["plan", FOUR_NODES, "-o", "file/plan.json"], ["run", MNIST, "-o", "file/run"], ["report", FOUR_NODES, "-o", "file/x"]):
+        result = chinchilla(*command, cwd=tmp_path)
+        assert result.returncode == 2 and "--output" in result.stderr, command
+
+
+def test_job_without_code_cannot_run(tmp_path: Path) -> None:
+    """A formula can be planned and simulated; running it says what to name instead."""
+    result = chinchilla("run", FOUR_NODES, cwd=tmp_path)
+    assert result.returncode == 2 and "builtin or a factory" in result.stderr
+
+
+def test_run_report_and_validate_make_the_loop(tmp_path: Path) -> None:
+    """run writes plan, weights, metrics and measurement; report shows them; validate repeats the run."""
+    told = printed(chinchilla("run", MNIST, "--steps", "60", "--json", cwd=tmp_path))
+    assert told["measured_step_s"] > 0 and told["simulated_step_s"] > 0
+    assert 0.5 < told["validation_accuracy"] <= 1
+    folder = tmp_path / "reports" / "mnist_mlp"
+    assert {path.name for path in (folder / "run").iterdir()} >= {"plan.json", "weights.pt", "metrics.jsonl", "measurement.json"}
+    report = printed(chinchilla("report", MNIST, "--json", cwd=tmp_path))
+    assert report["measured_step_s"] == told["measured_step_s"]
+    page = (folder / "report.html").read_text()
+    assert "measured" in page and "<svg" in page
+    assert {event["ph"] for event in json.loads((folder / "trace.json").read_text())["traceEvents"]} >= {"X", "M"}
+    assert (folder / "summary.txt").read_bytes() == (ROOT / "reports" / "mnist_mlp" / "summary.txt").read_bytes()
+    again = printed(chinchilla("validate", "run", str(folder / "plan.json"), "--steps", "40", "--json", cwd=tmp_path))
+    assert again["step_count"] == 35 and again["measured_p5_s"] <= again["measured_step_s"] <= again["measured_p95_s"]
+
+
+def test_calibrate_measures_and_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured rates are positive, fit within 25 %, and plan uses them from the cache from then on."""
+    monkeypatch.delenv("CHINCHILLA_CALIBRATION")
+    before = chinchilla("plan", MNIST, cwd=tmp_path)
+    assert "catalogue figures are used" in before.stderr
+    told = printed(chinchilla("calibrate", "--ranks", "2", "--json", cwd=tmp_path))
+    assert set(told["devices"]) == {"1", "2"}
+    assert all(device["flop_per_s"] > 1e9 for device in told["devices"].values())
+    assert all(error < 0.25 for error in told["fit_error"].values())
+    after = chinchilla("plan", MNIST, cwd=tmp_path)
+    assert after.returncode == 0 and "catalogue figures" not in after.stderr
+
+
+def test_accuracy_of_the_article(tmp_path: Path) -> None:
+    """784-512-10, batch 64, Adam, two stages: mean validation accuracy of three seeds >= 97.0 % (one standard error below 97.5)."""
+    accuracies = []
+    for seed in range(3):
+        told = printed(chinchilla("run", MNIST, "--set", f"job.seed={seed}", "-o", f"run{seed}", "--json", cwd=tmp_path))
+        accuracies.append(told["validation_accuracy"])
+    assert sum(accuracies) / 3 >= 0.970, accuracies

@@ -1,0 +1,28 @@
+"""Every shipped scenario reproduces its summary byte for byte."""
+
+from pathlib import Path
+
+import pytest
+
+from chinchilla_sim.report.table import summary_text
+from chinchilla_sim.scenario.load import load_scenario
+from chinchilla_sim.workflow import make_plan, prepare, study_of
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scenarios").glob("*.toml")), ids=lambda path: path.stem)
+def test_scenario_reproduces_its_summary(path: Path) -> None:
+    """`chinchilla report` with the stored calibration writes exactly reports/<scenario>/summary.txt."""
+    setting = prepare(load_scenario(path))
+    text = summary_text(study_of(setting, make_plan(setting)))
+    assert text == (ROOT / "reports" / path.stem / "summary.txt").read_text()
+
+
+def test_one_node_wins_the_case_of_the_article() -> None:
+    """1e10 flop are 1 ms on one node of 10 Tflop/s; every exchange with another costs 1 ms of latency alone."""
+    setting = prepare(load_scenario(ROOT / "scenarios" / "seed_four_nodes.toml"))
+    search = make_plan(setting)
+    assert search.best.plan.rank_count == 1
+    assert search.best.step_s == pytest.approx(1e-3)
+    assert min(other.step_s for other in search.runner_ups) > 2e-3
