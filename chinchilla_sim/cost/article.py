@@ -8,8 +8,8 @@
 What the article gets wrong, and what is returned here instead:
 
 - It prints eta_C = 2.5 and eta_B = 25 for 4 nodes of 10 Tflop/s and 1 GB/s, T = 1e10. Both divide an amount of
-  work by a rate, so they are seconds and not ratios, and both drop a factor of 1e8 (they are 2.5e9 / 1e13 and
-  2.5e9 / 1e9). Here eta_C is `work_s` = 0.25 ms and eta_B is `transfer_s` = 2.5 s.
+  work by a rate, so they are seconds and not ratios, and both divide by the bare 10 and 1 and then drop a factor
+  of 1e8 (the quotients are 2.5e9 / 1e13 and 2.5e9 / 1e9). Here eta_C is `work_s` = 0.25 ms and eta_B is `transfer_s` = 2.5 s.
 - eta is P0 / P1 in one section and P1 / P0 in another. Here `parameter_ratio` = eta_P = P1 / P0 <= 1 and
   `compression` = eta = P0 / P1 >= 1.
 - min L_ij is a lower bound: a synchronous step waits for the largest latency. Both are returned.

@@ -47,15 +47,15 @@ CODECS = {
 }
 
 
-def payload_bytes(codec: str, raw_bytes: float) -> float:
-    """Bytes on the wire for `raw_bytes` of fp32 values, without headers of the transport.
+def payload_bytes(codec: str, raw_bytes: float, value_bytes: float = VALUE_BYTES) -> float:
+    """Bytes on the wire for `raw_bytes` of values of `value_bytes` each, without headers of the transport.
 
     >>> payload_bytes("int8", 4 * 1024)
     1040.0
     """
     kind = CODECS[codec]
-    values = raw_bytes / VALUE_BYTES
-    return values * kind.value_bytes + kind.block_bytes * ceil(values / INT8_BLOCK)
+    values = raw_bytes / value_bytes
+    return values * min(kind.value_bytes, value_bytes) + kind.block_bytes * ceil(values / INT8_BLOCK)
 
 
 def compression_ratio(codec: str, raw_bytes: float) -> float:

@@ -18,10 +18,10 @@ FP32_BYTES = 4
 OPTIMIZER_BYTES_PER_VALUE = {"adam": 28.0, "sgd": 12.0, "sgd-momentum": 20.0}
 
 
-def forward_s(task: Task, scale: float, parameter_bytes: float, device: Device) -> float:
-    """Seconds of a task's forward pass on `scale` times the graph's batch."""
+def forward_s(task: Task, scale: float, parameter_bytes: float, device: Device, value_scale: float = 1.0) -> float:
+    """Seconds of a task's forward pass on `scale` times the graph's batch; values take `value_scale` of fp32's bytes."""
     activations = task.read_bytes - parameter_bytes + task.written_bytes
-    moved = parameter_bytes + scale * activations
+    moved = value_scale * (parameter_bytes + scale * activations)
     return (
         task.launch_count * device.forward_launch_s
         + scale * task.forward_flop / device.flop_per_s
@@ -29,14 +29,14 @@ def forward_s(task: Task, scale: float, parameter_bytes: float, device: Device) 
     )
 
 
-def backward_s(task: Task, scale: float, parameter_bytes: float, device: Device) -> float:
+def backward_s(task: Task, scale: float, parameter_bytes: float, device: Device, value_scale: float = 1.0) -> float:
     """Seconds of a task's backward pass; parameters are read for the input's gradient, their gradients written."""
     if not task.needs_gradient or task.launch_count == 0:
         return 0.0
     gradients = float(bool(task.input_gradient_flop)) + float(bool(task.weight_gradient_flop)) or 1.0
     constant = parameter_bytes * (1.0 + bool(task.input_gradient_flop))
     total = task.backward_read_bytes + task.backward_written_bytes
-    moved = min(constant, total) + scale * max(0.0, total - constant)
+    moved = value_scale * (min(constant, total) + scale * max(0.0, total - constant))
     return (
         gradients * task.launch_count * device.backward_launch_s
         + scale * task.backward_flop / device.flop_per_s

@@ -61,7 +61,8 @@ class Pricer:
 
     def __init__(self, graph: TaskGraph, cluster: Cluster, job: JobSpec) -> None:
         self.graph, self.cluster, self.job = graph, cluster, job
-        self.value_scale = 1.0 if job.precision == "fp32" else 0.5
+        self.value_bytes = 4.0 if job.precision == "fp32" else 2.0
+        self.value_scale = self.value_bytes / 4.0
         self.task_s = lru_cache(maxsize=None)(self._task_s)
         self._parameter_bytes = {task.name: graph.parameter_bytes_of([task]) for task in graph.tasks}
 
@@ -72,7 +73,9 @@ class Pricer:
     def _task_s(self, task: Task, microbatch_size: int, device: Device) -> tuple[float, float]:
         """Forward and backward seconds of one task."""
         scale, parameters = self.scale(microbatch_size), self._parameter_bytes[task.name]
-        return forward_s(task, scale, parameters, device), backward_s(task, scale, parameters, device)
+        passes = forward_s, backward_s
+        forward, backward = (seconds(task, scale, parameters, device, self.value_scale) for seconds in passes)
+        return forward, backward
 
     def tasks_of(self, plan: Plan, stage: int) -> list[Task]:
         """Task objects of a stage."""
@@ -92,15 +95,19 @@ class Pricer:
         return Pricing(
             ranks=tuple(self._stage_price(plan, rank, raw, raw_gradients) for rank in range(plan.rank_count)),
             boundary_bytes=tuple(
-                _message_bytes(codec, tasks, scale) for codec, tasks in zip(plan.activation_codecs, boundaries, strict=True)
+                self._message_bytes(codec, tasks, scale) for codec, tasks in zip(plan.activation_codecs, boundaries, strict=True)
             ),
             boundary_gradient_bytes=tuple(
-                _message_bytes(codec, [task for task in tasks if task.needs_gradient], scale)
+                self._message_bytes(codec, [task for task in tasks if task.needs_gradient], scale)
                 for codec, tasks in zip(plan.activation_codecs, boundaries, strict=True)
             ),
             collective_s=tuple(seconds for seconds, _ in collectives),
             collective_sent_bytes=tuple(size for _, size in collectives),
         )
+
+    def _message_bytes(self, codec: str, tasks: Sequence[Task], scale: float) -> float:
+        """Payload of a message that packs the outputs of several tasks, each on its own."""
+        return sum(payload_bytes(codec, scale * task.output_bytes, self.value_bytes) for task in tasks)
 
     def exchange_s_per_byte(self, plan: Plan, stage: int) -> float:
         """Seconds of a stage's gradient exchange per byte of its parameters, if it held the whole model."""
@@ -123,7 +130,7 @@ class Pricer:
         }
         action_s |= self._codec_s(plan, stage, raw, raw_gradients, device)
         action_s |= gradient_codec_s(plan, stage, parameters * self.value_scale, device)
-        buffers = plan.receives_in_flight * sum(raw[boundary] for boundary in (stage - 1, stage) if 0 <= boundary < len(raw))
+        buffers = self._buffer_bytes(plan, sum(raw[boundary] for boundary in (stage - 1, stage) if 0 <= boundary < len(raw)))
         return StagePrice(
             action_s=action_s,
             later_backward_s=first_backward_s + accumulation_s(parameters, device),
@@ -146,17 +153,23 @@ class Pricer:
             seconds[Op.DECODE_B] = decode_s(codec, raw_gradients[stage], device)
         return seconds
 
-    def stage_bytes(self, plan: Plan, stage: int, tasks: Sequence[Task], in_flight: int) -> float:
-        """Peak bytes of a stage that holds these tasks, without receive buffers."""
+    @staticmethod
+    def _buffer_bytes(plan: Plan, message_bytes: float) -> float:
+        """Receive buffers of messages that are awaited at once."""
+        return min(plan.receives_in_flight, plan.microbatch_count) * message_bytes
+
+    def stage_bytes(self, plan: Plan, stage: int, tasks: Sequence[Task], in_flight: int, crossing_bytes: float) -> float:
+        """Peak bytes of a stage that holds these tasks; `crossing_bytes` cross its boundaries per batch of the graph."""
         held = self._held_bytes(plan, stage, self.graph.parameter_bytes_of(tasks))
-        return held + in_flight * self._saved_bytes(plan, tasks)
+        buffers = self._buffer_bytes(plan, crossing_bytes * self.scale(plan.microbatch_size) * self.value_scale)
+        return held + buffers + in_flight * self._saved_bytes(plan, tasks)
 
     def _held_bytes(self, plan: Plan, stage: int, parameters: float) -> float:
         if not plan.training:
             return inference_bytes(parameters, self.job.precision)
         bucket = 0.0
         if plan.data_parallel_degree > 1:
-            payload = payload_bytes(plan.gradient_codecs[stage], parameters * self.value_scale)
+            payload = payload_bytes(plan.gradient_codecs[stage], parameters * self.value_scale, self.value_bytes)
             summable = CODECS[plan.gradient_codecs[stage]].summable
             bucket = parameters * self.value_scale + payload * (1 if summable else plan.data_parallel_degree)
         return state_bytes(parameters, self.job.optimizer, self.job.momentum, self.job.precision) + bucket
@@ -176,15 +189,10 @@ class Pricer:
 
     def _exchange(self, plan: Plan, stage: int, parameters: float) -> tuple[float, float]:
         codec = plan.gradient_codecs[stage]
-        payload = payload_bytes(codec, parameters * self.value_scale)
+        payload = payload_bytes(codec, parameters * self.value_scale, self.value_bytes)
         kind = "all_reduce" if CODECS[codec].summable else "all_gather"
         slots = [plan.slots[rank] for rank in plan.placement[stage]]
         return collective_s(self.cluster, kind, slots, payload), sent_bytes(kind, payload, plan.data_parallel_degree)
-
-
-def _message_bytes(codec: str, tasks: Sequence[Task], scale: float) -> float:
-    """Payload of a message that packs the outputs of several tasks, each on its own."""
-    return sum(payload_bytes(codec, scale * task.output_bytes) for task in tasks)
 
 
 def gradient_codec_s(plan: Plan, stage: int, raw_bytes: float, device: Device) -> dict[Op, float]:

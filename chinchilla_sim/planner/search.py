@@ -4,7 +4,7 @@ The space: data-parallel degree x pipeline degree x microbatch count x schedule 
 activation codec; stages are cut by `balance_stages`. Every plan that fits into memory gets a lower bound
 (`bound.py`). Within each split (data-parallel x pipeline degree) plans are simulated in the order of their
 bounds until the next bound is above the best simulated step: the rest cannot win. The winner is therefore the
-best of the whole stated space, not of a sample.
+best of the whole stated space, not of a sample; other cuts than the balanced one are not in that space.
 """
 
 from __future__ import annotations
@@ -222,11 +222,14 @@ class _Search:
         # One stage needs no dynamic programme: memory is checked with its exact price.
         sizes = [len(tasks)] if stages == 1 else self._balance(whole)
         if sizes is None:
+            # Nothing fits: the balanced cut without a limit says how far the closest plan is off.
+            sizes = self._balance(whole, limited=False)
+        if sizes is None:
             return None
         names = iter(task.name for task in tasks)
         return replace(whole, stages=tuple(tuple(next(names) for _ in range(count)) for count in sizes))
 
-    def _balance(self, plan: Plan) -> list[int] | None:
+    def _balance(self, plan: Plan, limited: bool = True) -> list[int] | None:
         """Tasks per stage; weights are seconds per step of computation, gradient exchange and crossing tensors."""
         size, count = plan.microbatch_size, plan.microbatch_count
         weights = []
@@ -239,7 +242,8 @@ class _Search:
                     for task in self.graph.compute_tasks
                 ]
             )
-        return balance_stages(weights, self._boundary_s(plan), self.cuts, self._fit_rule(plan))
+        fits = self._fit_rule(plan) if limited else lambda _position, _first, _end: True
+        return balance_stages(weights, self._boundary_s(plan), self.cuts, fits)
 
     def _boundary_s(self, plan: Plan) -> list[float]:
         """Seconds per step that the tensors behind each task keep an idle link busy, one way."""
@@ -247,7 +251,8 @@ class _Search:
         bandwidth = self.cluster.bandwidth_bytes_per_s(lower_slot, upper_slot)
         scale = self.pricer.scale(plan.microbatch_size) * self.pricer.value_scale
         codec = plan.activation_codecs[0]
-        return [plan.microbatch_count * payload_bytes(codec, scale * crossing) / bandwidth for crossing in self.crossing_bytes]
+        value_bytes = self.pricer.value_bytes
+        return [plan.microbatch_count * payload_bytes(codec, scale * crossing, value_bytes) / bandwidth for crossing in self.crossing_bytes]
 
     def _fit_rule(self, plan: Plan) -> Callable[[int, int, int], bool]:
         """Whether tasks j..i-1 fit on a pipeline position."""
@@ -258,10 +263,8 @@ class _Search:
             in_flight = microbatches_in_flight(
                 plan.schedule, position, len(plan.placement), plan.microbatch_count
             ) if self.training else 1  # fmt: skip
-            needed = self.pricer.stage_bytes(plan, position, tasks[first:end], in_flight)
-            if needed > limit:
-                self.shortfalls.append((needed - limit, _shortfall(needed, limit, plan, self.cluster, plan.placement[position][0])))
-            return needed <= limit
+            crossing = sum(self.crossing_bytes[behind - 1] for behind in (first, end) if 0 < behind < len(tasks))
+            return self.pricer.stage_bytes(plan, position, tasks[first:end], in_flight, crossing) <= limit
 
         return fits
 

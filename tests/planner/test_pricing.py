@@ -181,14 +181,12 @@ def test_frozen_weights_are_held(frozen_job: Any, training: bool) -> None:
     assert held == (72 * 4 + 72 * 16 if training else 144 * 4)
 
 
-@pytest.mark.xfail(strict=True, reason="pricing._stage_price buys receives_in_flight buffers even where there are fewer receives")
 def test_no_more_buffers_than_receives() -> None:
     """With one microbatch a stage receives one activation or gradient at a time: one buffer of 80 B, not eight."""
     lower, upper = price(CHAIN, plan_of(CHAIN, [2, 4])).ranks
     assert [rank.held_bytes - 20 * 16 for rank in (lower, upper)] == [80, 80]
 
 
-@pytest.mark.xfail(strict=True, reason="payload_bytes takes bytes / 4 for the count of values: at 16-bit precision that is half of them")
 @pytest.mark.parametrize(("codec", "payload"), [("fp16", 40), ("bf16", 40), ("int8", 20 + 4)])
 def test_half_precision_does_not_shrink_twice(codec: str, payload: float) -> None:
     """20 values of a bf16 job are 40 B; a 16-bit codec changes nothing, int8 sends a byte each and the scale."""
@@ -203,7 +201,6 @@ def test_half_precision_halves_what_crosses() -> None:
     assert half.ranks[0].saved_bytes == full.ranks[0].saved_bytes / 2
 
 
-@pytest.mark.xfail(strict=True, reason="Pricer._task_s moves fp32 bytes at every precision: value_scale is not applied to kernels' traffic")
 def test_half_precision_halves_memory_traffic() -> None:
     """On a device bound by memory the forward pass of a bf16 job takes half the time of fp32."""
     device = Device("bound by memory", float("inf"), 1e9, memory_bandwidth_bytes_per_s=100.0)
