@@ -19,6 +19,7 @@ from enum import StrEnum
 
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.schedule import SCHEDULE_OF
+from chinchilla_sim.timeline import Category
 
 
 class Op(StrEnum):
@@ -43,6 +44,16 @@ class Op(StrEnum):
 SENDS = frozenset({Op.SEND_F, Op.SEND_B})
 RECEIVES = frozenset({Op.RECV_F, Op.RECV_B})
 COMPUTES = frozenset(set(Op) - SENDS - RECEIVES - {Op.REDUCE_GRAD})
+
+CATEGORY: dict[Op, Category] = {
+    Op.F: "forward",
+    Op.B: "backward",
+    Op.OPTIM: "optimizer",
+    Op.REDUCE_GRAD: "collective",
+    **dict.fromkeys((Op.SEND_F, Op.SEND_B, Op.RECV_F, Op.RECV_B), "transfer"),
+    **dict.fromkeys((Op.ENCODE_F, Op.DECODE_F, Op.ENCODE_B, Op.DECODE_B, Op.ENCODE_GRAD, Op.DECODE_GRAD), "codec"),
+}
+"""What the span of an action is counted as in a timeline."""
 
 _PATTERN = re.compile(r"(\d+)(" + "|".join(sorted(Op, key=len, reverse=True)) + r")(\d*)")
 

@@ -18,18 +18,10 @@ from torch import Tensor
 from chinchilla_sim.cost.codec import CODECS
 from chinchilla_sim.cost.collective import sent_bytes
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.program import Action, Op, message_of
+from chinchilla_sim.planner.program import CATEGORY, Action, Op, message_of
 from chinchilla_sim.runtime.codecs import MessageCodec, TensorSpec, decode, encode
 from chinchilla_sim.runtime.recorder import MessageKey, Recorder
 from chinchilla_sim.runtime.stages import Stage, stage_parameters
-from chinchilla_sim.timeline import Category
-
-CATEGORY: dict[Op, Category] = {
-    Op.F: "forward",
-    Op.B: "backward",
-    Op.OPTIM: "optimizer",
-    **dict.fromkeys((Op.ENCODE_F, Op.DECODE_F, Op.ENCODE_B, Op.DECODE_B, Op.ENCODE_GRAD, Op.DECODE_GRAD), "codec"),
-}
 
 
 @dataclass(slots=True)

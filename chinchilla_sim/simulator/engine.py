@@ -18,18 +18,9 @@ import simpy
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.errors import RunError
 from chinchilla_sim.planner.pricing import Pricing
-from chinchilla_sim.planner.program import RECEIVES, SENDS, Action, Op, Program, message_of, needs
+from chinchilla_sim.planner.program import CATEGORY, RECEIVES, SENDS, Action, Op, Program, message_of, needs
 from chinchilla_sim.simulator.network import FairNetwork, call_after
-from chinchilla_sim.timeline import Category, MemorySample, Span, Stream, Timeline
-
-CATEGORY: dict[Op, Category] = {
-    Op.F: "forward",
-    Op.B: "backward",
-    Op.OPTIM: "optimizer",
-    Op.REDUCE_GRAD: "collective",
-    **dict.fromkeys((Op.SEND_F, Op.SEND_B, Op.RECV_F, Op.RECV_B), "transfer"),
-    **dict.fromkeys((Op.ENCODE_F, Op.DECODE_F, Op.ENCODE_B, Op.DECODE_B, Op.ENCODE_GRAD, Op.DECODE_GRAD), "codec"),
-}
+from chinchilla_sim.timeline import MemorySample, Span, Stream, Timeline
 
 Token = tuple[Op, int, int | None]
 """What a rank waits for: a receive or collective of one stage and microbatch."""
