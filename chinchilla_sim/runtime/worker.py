@@ -159,7 +159,7 @@ class _Rank:
             loss = self.interpreter.step([as_tuple(microbatch) for microbatch in microbatches], labels)
             if self.learning_rate is not None:
                 self.learning_rate.step()
-            if self.interpreter.last:
+            if self.interpreter.last and self.plan.training:
                 self.losses.append(loss)
 
     def _microbatch(self, batch: Any, index: int) -> Any:
