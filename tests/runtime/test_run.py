@@ -109,8 +109,8 @@ def test_network_of_the_article_equals_one_process(tmp_path: Path, single_proces
 
 def test_inference_plays_forward_passes_only(own: Scenario, tmp_path: Path, with_job: Any) -> None:
     """A forward program over two stages measures steps and has neither losses nor new weights."""
-    file = with_job(PlanFile(make_plan(own, 1, 2, 3, "forward"), own), kind="inference", steps=10)
-    measurement = run_plan(file, tmp_path / "run")
+    scenario = with_job(PlanFile(make_plan(own, 1, 2, 3), own), kind="inference", steps=10).scenario
+    measurement = run_plan(PlanFile(make_plan(scenario, 1, 2, 3, "forward"), scenario), tmp_path / "run")
     assert {span.category for span in measurement.timeline.spans} == {"forward", "transfer"}
     assert measurement.losses == () and measurement.weights is None and len(measurement.step_s) == 5
 
