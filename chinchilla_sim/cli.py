@@ -137,6 +137,7 @@ def run(
     file, setting = _plan_to_run(source, overrides, force, as_json)
     folder = _writable(output or Path("reports") / setting.scenario.name / "run")
     candidate = simulate_plan(setting, file)
+    (folder / "measurement.json").unlink(missing_ok=True)
     with _epochs(file.scenario.job.epochs) as watch:
         measurement = run_for_real(file, folder, steps, watch)
     comparison = compare(candidate.timeline, measurement)
@@ -221,13 +222,12 @@ def calibrate(*, ranks: int | None = None, as_json: AsJson = False) -> None:
     ranks
         Ranks that will be busy at once (default: one per core).
     """
-    from chinchilla_sim.cluster.calibration import stale_entries
+    from chinchilla_sim.cluster.calibration import core_count, stale_entries
     from chinchilla_sim.report.listing import calibration_table
     from chinchilla_sim.workflow import calibrate as measure
-    from chinchilla_sim.workflow import default_ranks
 
     with _busy("measuring this machine (about 20 s)"):
-        calibration, path = measure(ranks or default_ranks())
+        calibration, path = measure(ranks or core_count())
     for reason in stale_entries(calibration.key):
         _log(f"stale calibration: {reason}")
     if as_json:

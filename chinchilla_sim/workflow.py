@@ -116,11 +116,6 @@ def calibrate(rank_count: int) -> tuple[Calibration, Path]:
     return calibration, save_calibration(calibration)
 
 
-def default_ranks() -> int:
-    """One rank per core that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def ensure_calibration(scenario: Scenario) -> tuple[str, ...]:
     """Calibrate this machine if the scenario runs on it and no calibration holds; returns what there is to say."""
     if scenario.cluster.kind != THIS_MACHINE:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import combinations
 
 import networkx as nx
 
-from chinchilla_sim.cluster.calibration import Calibration
+from chinchilla_sim.cluster.calibration import Calibration, core_count
 from chinchilla_sim.cluster.catalogue import CPU_CORE, find_backend, find_device, find_link, source_of
 from chinchilla_sim.cluster.topology import Cluster, Device, Link, check_connected
 from chinchilla_sim.errors import Mistake, ScenarioError
@@ -28,7 +27,7 @@ def build_cluster(spec: ClusterSpec, precision: str, calibration: Calibration | 
 
 def this_machine_ranks(spec: ClusterSpec) -> int:
     """Ranks of `kind = "this-machine"`: as named, else one per core."""
-    return spec.ranks or len(os.sched_getaffinity(0))
+    return spec.ranks or core_count()
 
 
 def _this_machine(spec: ClusterSpec, precision: str, calibration: Calibration | None) -> Cluster:

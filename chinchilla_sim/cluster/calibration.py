@@ -224,9 +224,14 @@ def stale_entries(key: MachineKey) -> list[str]:
     return reasons
 
 
+def core_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def describe_machine(torch_version: str, threads_per_rank: int = 1) -> MachineKey:
     """The key of this machine; cores are those that this process may use."""
-    return MachineKey(cpu=_cpu_name(), cores=len(os.sched_getaffinity(0)), torch=torch_version, threads_per_rank=threads_per_rank)
+    return MachineKey(cpu=_cpu_name(), cores=core_count(), torch=torch_version, threads_per_rank=threads_per_rank)
 
 
 def _cpu_name() -> str:

@@ -29,6 +29,7 @@ RANK_ENVIRONMENT = {
     "MALLOC_TOP_PAD_": "67108864",
 }
 GRACE_S = 5.0
+PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 POLL_S = 0.1
 PEER_DIED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
@@ -60,7 +61,7 @@ def _measurement(file: PlanFile, records: Sequence[dict[str, Any]], folder: Path
         losses=tuple(losses),
         metrics=records[0]["metrics"],
         epoch_s=tuple(records[0]["epoch_s"]),
-        weights=str(weights) if weights.exists() else None,
+        weights=str(weights) if file.plan.training and weights.exists() else None,
     )
 
 
@@ -75,7 +76,7 @@ def launch_ranks(module: str, arguments: Sequence[str], rank_count: int, folder:
     with log.open("w") as stream:
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
-            start_new_session=True, preexec_fn=_die_with_parent,
+            start_new_session=True, preexec_fn=lambda: die_with_parent(signal.SIGTERM),
         )  # fmt: skip
         try:
             code = _wait(process, folder / "metrics.jsonl", watch)
@@ -91,7 +92,8 @@ def _wait(process: subprocess.Popen[bytes], metrics: Path, watch: Watch | None) 
     while True:
         code = process.poll()
         if watch and metrics.exists():
-            lines = metrics.read_text().splitlines()
+            text = metrics.read_text()
+            lines = text[: text.rfind("\n") + 1].splitlines()  # without a line that is being written
             for line in lines[seen:]:
                 watch(json.loads(line))
             seen = len(lines)
@@ -105,9 +107,10 @@ def _python_path() -> str:
     return os.pathsep.join(path or os.getcwd() for path in sys.path)
 
 
-def _die_with_parent() -> None:
+def die_with_parent(with_signal: signal.Signals) -> None:
+    """Let the kernel end this process when the one that started it dies (Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, with_signal)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -6,7 +6,6 @@ rank 0 writes metrics.jsonl and weights.pt.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -29,12 +28,12 @@ from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_file import PlanFile, load_plan
 from chinchilla_sim.planner.program import lower
 from chinchilla_sim.runtime.interpreter import Groups, Interpreter
+from chinchilla_sim.runtime.launch import die_with_parent
 from chinchilla_sim.runtime.recorder import Recorder
 from chinchilla_sim.runtime.stages import Stage, cut_stage, stage_parameters, stage_state
 from chinchilla_sim.scenario.schema import JobSpec
 
 TIMEOUT = timedelta(seconds=120)
-PARENT_DEATH_SIGNAL = 1
 
 
 def main(folder: Path) -> int:
@@ -53,12 +52,11 @@ def prepare_process() -> None:
     """What every process that computes does first.
 
     One thread per rank; numbers too small for a normal float become 0 (moments of rarely used weights decay there,
-    and arithmetic on them made an optimizer step five times slower); Linux ends the process with its launcher.
+    and arithmetic on them is slow); Linux ends the process with its launcher.
     """
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    die_with_parent(signal.SIGKILL)
 
 
 class _Rank:
