@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
+from chinchilla_sim.console import busy, log, print_json, print_tables, save_json, searching, show_epochs, writable_folder
 from chinchilla_sim.errors import ChinchillaError, Mistake, ScenarioError
 
 if TYPE_CHECKING:
     from chinchilla_sim.planner.plan_file import PlanFile
     from chinchilla_sim.planner.search import SearchResult
-    from chinchilla_sim.report.table import Table
     from chinchilla_sim.workflow import Setting
 
 app = App(
@@ -48,10 +45,10 @@ def main() -> None:
     except CycloptsError:
         sys.exit(2)
     except ChinchillaError as error:
-        _log(str(error))
+        log(str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        _log("interrupted")
+        log("interrupted")
         sys.exit(130)
 
 
@@ -70,17 +67,17 @@ def plan(scenario: Path, *, overrides: Overrides = None, output: Output = None, 
     from chinchilla_sim.workflow import plan_file, study_of
 
     if output:
-        _writable(output.parent)
+        writable_folder(output.parent)
     setting, search = _plan(scenario, overrides)
     file = plan_file(setting, search)
     if output:
         file.save(output)
     if as_json:
-        _print_json(search_dict(study_of(setting, search)) | {"plan": file.to_dict()})
+        print_json(search_dict(study_of(setting, search)) | {"plan": file.to_dict()})
     else:
         _print_plan(setting, search)
         if output:
-            _log(f"plan written to {output}")
+            log(f"plan written to {output}")
 
 
 @app.command
@@ -104,9 +101,9 @@ def simulate(*plans: Path, overrides: Overrides = None, as_json: AsJson = False,
         setting = open_plan(file, str(path), overrides or (), force)
         rows.append((str(path), simulate_plan(setting, file)))
     if as_json:
-        _print_json({"plans": [{"plan": name} | simulated_dict(candidate) for name, candidate in rows]})
+        print_json({"plans": [{"plan": name} | simulated_dict(candidate) for name, candidate in rows]})
     else:
-        _print_tables(simulated_table(rows))
+        print_tables(simulated_table(rows))
 
 
 @app.command
@@ -135,19 +132,19 @@ def run(
     from chinchilla_sim.workflow import run_for_real, simulate_plan
 
     file, setting = _plan_to_run(source, overrides, force, as_json)
-    folder = _writable(output or Path("reports") / setting.scenario.name / "run")
+    folder = writable_folder(output or Path("reports") / setting.scenario.name / "run")
     candidate = simulate_plan(setting, file)
     (folder / "measurement.json").unlink(missing_ok=True)
-    with _epochs(file.scenario.job.epochs) as watch:
+    with show_epochs(file.scenario.job.epochs) as watch:
         measurement = run_for_real(file, folder, steps, watch)
     comparison = compare(candidate.timeline, measurement)
-    _save_json(folder / "measurement.json", measurement.to_dict())
+    save_json(folder / "measurement.json", measurement.to_dict())
     if as_json:
         summary = {"plan": file.to_dict(), **comparison.to_dict(), **measurement.metrics, "weights": measurement.weights}
-        _print_json(summary)
+        print_json(summary)
     else:
-        _print_tables(comparison_table(comparison), categories_table(comparison), metrics_table(measurement))
-        _log(f"weights, metrics and measurement are in {folder}; `chinchilla report` shows them")
+        print_tables(comparison_table(comparison), categories_table(comparison), metrics_table(measurement))
+        log(f"weights, metrics and measurement are in {folder}; `chinchilla report` shows them")
 
 
 @validate.command(name="run")
@@ -173,9 +170,9 @@ def validate_run(plan: Path, *, steps: int = VALIDATION_STEPS, as_json: AsJson =
     with tempfile.TemporaryDirectory(prefix="chinchilla-") as folder:
         comparison = compare(candidate.timeline, run_for_real(file, Path(folder), steps))
     if as_json:
-        _print_json(comparison.to_dict())
+        print_json(comparison.to_dict())
     else:
-        _print_tables(comparison_table(comparison), categories_table(comparison))
+        print_tables(comparison_table(comparison), categories_table(comparison))
 
 
 @app.command
@@ -195,7 +192,7 @@ def report(source: Path, *, overrides: Overrides = None, output: Output = None, 
     from chinchilla_sim.workflow import plan_file, study_of
 
     scenario_name = _load(source, overrides).name
-    folder = _writable(output or Path("reports") / scenario_name)
+    folder = writable_folder(output or Path("reports") / scenario_name)
     setting, search = _plan(source, overrides)
     file = plan_file(setting, search)
     measurement = _measurement_of(folder / "run", file)
@@ -205,20 +202,23 @@ def report(source: Path, *, overrides: Overrides = None, output: Output = None, 
     file.save(folder / "plan.json")
     (folder / "report.html").write_text(render_page(study), encoding="utf-8")
     (folder / "summary.txt").write_text(summary_text(study), encoding="utf-8")
-    _save_json(folder / "trace.json", chrome_trace(timelines))
-    _save_json(folder / "report.json", result)
+    save_json(folder / "trace.json", chrome_trace(timelines))
+    save_json(folder / "report.json", result)
     if as_json:
-        _print_json(result)
+        print_json(result)
     else:
         print(folder / "report.html")
 
 
 @app.command
-def calibrate(*, ranks: int | None = None, as_json: AsJson = False) -> None:
+def calibrate(scenario: Path | None = None, *, ranks: int | None = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Measure this machine (products, memory, messages and collectives of local ranks) and store the result.
 
     Parameters
     ----------
+    scenario
+        Measure every task of this scenario's model instead, forward and backward, at several microbatch sizes, with as many
+        busy ranks as the scenario has; planner and simulator then use these times for it on this machine.
     ranks
         Ranks that will be busy at once (default: one per core).
     """
@@ -226,15 +226,18 @@ def calibrate(*, ranks: int | None = None, as_json: AsJson = False) -> None:
     from chinchilla_sim.report.listing import calibration_table
     from chinchilla_sim.workflow import calibrate as measure
 
-    with _busy("measuring this machine (about 20 s)"):
+    if scenario:
+        _calibrate_tasks(scenario, overrides, ranks, as_json)
+        return
+    with busy("measuring this machine (about 20 s)"):
         calibration, path = measure(ranks or core_count())
     for reason in stale_entries(calibration.key):
-        _log(f"stale calibration: {reason}")
+        log(f"stale calibration: {reason}")
     if as_json:
-        _print_json(calibration.to_dict())
+        print_json(calibration.to_dict())
     else:
-        _print_tables(calibration_table(calibration))
-        _log(f"stored in {path}")
+        print_tables(calibration_table(calibration))
+        log(f"stored in {path}")
 
 
 @app.command
@@ -242,7 +245,7 @@ def schema() -> None:
     """Print the JSON schema of scenario files; editors complete from it."""
     from chinchilla_sim.scenario.load import json_schema
 
-    _print_json(json_schema())
+    print_json(json_schema())
 
 
 # What the commands share
@@ -265,8 +268,8 @@ def _plan(path: Path, overrides: list[str] | None) -> tuple[Setting, SearchResul
 
     setting = prepare(_load(path, overrides))
     for note in setting.notes:
-        _log(note)
-    with _searching() as progress:
+        log(note)
+    with searching() as progress:
         return setting, make_plan(setting, progress)
 
 
@@ -279,13 +282,13 @@ def _plan_to_run(source: Path, overrides: list[str] | None, force: bool, quiet: 
         raise ScenarioError([Mistake("--set", "a plan is run as it is", "set values when planning")])
     file = _load_plan(source) if is_plan else None
     scenario = file.scenario if file else _load(source, overrides)
-    with _busy("measuring this machine (about 20 s, once)"):
+    with busy("measuring this machine (about 20 s, once)"):
         for note in ensure_calibration(scenario):
-            _log(note)
+            log(note)
     if file:
         return file, open_plan(file, str(source), force=force)
     setting = prepare(scenario)
-    with _searching() as progress:
+    with searching() as progress:
         search = make_plan(setting, progress)
     if not quiet:
         _print_plan(setting, search)
@@ -309,86 +312,27 @@ def _print_plan(setting: Setting, search: SearchResult) -> None:
     from chinchilla_sim.workflow import study_of
 
     study = study_of(setting, search)
-    _print_tables(candidates_table(search, setting.scenario.search.objective), ranks_table(search.best, setting.cluster), cost_table(study))
+    print_tables(candidates_table(search, setting.scenario.search.objective), ranks_table(search.best, setting.cluster), cost_table(study))
     print(sketch(search.best.timeline), "", *study.explanation, sep="\n")
 
 
-def _print_tables(*tables: Table) -> None:
-    from rich.console import Console
+def _calibrate_tasks(scenario: Path, overrides: list[str] | None, ranks: int | None, as_json: bool) -> None:
+    """Measure the tasks of a scenario's model."""
+    from chinchilla_sim.report.listing import profile_table
+    from chinchilla_sim.scenario.load import load_scenario
+    from chinchilla_sim.workflow import profile_scenario
 
-    from chinchilla_sim.report.table import to_rich, to_text
-
-    console = Console()
-    for table in tables:
-        if console.is_terminal:
-            console.print(to_rich(table))
-        else:
-            print(to_text(table))
-        print()
-
-
-def _print_json(value: Mapping[str, Any]) -> None:
-    print(json.dumps(_finite(value), indent=1, allow_nan=False))
-
-
-def _save_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: what is not finite becomes null."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
-
-
-def _log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _writable(folder: Path) -> Path:
-    """The folder, made if need be; one that cannot be written is a mistake found before the work starts."""
-    probe = folder / ".chinchilla-write-test"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise ScenarioError([Mistake("--output", f"cannot write to {folder}: {error.strerror}", "name another folder")]) from error
-    return folder
-
-
-@contextmanager
-def _busy(text: str) -> Iterator[None]:
-    from rich.console import Console
-
-    with Console(stderr=True).status(text):
-        yield
-
-
-@contextmanager
-def _searching() -> Iterator[Callable[[int, int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("searching splits"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("search")
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextmanager
-def _epochs(total: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A line per epoch on stderr, as the ranks report it."""
-
-    def show(line: Mapping[str, Any]) -> None:
-        metrics = "  ".join(f"{name} {value:.4f}" for name, value in line.items() if name not in ("epoch", "steps", "epoch_s"))
-        _log(f"epoch {line['epoch']:>3}/{total}  {line['steps']} steps  {line['epoch_s']:.1f} s  {metrics}")
-
-    _log("starting the ranks")
-    yield show
+    loaded = load_scenario(scenario, [*(overrides or ()), *([f"cluster.ranks={ranks}"] if ranks else ())])
+    if loaded.cluster.kind != "this-machine":
+        cure = 'set cluster.kind = "this-machine"; other machines are described by the catalogue'
+        raise ScenarioError([Mistake("cluster.kind", "only this machine's tasks can be measured here", cure)], str(scenario))
+    with busy("measuring every task of the model"):
+        profile, path = profile_scenario(loaded)
+    if as_json:
+        print_json(profile.to_dict())
+    else:
+        print_tables(profile_table(profile))
+        log(f"stored in {path}")
 
 
 if __name__ == "__main__":

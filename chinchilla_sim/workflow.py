@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from chinchilla_sim.cluster.catalogue import catalogue_digest
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.graph.importers import read_graph
+from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.zoo import chain, mlp
 from chinchilla_sim.planner.explain import explain_choice
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 BUILTIN_WIDTHS = (784, 512, 10)
+VALUE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
 CALIBRATION_VARIABLE = "CHINCHILLA_CALIBRATION"
 
 
@@ -51,13 +54,15 @@ class Setting:
     graph: TaskGraph
     cluster: Cluster
     calibration: Calibration | None
+    profile: Profile = field(default_factory=Profile)
     notes: tuple[str, ...] = ()
 
     @property
     def hashes(self) -> dict[str, str]:
         """What a plan made here depends on."""
         calibration = self.calibration.digest if self.calibration else "none"
-        return {"graph": self.graph.digest, "catalogue": catalogue_digest(), "calibration": calibration}
+        hashes = {"graph": self.graph.digest, "catalogue": catalogue_digest(), "calibration": calibration}
+        return hashes | ({"profile": self.profile.digest} if self.profile.times else {})
 
 
 def prepare(scenario: Scenario, calibration: Calibration | None = None) -> Setting:
@@ -65,28 +70,44 @@ def prepare(scenario: Scenario, calibration: Calibration | None = None) -> Setti
     notes: tuple[str, ...] = ()
     if scenario.cluster.kind == THIS_MACHINE and calibration is None:
         calibration, notes = find_calibration(this_machine_ranks(scenario.cluster))
-    graph = build_graph(scenario)
+    graph, profile = build_graph(scenario)
+    if scenario.cluster.kind == THIS_MACHINE and not profile.times:
+        profile = find_profile(graph)
+    if profile.times:
+        notes = (*notes, _share_measured(graph, profile))
     cluster = build_cluster(scenario.cluster, scenario.job.precision, calibration)
-    return Setting(scenario, graph, cluster, calibration, notes)
+    return Setting(scenario, graph, cluster, calibration, profile, (*notes, *graph.notes))
 
 
-def build_graph(scenario: Scenario) -> TaskGraph:
-    """The task graph of one global batch; torch is imported only to trace a factory."""
+def _share_measured(graph: TaskGraph, profile: Profile) -> str:
+    names = [task.name for task in graph.compute_tasks]
+    measured = sum(name in profile.measured_tasks for name in names)
+    return f"times of {measured} of {len(names)} tasks are measured ({profile.source or 'source not stated'}), others follow from formulas"
+
+
+def build_graph(scenario: Scenario) -> tuple[TaskGraph, Profile]:
+    """The task graph of one global batch and what its file measured; torch is imported only to trace a factory."""
     model, batch, training = scenario.model, scenario.job.global_batch_size, scenario.job.kind == "training"
-    if model.kind == "builtin":
-        return mlp(model.options.get("widths", BUILTIN_WIDTHS), batch, training)
+    value_bytes = VALUE_BYTES[scenario.job.precision]
+    if model.builtin == "mnist_mlp":
+        return mlp(model.options.get("widths", BUILTIN_WIDTHS), batch, training, value_bytes), Profile()
     if model.formula == "mlp":
-        return mlp(model.widths, batch, training)
+        return mlp(model.widths, batch, training, value_bytes), Profile()
     if model.formula == "chain":
         assert model.task_count and model.work_flop and model.output_bytes is not None and model.parameter_count is not None
-        return chain(model.task_count, model.parameter_count, model.work_flop, model.output_bytes, batch)
+        return chain(model.task_count, model.parameter_count, model.work_flop, model.output_bytes, batch, value_bytes), Profile()
     if model.kind == "graph":
         assert model.graph
-        return read_graph(Path(model.graph))
+        graph, profile = read_graph(Path(model.graph), model.format or "chinchilla")
+        if graph.value_bytes != value_bytes:
+            what = f"the graph in {model.graph} has values of {graph.value_bytes:g} bytes, {scenario.job.precision} has {value_bytes:g}"
+            raise ScenarioError([Mistake("job.precision", what, "store the graph in this precision, or change job.precision")])
+        return graph, profile
     from chinchilla_sim.graph.contract import factory_of, load_job
     from chinchilla_sim.graph.trace import trace_job
 
-    return trace_job(load_job(*factory_of(scenario)), batch, training, name=str(model.factory))
+    job, name = load_job(*factory_of(scenario)), str(model.factory or model.builtin)
+    return trace_job(job, batch, training, name, scenario.job.precision), Profile()
 
 
 def find_calibration(rank_count: int) -> tuple[Calibration | None, tuple[str, ...]]:
@@ -128,10 +149,42 @@ def ensure_calibration(scenario: Scenario) -> tuple[str, ...]:
     return (f"measured this machine; calibration of {calibration.date} stored in {path}",)
 
 
+def find_profile(graph: TaskGraph) -> Profile:
+    """Times of this graph's tasks that `chinchilla calibrate SCENARIO` has measured on this machine, if any."""
+    path = profile_path(graph)
+    if not path.exists():
+        return Profile()
+    try:
+        return Profile.from_dict(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        cure = "delete it and run chinchilla calibrate SCENARIO"
+        raise ScenarioError([Mistake("profile", f"cannot be read: {error}", cure)], str(path)) from error
+
+
+def profile_path(graph: TaskGraph) -> Path:
+    """File of the measured times of one graph on this machine."""
+    machine = cache_path(describe_machine(version("torch")))
+    return machine.with_name(f"profile-{graph.digest[:16]}-{machine.stem.removeprefix('calibration-')}.json")
+
+
+def profile_scenario(scenario: Scenario) -> tuple[Profile, Path]:
+    """Measure every task of a scenario's model on this machine and store the times for `prepare`."""
+    from chinchilla_sim.runtime.profiler import measure_tasks
+
+    graph, _ = build_graph(scenario)
+    profile = measure_tasks(scenario, this_machine_ranks(scenario.cluster))
+    path = profile_path(graph)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(profile.to_dict(), indent=1))
+    partial.replace(path)
+    return profile, path
+
+
 def make_plan(setting: Setting, progress: Progress | None = None) -> SearchResult:
     """The best plan of a setting, with the runners-up."""
     scenario = setting.scenario
-    return find_plans(setting.graph, setting.cluster, scenario.job, scenario.search, simulate, progress)
+    return find_plans(setting.graph, setting.cluster, scenario.job, scenario.search, simulate, progress, setting.profile)
 
 
 def plan_file(setting: Setting, search: SearchResult) -> PlanFile:
@@ -165,7 +218,7 @@ def open_plan(file: PlanFile, source: str, overrides: Sequence[str] = (), force:
 
 def simulate_plan(setting: Setting, file: PlanFile) -> Candidate:
     """The simulated step of a given plan."""
-    pricing = Pricer(setting.graph, setting.cluster, setting.scenario.job).price(file.plan)
+    pricing = Pricer(setting.graph, setting.cluster, setting.scenario.job, setting.profile).price(file.plan)
     timeline = simulate(lower(file.plan), pricing, setting.cluster)
     return Candidate(file.plan, pricing, timeline, timeline.step_s)
 

@@ -1,6 +1,7 @@
 """Seconds of computation on one device (additive roofline).
 
     kernel       t = launches * launch_s + flop / flop_per_s + bytes / memory_bandwidth
+    group        sum of its kernels
     microbatch   sum of its kernels + forward_fixed_s or backward_fixed_s
     accumulation of a gradient into an existing one reads both and writes one: 3 P bytes
     optimizer    adam reads p, g, m, v and writes p, m, v (28 B per fp32 parameter); sgd 12 B, with momentum 20 B
@@ -18,10 +19,18 @@ FP32_BYTES = 4
 OPTIMIZER_BYTES_PER_VALUE = {"adam": 28.0, "sgd": 12.0, "sgd-momentum": 20.0}
 
 
-def forward_s(task: Task, scale: float, parameter_bytes: float, device: Device, value_scale: float = 1.0) -> float:
-    """Seconds of a task's forward pass on `scale` times the graph's batch; values take `value_scale` of fp32's bytes."""
-    activations = task.read_bytes - parameter_bytes + task.written_bytes
-    moved = value_scale * (parameter_bytes + scale * activations)
+def forward_s(task: Task, scale: float, device: Device) -> float:
+    """Seconds of a task's forward pass on `scale` times the graph's batch."""
+    return sum(_forward_kernel_s(kernel, scale, device) for kernel in task.kernels)
+
+
+def backward_s(task: Task, scale: float, device: Device) -> float:
+    """Seconds of a task's backward pass; weights are read for the input's gradient, their gradients written."""
+    return sum(_backward_kernel_s(kernel, scale, device) for kernel in task.kernels)
+
+
+def _forward_kernel_s(task: Task, scale: float, device: Device) -> float:
+    moved = task.weight_bytes + scale * (task.read_bytes + task.written_bytes - task.weight_bytes)
     return (
         task.launch_count * device.forward_launch_s
         + scale * task.forward_flop / device.flop_per_s
@@ -29,14 +38,12 @@ def forward_s(task: Task, scale: float, parameter_bytes: float, device: Device, 
     )
 
 
-def backward_s(task: Task, scale: float, parameter_bytes: float, device: Device, value_scale: float = 1.0) -> float:
-    """Seconds of a task's backward pass; parameters are read for the input's gradient, their gradients written."""
+def _backward_kernel_s(task: Task, scale: float, device: Device) -> float:
     if not task.needs_gradient or task.launch_count == 0:
         return 0.0
     gradients = float(bool(task.input_gradient_flop)) + float(bool(task.weight_gradient_flop)) or 1.0
-    constant = parameter_bytes * (1.0 + bool(task.input_gradient_flop))
     total = task.backward_read_bytes + task.backward_written_bytes
-    moved = value_scale * (min(constant, total) + scale * max(0.0, total - constant))
+    moved = task.backward_weight_bytes + scale * (total - task.backward_weight_bytes)
     return (
         gradients * task.launch_count * device.backward_launch_s
         + scale * task.backward_flop / device.flop_per_s
@@ -50,7 +57,7 @@ def accumulation_s(parameter_bytes: float, device: Device) -> float:
 
 
 def optimizer_s(parameter_bytes: float, optimizer: str, momentum: float, device: Device) -> float:
-    """Seconds of one parameter update, with the fixed time of a step; 0 parameters cost only the latter."""
+    """Seconds of one update of fp32 (master) parameters, with the fixed time of a step; 0 parameters cost only the latter."""
     kind = "sgd-momentum" if optimizer == "sgd" and momentum else optimizer
     moved = OPTIMIZER_BYTES_PER_VALUE[kind] * parameter_bytes / FP32_BYTES
     launch_s = device.optimizer_launch_s if parameter_bytes else 0.0

@@ -1,6 +1,6 @@
 """Bytes that one rank holds while training or serving its stage.
 
-    weights P + gradients P + optimizer state (adam 2 P, sgd 0, with momentum P), fp32
+    weights P + gradients P + optimizer state (adam 2 P, sgd 0, with momentum P), fp32; buffers and frozen weights once
     + saved activations of every microbatch in flight + receive buffers + the payload of the gradient codec
 
 1F1B keeps min(stages - stage, microbatches) microbatches in flight, GPipe all of them (Narayanan et al. 2021).
@@ -14,15 +14,11 @@ STATE_COPIES = {"adam": 2.0, "sgd": 0.0, "sgd-momentum": 1.0}
 
 
 def state_bytes(parameter_bytes: float, optimizer: str, momentum: float, precision: str) -> float:
-    """Weights, gradients and optimizer state of fp32 `parameter_bytes`, held for the whole run of a training job."""
+    """Weights, gradients, fp32 masters and optimizer state of trained `parameter_bytes` (as stored at this precision)."""
     kind = "sgd-momentum" if optimizer == "sgd" and momentum else optimizer
-    copies = 2.0 if precision == "fp32" else 1.0 + 0.5 + 0.5
-    return parameter_bytes * (copies + STATE_COPIES[kind])
-
-
-def inference_bytes(parameter_bytes: float, precision: str) -> float:
-    """Weights alone."""
-    return parameter_bytes * (1.0 if precision == "fp32" else 0.5)
+    if precision == "fp32":
+        return parameter_bytes * (2.0 + STATE_COPIES[kind])
+    return parameter_bytes * (2.0 + 2.0 * (1.0 + STATE_COPIES[kind]))
 
 
 def microbatches_in_flight(schedule: str, stage: int, stage_count: int, microbatch_count: int) -> int:

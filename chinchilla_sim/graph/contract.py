@@ -29,7 +29,10 @@ from typing import Any, Protocol, cast
 from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.scenario.schema import Scenario
 
-BUILTIN_FACTORIES = {"mnist_mlp": "chinchilla_sim.models.mnist_mlp:build"}
+BUILTIN_FACTORIES = {
+    "mnist_mlp": "chinchilla_sim.models.mnist_mlp:build",
+    "huggingface": "chinchilla_sim.models.huggingface:build",
+}
 NEEDED_TO_PLAN = ("model", "example_batch")
 NEEDED_TO_RUN = ("loss", "batches")
 

@@ -3,35 +3,72 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves
 
 from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.graph.builder import GraphBuilder
 from chinchilla_sim.graph.contract import TrainingJob
-from chinchilla_sim.graph.operators import FIRST_OPERAND, FLOP_OF, SAVES_NOTHING, SAVES_OUTPUT, forward_flop
-from chinchilla_sim.graph.task import INPUT_OP, Task, TaskGraph, with_loss
+from chinchilla_sim.graph.operators import FLOP_OF
+from chinchilla_sim.graph.record import failing_line, record_model
+from chinchilla_sim.graph.task import TaskGraph
+
+VALUE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
+DTYPE_OF = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MAY_COPY = frozenset({"reshape", "flatten", "contiguous", "to"})
+"""Operators whose schema says view, and that copy where the memory's order asks for it."""
 
 
-def trace_job(job: TrainingJob, batch_size: int, training: bool, name: str) -> TaskGraph:
-    """Graph of one batch of the job's model, with its loss when training; raises ScenarioError where export fails."""
+def trace_job(job: TrainingJob, batch_size: int, training: bool, name: str, precision: str = "fp32") -> TaskGraph:
+    """Graph of one batch of the job's model, with its loss when training.
+
+    What torch.export refuses is recorded from one run of the model instead, with a note that names the line; raises
+    ScenarioError where that fails too.
+    """
     try:
-        with torch.device("meta"):
-            model = job.model()
-            inputs, _ = job.example_batch(batch_size)
-        model = model.to("meta").train(training)
-        inputs = tuple(tensor.to("meta") for tensor in as_tuple(inputs))
+        model, inputs = _prepared(job, batch_size, training, precision, "meta")
         nodes = list(export_module(model, inputs).graph.nodes)
     except ScenarioError:
         raise
     except Exception as error:
-        raise ScenarioError(
-            [Mistake("model.factory", f"torch.export cannot trace the model: {error}", "see the operator and line named above")]
-        ) from error
+        return _recorded(job, batch_size, training, name, precision, error)
     return graph_of(model, nodes, batch_size, training, name)
+
+
+def _prepared(job: TrainingJob, batch_size: int, training: bool, precision: str, device: str) -> tuple[nn.Module, tuple[Any, ...]]:
+    """The job's model and example inputs on a device, at a precision."""
+    with torch.device(device):
+        model = job.model()
+        inputs, _ = job.example_batch(batch_size)
+    dtype = DTYPE_OF[precision]
+    tensors = tuple(tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype) for tensor in as_tuple(inputs))
+    return model.to(device, dtype).train(training), tensors
+
+
+def _recorded(job: TrainingJob, batch_size: int, training: bool, name: str, precision: str, refusal: Exception) -> TaskGraph:
+    """The graph of what one run of the model does, on the meta device or else on the CPU."""
+    where = failing_line(refusal)
+    for device in ("meta", "cpu"):
+        builder = GraphBuilder(batch_size, training, VALUE_BYTES[precision])
+        try:
+            model, inputs = _prepared(job, batch_size, training, precision, device)
+            output = record_model(model, inputs, builder)
+        except Exception:
+            continue
+        reason = str(refusal).strip().partition("\n")[0]
+        builder.notes.append(
+            f"torch.export cannot trace {where or 'the model'} ({reason}): its operators were recorded from one run, "
+            "which holds for inputs like the example batch; such a plan can be simulated, not run"
+        )
+        return builder.finish(output, name, source=f"recorded on {device}, torch {torch.__version__}")
+    what = f"torch.export cannot trace the model: {refusal}"
+    cure = f"see {where}" if where else "see the operator and line named above"
+    raise ScenarioError([Mistake("model.factory", what, cure)]) from refusal
 
 
 def as_tuple(inputs: Any) -> tuple[Any, ...]:
@@ -48,137 +85,150 @@ def export_module(model: nn.Module, inputs: Any) -> GraphModule:
 
 
 def task_nodes(nodes: list[Node]) -> Iterator[Node]:
-    """The nodes that become tasks."""
-    return (node for node in nodes if node.op == "call_function")
+    """The nodes that become tasks: calls that return tensors."""
+    return (node for node in nodes if node.op == "call_function" and tensors_of(node))
 
 
 def graph_of(model: nn.Module, nodes: list[Node], batch_size: int, training: bool, name: str) -> TaskGraph:
     """The task graph of exported nodes."""
-    trainable = {key for key, parameter in model.named_parameters(remove_duplicate=False) if parameter.requires_grad}
-    canonical = _canonical_names(model)
-    reader = _Reader({key: canonical[key] for key in trainable})
-    tasks = [reader.task(node) for node in nodes if node.op in ("placeholder", "call_function")]
-    edges = [
-        (reader.name_of[parent], reader.name_of[node])
-        for node in task_nodes(nodes)
-        for parent in node.all_input_nodes
-        if parent in reader.name_of
-    ]
-    parameters = {
-        key: float(parameter.numel() * parameter.element_size())
-        for key, parameter in model.named_parameters()
-        if canonical[key] in reader.used
-    }
-    all_tasks, all_edges = tuple(tasks), tuple(dict.fromkeys(edges))
-    if training:
-        output = next(node for node in nodes if node.op == "output")
-        all_tasks, all_edges = with_loss(all_tasks, all_edges, reader.name_of[output.all_input_nodes[0]])
-    return TaskGraph(name, batch_size, all_tasks, all_edges, parameters, source=f"torch.export, torch {torch.__version__}")
-
-
-def _canonical_names(model: nn.Module) -> dict[str, str]:
-    """Every name of a parameter -> its first name, so that a tied weight counts once."""
-    first: dict[int, str] = {}
-    return {key: first.setdefault(id(parameter), key) for key, parameter in model.named_parameters(remove_duplicate=False)}
+    floating = next((p.element_size() for p in model.parameters() if p.is_floating_point()), 4)
+    reader = _Reader(model, GraphBuilder(batch_size, training, float(floating)))
+    for node in nodes:
+        reader.read(node)
+    reader.add_unused()
+    output = next(node for node in nodes if node.op == "output")
+    result = next(parent for parent in output.all_input_nodes if parent in reader.name_of)
+    return reader.builder.finish(reader.name_of[result], name, source=f"torch.export, torch {torch.__version__}")
 
 
 class _Reader:
-    """Turns fx nodes into tasks, remembering which of them need a gradient."""
+    """Turns fx nodes into tasks of a builder."""
 
-    def __init__(self, parameter_names: dict[str, str]) -> None:
-        self.parameter_names = parameter_names
+    def __init__(self, model: nn.Module, builder: GraphBuilder) -> None:
+        self.model, self.builder = model, builder
         self.name_of: dict[Node, str] = {}
-        self.used: set[str] = set()
-        self._needs_gradient: set[Node] = set()
+        self._weights: dict[str, tuple[str, torch.Tensor, bool]] = {}
+        first: dict[int, str] = {}
+        for key, parameter in model.named_parameters(remove_duplicate=False):
+            self._weights[key] = first.setdefault(id(parameter), key), parameter, False
+        for key, buffer in model.named_buffers(remove_duplicate=False):
+            self._weights[key] = first.setdefault(id(buffer), key), buffer, True
 
-    def task(self, node: Node) -> Task:
-        self.name_of[node] = str(node.target) if node.op == "placeholder" else node.name
-        size = float(_bytes(node))
+    def read(self, node: Node) -> None:
+        """Add what the node stands for: an input, a weight or a task."""
+        if not tensors_of(node):
+            return
         if node.op == "placeholder":
-            return Task(self.name_of[node], INPUT_OP, output_bytes=size, needs_gradient=False, launch_count=0)
-        parents = node.all_input_nodes
-        parameters = [parent for parent in parents if parent.op == "get_attr" and str(parent.target) in self.parameter_names]
-        needing = [parent for parent in parents if parent in self._needs_gradient]
-        if (parameters or needing) and _is_floating(node):
-            self._needs_gradient.add(node)
-        names = tuple(self.parameter_names[str(parent.target)] for parent in parameters)
-        self.used.update(names)
-        op = _op_name(node)
-        if _is_view(node):
-            return Task(self.name_of[node], op, output_bytes=size, needs_gradient=node in self._needs_gradient, launch_count=0)
-        return self._computing_task(node, op, size, names, parameters, needing)
+            self.name_of[node] = self.builder.input(str(node.target), _shapes(node)[0], _value_bytes(node))
+        elif node.op == "get_attr":
+            self.name_of[node] = self._weight(str(node.target), tensors_of(node)[0])
+        elif node.op == "call_function":
+            self._call(node)
 
-    def _computing_task(
-        self, node: Node, op: str, size: float, names: tuple[str, ...], parameters: list[Node], needing: list[Node]
-    ) -> Task:
-        parents = node.all_input_nodes
-        tensors = [argument for argument in node.args if isinstance(argument, Node)]
-        flop = forward_flop(op, [_shape(argument) for argument in tensors], _shape(node))
-        operands = tensors[FIRST_OPERAND.get(op, 0) :][: 3 if "attention" in op else 2] if op in FLOP_OF else []
-        per_operand = flop * (2 / 3 if len(operands) == 3 else 1)
-        read = float(sum(_bytes(parent) for parent in parents))
-        backward = node in self._needs_gradient
-        written_back = float(sum(_bytes(parent) for parent in {*needing, *parameters}))
-        return Task(
-            name=self.name_of[node],
-            op=op,
-            forward_flop=flop,
-            input_gradient_flop=per_operand * sum(operand in needing for operand in operands),
-            weight_gradient_flop=per_operand * sum(operand in parameters for operand in operands),
-            output_bytes=size,
-            read_bytes=read,
-            written_bytes=size,
-            backward_read_bytes=_backward_read_bytes(node, op, operands, parameters, needing) if backward else 0.0,
-            backward_written_bytes=written_back if backward else 0.0,
-            parameters=names,
-            saved=self._saved(node, op) if backward else (),
-            needs_gradient=backward,
+    def _weight(self, target: str, value: torch.Tensor) -> str:
+        # A tensor that the code made while it was traced is constant: it is kept like a buffer.
+        name, tensor, buffer = self._weights.get(target, (target, value, True))
+        return self.builder.weight(name, tuple(tensor.shape), tensor.element_size(), tensor.requires_grad, buffer)
+
+    def _call(self, node: Node) -> None:
+        op = _op_name(node)
+        parents = [leaf for leaf in tree_leaves((node.args, node.kwargs)) if isinstance(leaf, Node) and leaf in self.name_of]
+        if getattr(node.target, "namespace", "aten") != "aten" and op not in FLOP_OF:
+            where = user_line(node)
+            self._note(
+                f"{node.target}{f' at {where}' if where else ''} has no formula here: it is counted by the bytes it reads and writes"
+            )
+        self.name_of[node] = self.builder.apply(
+            op,
+            [self.name_of[parent] for parent in parents],
+            _shapes(node),
+            name=node.name,
+            attributes=_attributes(node),
+            view=_is_view(node),
+            output_bytes=float(sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(node))),
+            floating=any(tensor.is_floating_point() for tensor in tensors_of(node)) and op != "detach",
+            module=_module_path(node),
+            value_bytes=_value_bytes(node),
         )
 
-    def _saved(self, node: Node, op: str) -> tuple[str, ...]:
-        if op in SAVES_NOTHING:
-            return ()
-        kept = [node] if op in SAVES_OUTPUT else node.all_input_nodes
-        return tuple(self.name_of[parent] for parent in kept if parent in self.name_of)
+    def _note(self, text: str) -> None:
+        if text not in self.builder.notes:
+            self.builder.notes.append(text)
+
+    def add_unused(self) -> None:
+        """Parameters that no task reads occupy memory all the same."""
+        unused = []
+        for key, (name, tensor, buffer) in self._weights.items():
+            if not buffer and name == key and name not in self.builder.weights:
+                self.builder.weight(name, tuple(tensor.shape), tensor.element_size(), tensor.requires_grad)
+                unused.append(name)
+        if unused:
+            self._note(f"{len(unused)} parameters are never used, such as {unused[0]}: they are counted, but belong to no task")
 
 
-def _backward_read_bytes(node: Node, op: str, operands: list[Node], parameters: list[Node], needing: list[Node]) -> float:
-    """The output's gradient, plus for a product each operand whose partner needs a gradient, else what was saved."""
-    size = float(_bytes(node))
-    if operands:
-        wanting = {*needing, *parameters}
-        return size + sum(_bytes(operand) for operand in operands if any(other in wanting for other in operands if other is not operand))
-    if op in SAVES_NOTHING:
-        return size
-    return 2 * size if op in SAVES_OUTPUT else size + sum(_bytes(parent) for parent in node.all_input_nodes)
+def user_line(node: Node) -> str:
+    """`file:line` of the user's code that made this call, or ""."""
+    frames = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip().startswith("File ")]
+    own = [frame for frame in frames if "/torch/" not in frame] or frames
+    if not own:
+        return ""
+    file, _, rest = own[-1].removeprefix('File "').partition('", line ')
+    return f"{file}:{rest.partition(',')[0]}"
 
 
-def _value(node: Node) -> Any:
-    return node.meta.get("val")
-
-
-def _tensors(node: Node) -> list[torch.Tensor]:
-    value = _value(node)
+def tensors_of(node: Node) -> list[torch.Tensor]:
+    """The tensors that a node returns, as torch.export describes them."""
+    value = node.meta.get("val")
+    if node.op == "get_attr" and value is None:
+        return []
     return [item for item in (value if isinstance(value, tuple | list) else (value,)) if isinstance(item, torch.Tensor)]
 
 
-def _bytes(node: Node) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(node))
+def _shapes(node: Node) -> list[tuple[int, ...]]:
+    return [tuple(int(n) for n in tensor.shape) for tensor in tensors_of(node)]
 
 
-def _shape(node: Node) -> tuple[int, ...]:
-    tensors = _tensors(node)
-    return tuple(int(n) for n in tensors[0].shape) if tensors else ()
-
-
-def _is_floating(node: Node) -> bool:
-    return any(tensor.is_floating_point() for tensor in _tensors(node))
+def _value_bytes(node: Node) -> float:
+    return float(tensors_of(node)[0].element_size())
 
 
 def _op_name(node: Node) -> str:
     packet = getattr(node.target, "overloadpacket", None)
     # The underscore of an operator that works in place does not change what it costs.
-    return str(packet).rpartition(".")[2].rstrip("_") if packet is not None else getattr(node.target, "__name__", str(node.target))
+    name = str(packet).rpartition(".")[2].rstrip("_") if packet is not None else getattr(node.target, "__name__", str(node.target))
+    return "conv_transpose2d" if name == "convolution" and len(node.args) > 6 and node.args[6] else name
+
+
+def _attributes(node: Node) -> dict[str, Any]:
+    """Arguments that are no tensors, by the schema's names, where they differ from its defaults."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return {"index": node.args[1]} if node.target is operator.getitem else {}
+    given: dict[str, Any] = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+    defaults = {argument.name: argument.default_value for argument in schema.arguments if argument.has_default_value()}
+    plain = {key: _plain(value) for key, value in given.items() if _is_plain(value) and defaults.get(key, _plain) != value}
+    return _renamed(plain)
+
+
+def _renamed(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {"training" if key == "train" else key: value for key, value in attributes.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return isinstance(value, bool | int | float | str)
+
+
+def _plain(value: Any) -> Any:
+    return tuple(_plain(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _module_path(node: Node) -> str:
+    """Path of the innermost module in the user's model, such as `layers.3.attention`."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed([entry[0] for entry in stack.values()]), "") if stack else ""
+    return path.removeprefix("L['self'].").removeprefix("L['self']")
 
 
 def _is_view(node: Node) -> bool:
@@ -186,4 +236,18 @@ def _is_view(node: Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return node.target is operator.getitem
-    return bool(schema.returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+    aliases = bool(schema.returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+    return aliases and not (_op_name(node) in MAY_COPY and _copies(node))
+
+
+def _copies(node: Node) -> bool:
+    source, result = tensors_of(node.all_input_nodes[0])[0], tensors_of(node)[0]
+    if source.dtype != result.dtype:
+        return True
+    if _op_name(node) == "contiguous":
+        return not source.is_contiguous()
+    try:
+        torch.empty_strided(tuple(source.shape), source.stride(), device="meta").view(tuple(result.shape))
+    except RuntimeError:
+        return True
+    return False

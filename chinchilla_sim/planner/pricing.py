@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.cost.codec import CODECS, decode_s, encode_s, payload_bytes
 from chinchilla_sim.cost.collective import interpolate_s, ring_all_gather_s, ring_all_reduce_s, sent_bytes
-from chinchilla_sim.cost.compute import accumulation_s, backward_s, forward_s, optimizer_s
-from chinchilla_sim.cost.memory import inference_bytes, microbatches_in_flight, state_bytes
+from chinchilla_sim.cost.compute import FP32_BYTES, accumulation_s, backward_s, forward_s, optimizer_s
+from chinchilla_sim.cost.memory import microbatches_in_flight, state_bytes
+from chinchilla_sim.graph.profile import ACCELERATOR, ANY_DEVICE, Profile
 from chinchilla_sim.graph.task import Task, TaskGraph
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.program import Op
@@ -56,26 +56,66 @@ class Pricing:
         return (self.boundary_bytes if direction == "F" else self.boundary_gradient_bytes)[boundary]
 
 
-class Pricer:
-    """Prices plans of one graph, cluster and job; task times are kept between plans."""
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Bytes of the weights of some tasks, and of what they save for their backward pass per batch of the graph."""
 
-    def __init__(self, graph: TaskGraph, cluster: Cluster, job: JobSpec) -> None:
-        self.graph, self.cluster, self.job = graph, cluster, job
-        self.value_bytes = 4.0 if job.precision == "fp32" else 2.0
-        self.value_scale = self.value_bytes / 4.0
-        self.task_s = lru_cache(maxsize=None)(self._task_s)
-        self._parameter_bytes = {task.name: graph.parameter_bytes_of([task]) for task in graph.tasks}
+    trained_bytes: float
+    untrained_bytes: float
+    saved_bytes: float
+
+
+def _growing(graph: TaskGraph, first: int) -> Iterator[Holding]:
+    """Holdings of the compute tasks from `first` on, one task more each time."""
+    weights: set[str] = set()
+    tensors: set[str] = set()
+    trained = untrained = saved = 0.0
+    for task in graph.compute_tasks[first:]:
+        for name in task.parameters:
+            if name not in weights:
+                weights.add(name)
+                weight = graph.weights[name]
+                trained += weight.bytes if weight.trained else 0.0
+                untrained += 0.0 if weight.trained else weight.bytes
+        for name in task.saved:
+            if name not in tensors:
+                tensors.add(name)
+                saved += graph.tasks[graph.position[name]].output_bytes
+        saved += task.saved_bytes
+        yield Holding(trained, untrained, saved)
+
+
+class Pricer:
+    """Prices plans of one graph, cluster and job; task times are kept between plans.
+
+    Times that the `profile` measured come before formulas.
+    """
+
+    def __init__(self, graph: TaskGraph, cluster: Cluster, job: JobSpec, profile: Profile | None = None) -> None:
+        self.graph, self.cluster, self.job, self.profile = graph, cluster, job, profile or Profile()
+        self.value_bytes = graph.value_bytes
+        self._seconds: dict[tuple[str, int, int, Device], tuple[float, float]] = {}
+        self._holdings_from: dict[int, list[Holding]] = {}
 
     def scale(self, microbatch_size: int) -> float:
         """Microbatch in units of the graph's batch."""
         return microbatch_size / self.graph.batch_size
 
-    def _task_s(self, task: Task, microbatch_size: int, device: Device) -> tuple[float, float]:
-        """Forward and backward seconds of one task."""
-        scale, parameters = self.scale(microbatch_size), self._parameter_bytes[task.name]
-        passes = forward_s, backward_s
-        forward, backward = (seconds(task, scale, parameters, device, self.value_scale) for seconds in passes)
-        return forward, backward
+    def task_s(self, task: Task, microbatch_size: int, device: Device, busy_ranks: int) -> tuple[float, float]:
+        """Forward and backward seconds of one task (or group) while so many ranks are busy."""
+        key = task.name, microbatch_size, busy_ranks, device
+        if key not in self._seconds:
+            times = [self._kernel_s(kernel, microbatch_size, device, busy_ranks) for kernel in task.kernels]
+            self._seconds[key] = sum(forward for forward, _ in times), sum(backward for _, backward in times)
+        return self._seconds[key]
+
+    def _kernel_s(self, task: Task, microbatch_size: int, device: Device, busy_ranks: int) -> tuple[float, float]:
+        for kind in (ANY_DEVICE, ACCELERATOR) if self.profile.times else ():
+            measured = self.profile.seconds(task.name, microbatch_size, kind, busy_ranks)
+            if measured:
+                return measured
+        scale = self.scale(microbatch_size)
+        return forward_s(task, scale, device), backward_s(task, scale, device)
 
     def tasks_of(self, plan: Plan, stage: int) -> list[Task]:
         """Task objects of a stage."""
@@ -87,7 +127,7 @@ class Pricer:
 
     def price(self, plan: Plan) -> Pricing:
         """Seconds and bytes of every action of the plan."""
-        scale = self.scale(plan.microbatch_size) * self.value_scale
+        scale = self.scale(plan.microbatch_size)
         boundaries = [self.boundary_tasks(plan, stage) for stage in range(plan.pipeline_parallel_degree - 1)]
         raw = [scale * sum(task.output_bytes for task in tasks) for tasks in boundaries]
         raw_gradients = [scale * sum(task.output_bytes for task in tasks if task.needs_gradient) for tasks in boundaries]
@@ -111,7 +151,7 @@ class Pricer:
 
     def exchange_s_per_byte(self, plan: Plan, stage: int) -> float:
         """Seconds of a stage's gradient exchange per byte of its parameters, if it held the whole model."""
-        total = self.graph.total_parameter_bytes
+        total = self.graph.trained_bytes_of(self.graph.tasks)
         if plan.data_parallel_degree == 1 or not plan.training or not total:
             return 0.0
         return self._exchange(plan, stage, total)[0] / total
@@ -120,21 +160,21 @@ class Pricer:
         stage, _ = plan.position[rank]
         device = self.cluster.device(plan.slots[rank], plan.rank_count)
         tasks = self.tasks_of(plan, stage)
-        times = [self.task_s(task, plan.microbatch_size, device) for task in tasks]
-        parameters = self.graph.parameter_bytes_of(tasks)
+        times = [self.task_s(task, plan.microbatch_size, device, plan.rank_count) for task in tasks]
+        parameters = self.graph.trained_bytes_of(tasks)
         first_backward_s = device.backward_fixed_s + sum(backward for _, backward in times)
         action_s = {
             Op.F: device.forward_fixed_s + sum(forward for forward, _ in times),
             Op.B: first_backward_s,
-            Op.OPTIM: optimizer_s(parameters, self.job.optimizer, self.job.momentum, device),
+            Op.OPTIM: optimizer_s(parameters * FP32_BYTES / self.value_bytes, self.job.optimizer, self.job.momentum, device),
         }
         action_s |= self._codec_s(plan, stage, raw, raw_gradients, device)
-        action_s |= gradient_codec_s(plan, stage, parameters * self.value_scale, device)
+        action_s |= gradient_codec_s(plan, stage, parameters, device)
         buffers = self._buffer_bytes(plan, sum(raw[boundary] for boundary in (stage - 1, stage) if 0 <= boundary < len(raw)))
         return StagePrice(
             action_s=action_s,
             later_backward_s=first_backward_s + accumulation_s(parameters, device),
-            held_bytes=self._held_bytes(plan, stage, parameters) + buffers,
+            held_bytes=self._held_bytes(plan, stage, parameters, self.graph.untrained_bytes_of(tasks)) + buffers,
             saved_bytes=self._saved_bytes(plan, tasks),
             in_flight=microbatches_in_flight(plan.schedule, stage, plan.pipeline_parallel_degree, plan.microbatch_count)
             if plan.training
@@ -158,38 +198,47 @@ class Pricer:
         """Receive buffers of messages that are awaited at once."""
         return min(plan.receives_in_flight, plan.microbatch_count) * message_bytes
 
-    def stage_bytes(self, plan: Plan, stage: int, tasks: Sequence[Task], in_flight: int, crossing_bytes: float) -> float:
-        """Peak bytes of a stage that holds these tasks; `crossing_bytes` cross its boundaries per batch of the graph."""
-        held = self._held_bytes(plan, stage, self.graph.parameter_bytes_of(tasks))
-        buffers = self._buffer_bytes(plan, crossing_bytes * self.scale(plan.microbatch_size) * self.value_scale)
-        return held + buffers + in_flight * self._saved_bytes(plan, tasks)
+    def stage_bytes(self, plan: Plan, stage: int, first: int, end: int, in_flight: int, crossing_bytes: float) -> float:
+        """Peak bytes of a stage of compute tasks first..end-1; `crossing_bytes` cross its boundaries per batch of the graph."""
+        holding = self._holdings(first)[end - first - 1]
+        scale = self.scale(plan.microbatch_size)
+        saved = holding.saved_bytes if plan.training else self.graph.compute_tasks[end - 1].output_bytes
+        held = self._held_bytes(plan, stage, holding.trained_bytes, holding.untrained_bytes)
+        return held + self._buffer_bytes(plan, crossing_bytes * scale) + in_flight * scale * saved
 
-    def _held_bytes(self, plan: Plan, stage: int, parameters: float) -> float:
+    def _holdings(self, first: int) -> list[Holding]:
+        """What the compute tasks first..first, first..first + 1 and so on hold, each weight and saved tensor once."""
+        if first not in self._holdings_from:
+            self._holdings_from[first] = list(_growing(self.graph, first))
+        return self._holdings_from[first]
+
+    def _held_bytes(self, plan: Plan, stage: int, parameters: float, frozen: float) -> float:
         if not plan.training:
-            return inference_bytes(parameters, self.job.precision)
+            return parameters + frozen
         bucket = 0.0
         if plan.data_parallel_degree > 1:
-            payload = payload_bytes(plan.gradient_codecs[stage], parameters * self.value_scale, self.value_bytes)
+            payload = payload_bytes(plan.gradient_codecs[stage], parameters, self.value_bytes)
             summable = CODECS[plan.gradient_codecs[stage]].summable
-            bucket = parameters * self.value_scale + payload * (1 if summable else plan.data_parallel_degree)
-        return state_bytes(parameters, self.job.optimizer, self.job.momentum, self.job.precision) + bucket
+            bucket = parameters + payload * (1 if summable else plan.data_parallel_degree)
+        return state_bytes(parameters, self.job.optimizer, self.job.momentum, self.job.precision) + frozen + bucket
 
     def _saved_bytes(self, plan: Plan, tasks: Sequence[Task]) -> float:
         """Distinct tensors that the stage keeps per microbatch until its backward pass."""
         names = {name for task in tasks for name in task.saved} if plan.training else {tasks[-1].name}
         total = sum(self.graph.tasks[self.graph.position[name]].output_bytes for name in sorted(names))
-        return total * self.scale(plan.microbatch_size) * self.value_scale
+        beside = sum(task.saved_bytes for task in tasks) if plan.training else 0.0
+        return (total + beside) * self.scale(plan.microbatch_size)
 
     def _collective(self, plan: Plan, stage: int) -> tuple[float, float]:
         """Seconds and sent bytes per rank of the gradient exchange of a stage."""
         replicas = plan.data_parallel_degree
         if replicas == 1 or not plan.training:
             return 0.0, 0.0
-        return self._exchange(plan, stage, self.graph.parameter_bytes_of(self.tasks_of(plan, stage)))
+        return self._exchange(plan, stage, self.graph.trained_bytes_of(self.tasks_of(plan, stage)))
 
     def _exchange(self, plan: Plan, stage: int, parameters: float) -> tuple[float, float]:
         codec = plan.gradient_codecs[stage]
-        payload = payload_bytes(codec, parameters * self.value_scale, self.value_bytes)
+        payload = payload_bytes(codec, parameters, self.value_bytes)
         kind = "all_reduce" if CODECS[codec].summable else "all_gather"
         slots = [plan.slots[rank] for rank in plan.placement[stage]]
         return collective_s(self.cluster, kind, slots, payload), sent_bytes(kind, payload, plan.data_parallel_degree)

@@ -17,6 +17,7 @@ from chinchilla_sim.cost.codec import payload_bytes
 from chinchilla_sim.cost.memory import microbatches_in_flight
 from chinchilla_sim.cost.money import expense
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
+from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.partition import allowed_cuts, balance_stages
@@ -73,19 +74,23 @@ class _Shape:
 
 
 def find_plans(
-    graph: TaskGraph, cluster: Cluster, job: JobSpec, search: SearchSpec, simulate: Simulate, progress: Progress | None = None
+    graph: TaskGraph,
+    cluster: Cluster,
+    job: JobSpec,
+    search: SearchSpec,
+    simulate: Simulate,
+    progress: Progress | None = None,
+    profile: Profile | None = None,
 ) -> SearchResult:
     """The best plan of the stated space; raises NoFeasiblePlanError that says what stood in the way."""
-    return _Search(graph, cluster, job, search, simulate, progress).run()
+    return _Search(Pricer(graph, cluster, job, profile), search, simulate, progress).run()
 
 
 class _Search:
-    def __init__(
-        self, graph: TaskGraph, cluster: Cluster, job: JobSpec, search: SearchSpec, simulate: Simulate, progress: Progress | None
-    ) -> None:
-        self.graph, self.cluster, self.job, self.search, self.simulate = graph, cluster, job, search, simulate
-        self.progress = progress
-        self.pricer = Pricer(graph, cluster, job)
+    def __init__(self, pricer: Pricer, search: SearchSpec, simulate: Simulate, progress: Progress | None) -> None:
+        self.pricer, self.search, self.simulate, self.progress = pricer, search, simulate, progress
+        graph, job = pricer.graph, pricer.job
+        self.graph, self.cluster, self.job = graph, pricer.cluster, job
         self.training = job.kind == "training"
         self.cuts = allowed_cuts(graph, self.training)
         self.crossing_bytes = [
@@ -238,7 +243,7 @@ class _Search:
             exchange_s = self.pricer.exchange_s_per_byte(plan, stage)
             weights.append(
                 [
-                    count * sum(self.pricer.task_s(task, size, device)) + exchange_s * self.graph.parameter_bytes_of([task])
+                    count * sum(self.pricer.task_s(task, size, device, plan.rank_count)) + exchange_s * self.graph.trained_bytes_of([task])
                     for task in self.graph.compute_tasks
                 ]
             )
@@ -249,22 +254,22 @@ class _Search:
         """Seconds per step that the tensors behind each task keep an idle link busy, one way."""
         lower_slot, upper_slot = plan.slots[plan.placement[0][0]], plan.slots[plan.placement[-1][0]]
         bandwidth = self.cluster.bandwidth_bytes_per_s(lower_slot, upper_slot)
-        scale = self.pricer.scale(plan.microbatch_size) * self.pricer.value_scale
+        scale = self.pricer.scale(plan.microbatch_size)
         codec = plan.activation_codecs[0]
         value_bytes = self.pricer.value_bytes
         return [plan.microbatch_count * payload_bytes(codec, scale * crossing, value_bytes) / bandwidth for crossing in self.crossing_bytes]
 
     def _fit_rule(self, plan: Plan) -> Callable[[int, int, int], bool]:
         """Whether tasks j..i-1 fit on a pipeline position."""
-        tasks = self.graph.compute_tasks
+        task_count = len(self.graph.compute_tasks)
 
         def fits(position: int, first: int, end: int) -> bool:
             limit = min(self.cluster.device(plan.slots[rank]).memory_bytes for rank in plan.placement[position])
             in_flight = microbatches_in_flight(
                 plan.schedule, position, len(plan.placement), plan.microbatch_count
             ) if self.training else 1  # fmt: skip
-            crossing = sum(self.crossing_bytes[behind - 1] for behind in (first, end) if 0 < behind < len(tasks))
-            return self.pricer.stage_bytes(plan, position, tasks[first:end], in_flight, crossing) <= limit
+            crossing = sum(self.crossing_bytes[behind - 1] for behind in (first, end) if 0 < behind < task_count)
+            return self.pricer.stage_bytes(plan, position, first, end, in_flight, crossing) <= limit
 
         return fits
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 from chinchilla_sim.cluster.calibration import Calibration
+from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.planner.search import Candidate
 from chinchilla_sim.report.table import Table, candidate_facts, percent, versus
 from chinchilla_sim.units import format_bandwidth, format_bytes, format_flop_per_s, format_seconds
@@ -53,3 +55,19 @@ def calibration_table(calibration: Calibration) -> Table:
     link = f"{format_seconds(calibration.transfer_latency_s)} and {format_bandwidth(calibration.transfer_bandwidth_bytes_per_s)}"
     note = f"between two local ranks: {link}; {calibration.key.cpu}, torch {calibration.key.torch}, {calibration.date}"
     return Table("This machine", headers, tuple(rows), note=note)
+
+
+SHOWN_TASKS = 20
+
+
+def profile_table(profile: Profile) -> Table:
+    """The slowest measured tasks at the largest microbatch, and how steady all measurements were."""
+    size = max(row.microbatch_size for row in profile.times)
+    busy = max(row.busy_ranks for row in profile.times)
+    rows = [row for row in profile.times if (row.microbatch_size, row.busy_ranks) == (size, busy)]
+    slowest = sorted(rows, key=lambda row: (-(row.forward_s + row.backward_s), row.task))[:SHOWN_TASKS]
+    cells = tuple((row.task, format_seconds(row.forward_s), format_seconds(row.backward_s), percent(row.spread)) for row in slowest)
+    total = f"forward {format_seconds(sum(row.forward_s for row in rows))}, backward {format_seconds(sum(row.backward_s for row in rows))}"
+    spread = percent(median(row.spread for row in profile.times))
+    note = f"{len(rows)} tasks, microbatch {size}, {busy} busy ranks: {total}; median spread (p75 - p25) {spread}; {profile.source}"
+    return Table("Slowest tasks", ("task", "forward", "backward", "spread"), cells, note=note)

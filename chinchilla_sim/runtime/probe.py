@@ -118,8 +118,7 @@ def fit_fixed_times(device: Device, reference_step_s: dict[int, float]) -> Devic
 
 def _task_s(graph: TaskGraph, device: Device) -> Iterator[float]:
     for task in graph.compute_tasks:
-        parameters = graph.parameter_bytes_of([task])
-        yield forward_s(task, 1.0, parameters, device) + backward_s(task, 1.0, parameters, device)
+        yield forward_s(task, 1.0, device) + backward_s(task, 1.0, device)
 
 
 # What follows runs in every rank.
@@ -194,7 +193,7 @@ def _linear_rows(batch: int, inputs: int, outputs: int) -> Iterator[KernelRow]:
         return seconds
 
     for tracking, x in ((False, plain), (True, tracked)):
-        task = linear_task("", "", "", "", batch, inputs, outputs, input_needs_gradient=tracking)
+        task = linear_task(batch, inputs, outputs, input_needs_gradient=tracking)
         moved = task.backward_read_bytes + task.backward_written_bytes
         seconds = _median_s(lambda _, x=x: backward(x))  # type: ignore[misc]
         yield KernelRow("backward", 1 + tracking, task.backward_flop, moved, seconds)
@@ -203,7 +202,7 @@ def _linear_rows(batch: int, inputs: int, outputs: int) -> Iterator[KernelRow]:
 
 def _relu_rows() -> Iterator[KernelRow]:
     for size in ELEMENT_SIZES[:3]:
-        task = relu_task("", 4.0 * size)
+        task = relu_task(size)
         x = torch.randn(size, requires_grad=True)
         upstream = torch.randn(size)
         yield KernelRow("forward", 1, 0.0, task.read_bytes + task.written_bytes, _median_s(lambda _, x=x: _timed(lambda: relu(x))))  # type: ignore[misc]

@@ -63,7 +63,7 @@ class _Table(BaseModel):
 class ModelSpec(_Table):
     """The neural network, given in exactly one way: builtin, factory, formula or graph."""
 
-    builtin: Literal["mnist_mlp"] | None = Field(
+    builtin: Literal["mnist_mlp", "huggingface"] | None = Field(
         default=None, description="A model that comes with chinchilla_sim: planned without torch, and run.", examples=["mnist_mlp"]
     )
     factory: Factory | None = Field(
@@ -80,7 +80,12 @@ class ModelSpec(_Table):
     graph: str | None = Field(
         default=None, min_length=1, description="A task graph file, looked up from the folder of the scenario.", examples=["graph.json"]
     )
-    format: Literal["chinchilla"] | None = Field(default=None, description="Format of the graph file.", examples=["chinchilla"])
+    format: Literal["chinchilla", "pipedream", "dnn-partitioning", "piper", "onnx"] | None = Field(
+        default=None,
+        description='Format of the graph file: "chinchilla" (our own JSON), "pipedream" (a profile, text), "dnn-partitioning" or "piper" '
+        '(layer graphs with times, JSON), or "onnx".',
+        examples=["chinchilla"],
+    )
     options: Options = Field(
         default_factory=dict,
         description="Keyword arguments of the builtin or factory.",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from chinchilla_sim.cost.memory import inference_bytes, microbatches_in_flight, state_bytes
+from chinchilla_sim.cost.memory import microbatches_in_flight, state_bytes
 
 
 @pytest.mark.parametrize(
@@ -12,12 +12,8 @@ from chinchilla_sim.cost.memory import inference_bytes, microbatches_in_flight, 
 )  # fmt: skip
 def test_state_per_parameter(optimizer: str, momentum: float, precision: str, per_parameter: float) -> None:
     """Adam holds 16 B per parameter in fp32 and in mixed precision (Rajbhandari et al. 2020); sgd 8 B, with momentum 12 B."""
-    assert state_bytes(4 * 1000.0, optimizer, momentum, precision) == 1000 * per_parameter
-
-
-def test_inference_holds_weights_alone() -> None:
-    """4 B per parameter in fp32, 2 B in half precision."""
-    assert [inference_bytes(4000.0, precision) for precision in ("fp32", "bf16", "fp16")] == [4000, 2000, 2000]
+    value_bytes = 4 if precision == "fp32" else 2
+    assert state_bytes(value_bytes * 1000.0, optimizer, momentum, precision) == 1000 * per_parameter
 
 
 def test_microbatches_in_flight_by_hand() -> None:

@@ -55,7 +55,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
     assert mistakes_in(tmp_path / "nowhere.json") == [""]
 
 
-@pytest.mark.parametrize("key", ["name", "batch_size", "parameter_bytes", "tasks", "edges"])
+@pytest.mark.parametrize("key", ["name", "batch_size", "weights", "tasks", "edges"])
 def test_missing_table_is_told(write: Write, key: str) -> None:
     """A file without one of its tables is a ScenarioError, not a KeyError."""
     content = changed()
@@ -66,7 +66,7 @@ def test_missing_table_is_told(write: Write, key: str) -> None:
 def test_all_contradictions_are_told_at_once(write: Write) -> None:
     """Edges that go backwards or nowhere, and unknown parameters, are listed together."""
     edges = [["input", "linear"], ["relu", "linear"], ["linear", "nobody"]]
-    assert mistakes_in(write(changed(edges=edges, parameter_bytes={}))) == [
+    assert mistakes_in(write(changed(edges=edges, weights={}))) == [
         "edges.1", "edges.2", "tasks.1.parameters", "tasks.1.parameters", "tasks.3.parameters", "tasks.3.parameters",
     ]  # fmt: skip
 
@@ -82,7 +82,7 @@ def test_names_are_unique_and_something_computes(write: Write) -> None:
     [
         {"batch_size": "two"},
         {"batch_size": 0},
-        {"parameter_bytes": {"0.weight": "48", "0.bias": 12, "2.weight": 24, "2.bias": 8}},
+        {"weights": {"0.weight": {"bytes": "48"}, "0.bias": {"bytes": 12}, "2.weight": {"bytes": 24}, "2.bias": {"bytes": 8}}},
         {"tasks": [{"name": "x", "op": "y", "forward_flop": "many"}], "edges": []},
         {"tasks": [{"name": "x", "op": "y", "output_bytes": -1}], "edges": []},
     ],

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chinchilla_sim.graph.task import LOSS_OP, Task, TaskGraph, loss_task, with_loss
+from chinchilla_sim.graph.task import LOSS_OP, Task, TaskGraph, Weight, loss_task, with_loss
 from chinchilla_sim.graph.zoo import chain, mlp
 
 
@@ -63,7 +63,7 @@ def test_digest_is_of_what_is_computed() -> None:
 def test_shared_parameter_counts_once() -> None:
     """Two tasks that use one weight hold its bytes once together, and once each alone."""
     tasks = (Task("a", "linear", parameters=("w", "v")), Task("b", "linear", parameters=("w",)))
-    graph = TaskGraph("tied", 1, tasks, (("a", "b"),), {"w": 100.0, "v": 1.0})
+    graph = TaskGraph("tied", 1, tasks, (("a", "b"),), {"w": Weight(100.0), "v": Weight(1.0)})
     assert graph.total_parameter_bytes == graph.parameter_bytes_of(tasks) == 101
     assert [graph.parameter_bytes_of([task]) for task in tasks] == [101, 100]
 

@@ -24,7 +24,7 @@ def test_batch_scales_activations_and_flop_but_not_parameters(widths: list[int],
     small, large = mlp(widths, batch_size), mlp(widths, factor * batch_size)
     assert large.forward_flop == factor * small.forward_flop
     assert [task.output_bytes for task in large.tasks[:-1]] == [factor * task.output_bytes for task in small.tasks[:-1]]
-    assert large.parameter_bytes == small.parameter_bytes
+    assert large.weights == small.weights
 
 
 def test_the_article_network_by_hand() -> None:

@@ -39,7 +39,7 @@ def make_plan(
     activation: str = "none",
 ) -> Plan:
     """A plan of the user's own job."""
-    names = [task.name for task in build_graph(scenario).compute_tasks]
+    names = [task.name for task in build_graph(scenario)[0].compute_tasks]
     edges = [0, *CUTS[stages], len(names)]
     parts = tuple(tuple(names[start:end]) for start, end in itertools.pairwise(edges))
     placement = next(iter(placements(replicas, stages)))

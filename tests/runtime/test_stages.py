@@ -27,7 +27,7 @@ def pipeline(names: list[str], cuts: tuple[int, ...]) -> Plan:
 
 def test_stages_in_a_row_are_the_model(own: Scenario) -> None:
     """Wherever three stages are cut, skips over stages and from the input arrive, and outputs are the model's to the bit."""
-    graph = build_graph(own)
+    graph, _ = build_graph(own)
     names = [task.name for task in graph.compute_tasks]
     allowed = [index + 1 for index, may_cut in enumerate(allowed_cuts(graph, training=True)[:-1]) if may_cut]
     job = load_job(*factory_of(own))

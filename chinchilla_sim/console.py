@@ -1,0 +1,100 @@
+"""What the commands write: tables and JSON to stdout, progress and logs to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chinchilla_sim.errors import Mistake, ScenarioError
+
+if TYPE_CHECKING:
+    from chinchilla_sim.report.table import Table
+
+
+def print_tables(*tables: Table) -> None:
+    """Tables to stdout: framed on a terminal, plain text elsewhere."""
+    from rich.console import Console
+
+    from chinchilla_sim.report.table import to_rich, to_text
+
+    console = Console()
+    for table in tables:
+        if console.is_terminal:
+            console.print(to_rich(table))
+        else:
+            print(to_text(table))
+        print()
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON document to stdout."""
+    print(json.dumps(_finite(value), indent=1, allow_nan=False))
+
+
+def save_json(path: Path, value: Mapping[str, Any]) -> None:
+    """One JSON document to a file."""
+    path.write_text(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def log(text: str) -> None:
+    """A line to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def writable_folder(folder: Path) -> Path:
+    """The folder, made if need be; one that cannot be written is a mistake found before the work starts."""
+    probe = folder / ".chinchilla-write-test"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ScenarioError([Mistake("--output", f"cannot write to {folder}: {error.strerror}", "name another folder")]) from error
+    return folder
+
+
+@contextmanager
+def busy(text: str) -> Iterator[None]:
+    """A spinner on stderr while something without steps goes on."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
+
+
+@contextmanager
+def searching() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr; call what it gives with (done, total)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("searching splits"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("search")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def show_epochs(total: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A line per epoch on stderr, as the ranks report it."""
+
+    def show(line: Mapping[str, Any]) -> None:
+        metrics = "  ".join(f"{name} {value:.4f}" for name, value in line.items() if name not in ("epoch", "steps", "epoch_s"))
+        log(f"epoch {line['epoch']:>3}/{total}  {line['steps']} steps  {line['epoch_s']:.1f} s  {metrics}")
+
+    log("starting the ranks")
+    yield show
