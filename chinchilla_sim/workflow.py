@@ -22,6 +22,7 @@ from chinchilla_sim.cluster.calibration import (
 from chinchilla_sim.cluster.catalogue import catalogue_digest
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.graph.coarsen import coarsen, expand
 from chinchilla_sim.graph.importers import read_graph
 from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import TaskGraph
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 BUILTIN_WIDTHS = (784, 512, 10)
+PLANNED_TASKS = 64
 VALUE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
 CALIBRATION_VARIABLE = "CHINCHILLA_CALIBRATION"
 
@@ -182,9 +184,22 @@ def profile_scenario(scenario: Scenario) -> tuple[Profile, Path]:
 
 
 def make_plan(setting: Setting, progress: Progress | None = None) -> SearchResult:
-    """The best plan of a setting, with the runners-up."""
+    """The best plan of a setting, with the runners-up: found on a coarse graph where the model is large, told in its own tasks."""
     scenario = setting.scenario
-    return find_plans(setting.graph, setting.cluster, scenario.job, scenario.search, simulate, progress, setting.profile)
+    coarse = coarsen(setting.graph, PLANNED_TASKS)
+    found = find_plans(coarse, setting.cluster, scenario.job, scenario.search, simulate, progress, setting.profile)
+    if coarse is setting.graph:
+        return found
+    refined = [_in_own_tasks(setting, coarse, candidate) for candidate in (found.best, *found.runner_ups)]
+    one_rank = _in_own_tasks(setting, coarse, found.one_rank) if found.one_rank else None
+    return replace(found, best=refined[0], runner_ups=tuple(refined[1:]), one_rank=one_rank)
+
+
+def _in_own_tasks(setting: Setting, coarse: TaskGraph, candidate: Candidate) -> Candidate:
+    """A plan of groups as the same plan of the model's own tasks."""
+    plan = replace(candidate.plan, stages=tuple(expand(stage, coarse) for stage in candidate.plan.stages))
+    pricing = Pricer(setting.graph, setting.cluster, setting.scenario.job, setting.profile).price(plan)
+    return Candidate(plan, pricing, simulate(lower(plan), pricing, setting.cluster), candidate.objective)
 
 
 def plan_file(setting: Setting, search: SearchResult) -> PlanFile:

@@ -63,9 +63,33 @@ def test_digest_is_of_what_is_computed() -> None:
 def test_shared_parameter_counts_once() -> None:
     """Two tasks that use one weight hold its bytes once together, and once each alone."""
     tasks = (Task("a", "linear", parameters=("w", "v")), Task("b", "linear", parameters=("w",)))
-    graph = TaskGraph("tied", 1, tasks, (("a", "b"),), {"w": Weight(100.0), "v": Weight(1.0)})
-    assert graph.total_parameter_bytes == graph.parameter_bytes_of(tasks) == 101
-    assert [graph.parameter_bytes_of([task]) for task in tasks] == [101, 100]
+    graph = TaskGraph("tied", 1, tasks, (("a", "b"),), {"w": Weight(100.0, (25,)), "v": Weight(4.0, (1,))})
+    assert graph.total_parameter_bytes == graph.trained_bytes_of(tasks) == 104
+    assert [graph.trained_bytes_of([task]) for task in tasks] == [104, 100]
+    assert graph.parameter_count == 26
+
+
+def test_buffers_and_frozen_weights_are_held_but_not_trained() -> None:
+    """A buffer is no parameter, a frozen parameter has no gradient; a quantized one has fewer bytes than values."""
+    task = Task("a", "linear", parameters=("w", "frozen", "mean"))
+    weights = {"w": Weight(8.0, (2,)), "frozen": Weight(3.0, (2, 3), trained=False), "mean": Weight(4.0, (1,), False, buffer=True)}
+    graph = TaskGraph("mixed", 1, (task,), (), weights)
+    assert (graph.trained_bytes_of([task]), graph.untrained_bytes_of([task])) == (8, 7)
+    assert (graph.total_parameter_bytes, graph.parameter_count) == (11, 8)
+
+
+def test_every_field_survives_json() -> None:
+    """Groups, nested attributes and all kinds of weights read back as they were."""
+    member = Task("a.0", "conv2d", 1.5, 2.5, 3.5, attributes=(("stride", (1, 2)), ("mode", "same"), ("clip", None)))
+    group = Task(
+        "a", "group", 4.0, parameters=("w", "b"), saved=("x", "a"), saved_bytes=7.0, needs_gradient=False,
+        launch_count=3, recomputable=False, operands=("x", "weight:w"), shapes=((2, 3), ()), module="layers.0", members=(member, member),
+    )  # fmt: skip
+    weights = {"w": Weight(6.0, (2, 3)), "b": Weight(2.0, (2,), False, True)}
+    graph = TaskGraph("all", 2, (Task("x", "input"), group), (("x", "a"),), weights, "by hand", 2.0, ("one", "two"))
+    again = TaskGraph.from_dict(json.loads(json.dumps(graph.to_dict())))
+    assert again == graph
+    assert again.tasks[1].kernels == (member, member)
 
 
 def test_networkx_view_carries_tasks_and_tensor_bytes() -> None:

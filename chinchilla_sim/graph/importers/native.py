@@ -71,6 +71,7 @@ _GRAPH_KEYS = ("format", "version", "name", "batch_size", "source", "value_bytes
 _PROFILE_KEYS = tuple(item.name for item in fields(Profile))
 _AT_LEAST_ONE = ("microbatch_size", "tensor_parallel_degree")
 _TRAVERSED = ("members",)
+_DEEPEST = 20
 
 
 def graph_file(graph: TaskGraph, profile: Profile | None = None) -> dict[str, Any]:
@@ -82,16 +83,13 @@ def graph_file(graph: TaskGraph, profile: Profile | None = None) -> dict[str, An
 def read_native(path: Path) -> tuple[TaskGraph, Profile]:
     """The graph in a file of format `chinchilla`, and its profile."""
     report = Report(path)
-    try:
-        file = read_object(report)
-        _check_kinds(file)
-        report.stop_if_wrong()
-        graph, profile = TaskGraph.from_dict(file.data), file.data.get("profile", {})
-        _check_graph(graph, report)
-        _check_profile(profile, graph, report)
-        report.stop_if_wrong()
-    except RecursionError as error:
-        raise report.fail("tasks", "are nested too deeply", "write fewer members in members") from error
+    file = read_object(report)
+    _check_kinds(file)
+    report.stop_if_wrong()
+    graph, profile = TaskGraph.from_dict(file.data), file.data.get("profile", {})
+    _check_graph(graph, report)
+    _check_profile(profile, graph, report)
+    report.stop_if_wrong()
     return graph, Profile.from_dict(profile)
 
 
@@ -117,14 +115,16 @@ def _check_kinds(file: Fields) -> None:
         _check_profile_kinds(file.table("profile"))
 
 
-def _check_task(row: Fields) -> None:
+def _check_task(row: Fields, depth: int = 0) -> None:
     _check_record(row, Task)
     for key in ("name", "op"):
         if row.data.get(key) == "":
             row.wrong(key, "a text")
-    if "members" in row.data:
+    if depth > _DEEPEST:
+        row.report.add(row.path, "is nested too deeply", "write its members into the group above")
+    elif "members" in row.data:
         for member in row.tables("members"):
-            _check_task(member)
+            _check_task(member, depth + 1)
 
 
 def _check_profile_kinds(profile: Fields) -> None:
@@ -175,8 +175,9 @@ def _is_pair(value: object, good: Callable[[Any], bool]) -> bool:
     return isinstance(value, list) and len(value) == 2 and _is_text(value[0]) and good(value[1])
 
 
-def _is_plain(value: object) -> bool:
-    return value is None or isinstance(value, str | bool | int | float) or _is_list(value, _is_plain)
+def _is_plain(value: object, depth: int = 0) -> bool:
+    simple = value is None or isinstance(value, str | bool | int | float)
+    return simple or (depth < _DEEPEST and _is_list(value, lambda item: _is_plain(item, depth + 1)))
 
 
 def _is_shape(value: object) -> bool:

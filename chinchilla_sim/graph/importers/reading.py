@@ -141,8 +141,9 @@ class Fields:
         return bool(self._get(key, lambda value: isinstance(value, int) and value in (0, 1), "true or false", False))
 
     def table(self, key: str) -> Fields:
-        """An object."""
-        return Fields(self._get(key, lambda value: isinstance(value, dict), "an object { }", {}), self.at(key), self.report)
+        """An object; what is missing in one that is not there is not reported again."""
+        data = self._get(key, lambda value: isinstance(value, dict), "an object { }", None)
+        return Fields({}, self.at(key), Report(self.report.path)) if data is None else Fields(data, self.at(key), self.report)
 
     def tables(self, key: str) -> list[Fields]:
         """A list of objects; entries that are no objects are reported and left out."""

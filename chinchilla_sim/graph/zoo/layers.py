@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 from chinchilla_sim.errors import ScenarioError
@@ -32,6 +33,11 @@ class Layers:
         """A task with one output."""
         return self.builder.apply(op, operands, (shape,), module=path, **known)
 
+    def flat(self, x: str) -> str:
+        """(batch, all the rest), without moving anything."""
+        batch, *rest = self.shape(x)
+        return self.view(x, (batch, prod(rest)), op="flatten")
+
     def same(self, op: str, x: str, path: str = "", attributes: Mapping[str, Any] | None = None) -> str:
         """An elementwise operator of one tensor."""
         return self.builder.apply(op, (x,), (self.shape(x),), module=path, attributes=attributes)
@@ -52,9 +58,7 @@ class Layers:
 
     def indices(self, op: str, shape: Shape, path: str = "") -> str:
         """Whole numbers that depend on nothing, such as positions."""
-        size = INDEX_BYTES
-        for length in shape:
-            size *= length
+        size = INDEX_BYTES * prod(shape)
         return self.builder.apply(op, (), (shape,), output_bytes=size, floating=False, value_bytes=INDEX_BYTES, module=path)
 
     def weight(self, path: str, *shape: int) -> str:
@@ -101,7 +105,14 @@ class Layers:
         return self.apply("contiguous", (output,), (batch, tokens, heads * width), path)
 
     def convolution(
-        self, x: str, path: str, outputs: int, kernel: int | tuple[int, int], stride: int = 1, padding: int | tuple[int, int] = 0, bias: bool = True
+        self,
+        x: str,
+        path: str,
+        outputs: int,
+        kernel: int | tuple[int, int],
+        stride: int = 1,
+        padding: int | tuple[int, int] = 0,
+        bias: bool = True,
     ) -> str:
         """Two-dimensional convolution without groups."""
         inputs = self.shape(x)[1]
@@ -124,8 +135,8 @@ class Layers:
         width = self.shape(x)[1]
         operands = [x, self.weight(f"{path}.weight", width), self.weight(f"{path}.bias", width)]
         operands += [self.builder.weight(f"{path}.running_{name}", (width,), buffer=True) for name in ("mean", "var")]
+        count = self.builder.weight(f"{path}.num_batches_tracked", (), INDEX_BYTES, buffer=True)
         if self.training:
-            count = self.builder.weight(f"{path}.num_batches_tracked", (), INDEX_BYTES, buffer=True)
             self.apply("add", (count,), (), path, output_bytes=INDEX_BYTES, floating=False, value_bytes=INDEX_BYTES)
         return self.apply("batch_norm", operands, self.shape(x), path, attributes={"training": self.training})
 

@@ -44,10 +44,10 @@ PRESETS: dict[str, Preset] = {
         "huggingface.co/mistralai/Mixtral-8x7B-v0.1; Jiang 2024, table 1",
     ),
     "bert-base": Preset(
-        "bert", {"layers": 12, "width": 768, "heads": 12, "head": "pooler"}, 109_482_240, "huggingface.co/google-bert/bert-base-uncased; Devlin 2019"
+        "bert", {"layers": 12, "width": 768, "heads": 12, "head": "pooler"}, 109_482_240, "huggingface.co/google-bert/bert-base-uncased"
     ),
     "bert-large": Preset(
-        "bert", {"layers": 24, "width": 1024, "heads": 16, "head": "pooler"}, 335_141_888, "huggingface.co/google-bert/bert-large-uncased; Devlin 2019"
+        "bert", {"layers": 24, "width": 1024, "heads": 16, "head": "pooler"}, 335_141_888, "huggingface.co/google-bert/bert-large-uncased"
     ),
     "t5-base": Preset(
         "t5", {"layers": 12, "width": 768, "heads": 12, "inner_width": 3072}, 222_903_552, "huggingface.co/google-t5/t5-base; Raffel 2020"

@@ -61,21 +61,25 @@ class MptShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaShape:
-    """Each of `key_value_heads` (all heads unless given) serves `heads / key_value_heads` query heads."""
+    """Each of `key_value_heads` (all heads unless given) serves `heads / key_value_heads` query heads.
+
+    `head_width` is width / heads unless given.
+    """
 
     layers: int
     width: int
     heads: int
     inner_width: int
     key_value_heads: int | None = None
+    head_width: int | None = None
     tokens: int = 4096
     vocabulary: int = 32000
     tied_head: bool = False
 
     def mistakes(self) -> list[Mistake]:
-        """Heads share the width, query heads share key-value heads."""
+        """Heads share the width unless their own width is given; query heads share key-value heads."""
         shared = divisibility(self, "heads", "key_value_heads") if self.key_value_heads else []
-        return divisibility(self, "width", "heads") + shared
+        return ([] if self.head_width else divisibility(self, "width", "heads")) + shared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,7 +261,7 @@ def mixture_of_experts(*, batch_size: int, training: bool = True, value_bytes: f
 def _llama_like(shape: LlamaShape, net: Layers, formula: str) -> TaskGraph:
     width, table = shape.width, "model.embed_tokens"
     x = net.embedding(_ids(net, shape.tokens), table, shape.vocabulary, width)
-    angles = net.apply("rotary_angles", (), (1, 1, shape.tokens, width // shape.heads), "model.rotary_emb")
+    angles = net.apply("rotary_angles", (), (1, 1, shape.tokens, shape.head_width or width // shape.heads), "model.rotary_emb")
     for layer in range(shape.layers):
         path = f"model.layers.{layer}"
         x = net.join("add", x, _rotary_attention(net, x, angles, shape, path, layer), path)
@@ -271,7 +275,7 @@ def _llama_like(shape: LlamaShape, net: Layers, formula: str) -> TaskGraph:
 
 def _rotary_attention(net: Layers, x: str, angles: str, shape: LlamaShape, path: str, layer: int) -> str:
     heads, groups = shape.heads, shape.key_value_heads or shape.heads
-    head_width, here = shape.width // heads, f"{path}.self_attn"
+    head_width, here = shape.head_width or shape.width // heads, f"{path}.self_attn"
     y = net.rms_norm(x, f"{path}.input_layernorm")
     query, key, value = (
         net.heads(net.linear(y, f"{here}.{name}_proj", count * head_width, bias=False), count, here)
@@ -333,9 +337,7 @@ def bert(*, batch_size: int, training: bool = True, value_bytes: float = 4.0, **
     for layer in range(shape.layers):
         path = f"bert.encoder.layer.{layer}"
         here = f"{path}.attention.self"
-        query, key, value = (
-            net.heads(net.linear(x, f"{here}.{name}", width), shape.heads, here) for name in ("query", "key", "value")
-        )
+        query, key, value = (net.heads(net.linear(x, f"{here}.{name}", width), shape.heads, here) for name in ("query", "key", "value"))
         y = net.linear(net.attention(query, key, value, here), f"{path}.attention.output.dense", width)
         y = net.join("add", x, net.dropout(y, shape.dropout, path), path)
         x = net.layer_norm(y, f"{path}.attention.output.LayerNorm")

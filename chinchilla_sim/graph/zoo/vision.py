@@ -75,7 +75,7 @@ def alexnet(*, batch_size: int, training: bool = True, value_bytes: float = 4.0,
         x = net.same("relu", net.convolution(x, f"features.{index}", outputs, kernel, stride, padding), f"features.{index + 1}")
         if index in (0, 3, 10):
             x = net.pool("max_pool2d", x, 3, 2, path=f"features.{index + 2}")
-    x = _flat(net, net.pool_to(x, 6, "avgpool"))
+    x = net.flat(net.pool_to(x, 6, "avgpool"))
     for index, dropout in ((1, 0), (4, 3)):
         x = net.dropout(x, shape.dropout, f"classifier.{dropout}")
         x = net.same("relu", net.linear(x, f"classifier.{index}", 4096), f"classifier.{index + 1}")
@@ -97,7 +97,7 @@ def vgg16(*, batch_size: int, training: bool = True, value_bytes: float = 4.0, *
             index += 2
         x = net.pool("max_pool2d", x, 2, 2, path=f"features.{index}")
         index += 1
-    x = _flat(net, net.pool_to(x, 7, "avgpool"))
+    x = net.flat(net.pool_to(x, 7, "avgpool"))
     for index in (0, 3):
         x = net.same("relu", net.linear(x, f"classifier.{index}", 4096), f"classifier.{index + 1}")
         x = net.dropout(x, shape.dropout, f"classifier.{index + 2}")
@@ -119,7 +119,7 @@ def resnet(*, batch_size: int, training: bool = True, value_bytes: float = 4.0, 
         for block in range(count):
             stride = 2 if stage and not block else 1
             x = _residual(net, x, f"layer{stage + 1}.{block}", shape.width * 2**stage, stride, shape.depth >= BOTTLENECK_DEPTH)
-    x = _flat(net, net.pool_to(x, 1, "avgpool"))
+    x = net.flat(net.pool_to(x, 1, "avgpool"))
     return net.finish(net.linear(x, "fc", shape.classes), "resnet", f"resnet{shape.depth}")
 
 
@@ -163,7 +163,7 @@ def inception_v3(*, batch_size: int, training: bool = True, value_bytes: float =
     x = net.block_d(x, "Mixed_7a")
     x = net.block_e(net.block_e(x, "Mixed_7b"), "Mixed_7c")
     x = net.layers.dropout(net.layers.pool_to(x, 1, "avgpool"), shape.dropout, "dropout")
-    return net.layers.finish(net.layers.linear(_flat(net.layers, x), "fc", shape.classes), "inception_v3", "inception-v3")
+    return net.layers.finish(net.layers.linear(net.layers.flat(x), "fc", shape.classes), "inception_v3", "inception-v3")
 
 
 class _Inception:
@@ -172,7 +172,9 @@ class _Inception:
     def __init__(self, layers: Layers) -> None:
         self.layers = layers
 
-    def conv(self, x: str, path: str, outputs: int, kernel: int | tuple[int, int], stride: int = 1, padding: int | tuple[int, int] = 0) -> str:
+    def conv(
+        self, x: str, path: str, outputs: int, kernel: int | tuple[int, int], stride: int = 1, padding: int | tuple[int, int] = 0
+    ) -> str:
         """Convolution, batch norm, ReLU."""
         x = self.layers.convolution(x, f"{path}.conv", outputs, kernel, stride, padding, bias=False)
         return self.layers.same("relu", self.layers.batch_norm(x, f"{path}.bn"), path)
@@ -223,7 +225,7 @@ class _Inception:
         if net.training:
             x = self.conv(net.pool("avg_pool2d", x, 5, 3, path=path), f"{path}.conv0", 128, 1)
             x = net.pool_to(self.conv(x, f"{path}.conv1", 768, 5), 1, path)
-            net.linear(_flat(net, x), f"{path}.fc", classes)
+            net.linear(net.flat(x), f"{path}.fc", classes)
             return
         for name, channels, outputs, kernel in (("conv0", net.shape(x)[1], 128, 1), ("conv1", 128, 768, 5)):
             net.weight(f"{path}.{name}.conv.weight", outputs, channels, kernel, kernel)
@@ -251,11 +253,3 @@ class _Inception:
 
 def _pixels(net: Layers, channels: int, side: int) -> str:
     return net.builder.input("pixels", (net.batch_size, channels, side, side))
-
-
-def _flat(net: Layers, x: str) -> str:
-    batch, *rest = net.shape(x)
-    size = 1
-    for length in rest:
-        size *= length
-    return net.view(x, (batch, size), op="flatten")
