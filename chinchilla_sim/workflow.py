@@ -26,7 +26,7 @@ from chinchilla_sim.graph.coarsen import coarsen, expand
 from chinchilla_sim.graph.importers import read_graph
 from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import TaskGraph
-from chinchilla_sim.graph.zoo import chain, mlp
+from chinchilla_sim.graph.zoo import FORMULAS, PRESETS, chain, mlp
 from chinchilla_sim.planner.explain import explain_choice
 from chinchilla_sim.planner.plan_file import PlanFile, check_tasks
 from chinchilla_sim.planner.pricing import Pricer
@@ -34,7 +34,7 @@ from chinchilla_sim.planner.program import lower
 from chinchilla_sim.planner.search import Candidate, SearchResult, find_plans
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.overrides import apply_overrides
-from chinchilla_sim.scenario.schema import Scenario
+from chinchilla_sim.scenario.schema import ModelSpec, Scenario
 from chinchilla_sim.simulator.engine import simulate
 
 if TYPE_CHECKING:
@@ -81,6 +81,18 @@ def prepare(scenario: Scenario, calibration: Calibration | None = None) -> Setti
     return Setting(scenario, graph, cluster, calibration, profile, (*notes, *graph.notes))
 
 
+def _published(model: ModelSpec, batch_size: int, training: bool, value_bytes: float) -> TaskGraph:
+    """A published architecture by its formula: `options`, on top of those of `options.preset`."""
+    options = dict(model.options)
+    name = options.pop("preset", None)
+    fitting = sorted(key for key, preset in PRESETS.items() if preset.formula == model.formula)
+    if name is not None and name not in fitting:
+        what = f"{name!r} is no preset of formula {model.formula}"
+        raise ScenarioError([Mistake("model.options.preset", what, f"write one of {', '.join(fitting)}")])
+    shape = (dict(PRESETS[name].options) if name else {}) | options
+    return FORMULAS[str(model.formula)](batch_size=batch_size, training=training, value_bytes=value_bytes, **shape)
+
+
 def _share_measured(graph: TaskGraph, profile: Profile) -> str:
     names = [task.name for task in graph.compute_tasks]
     measured = sum(name in profile.measured_tasks for name in names)
@@ -95,6 +107,8 @@ def build_graph(scenario: Scenario) -> tuple[TaskGraph, Profile]:
         return mlp(model.options.get("widths", BUILTIN_WIDTHS), batch, training, value_bytes), Profile()
     if model.formula == "mlp":
         return mlp(model.widths, batch, training, value_bytes), Profile()
+    if model.formula in FORMULAS:
+        return _published(model, batch, training, value_bytes), Profile()
     if model.formula == "chain":
         assert model.task_count and model.work_flop and model.output_bytes is not None and model.parameter_count is not None
         return chain(model.task_count, model.parameter_count, model.work_flop, model.output_bytes, batch, value_bytes), Profile()

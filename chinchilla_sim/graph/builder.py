@@ -26,6 +26,7 @@ class GraphBuilder:
         self.edges: dict[tuple[str, str], None] = {}
         self.notes: list[str] = []
         self._base: dict[str, str] = {}
+        self._weight_of_view: dict[str, str] = {}
         self._name_count: dict[str, int] = {}
 
     def input(self, name: str, shape: Shape, value_bytes: float | None = None) -> str:
@@ -80,9 +81,11 @@ class GraphBuilder:
             fields["saved"] = tuple(base or name for base in fields.get("saved", ()))
             task = Task(name, op, **fields, **known)
         bases = [operand.base for operand in call.operands if operand.base]
-        for operand in call.operands:
-            if not operand.is_weight:
-                self.edges[(operand.name, name)] = None
+        for operand in operands:
+            if not operand.startswith(WEIGHT_PREFIX):
+                self.edges[(operand, name)] = None
+        if view and call.operands and all(operand.is_weight for operand in call.operands):
+            self._weight_of_view[name] = call.operands[0].name
         return self._add(task, bases[0] if view and bases else name)
 
     def shape(self, name: str) -> Shape:
@@ -114,6 +117,11 @@ class GraphBuilder:
             return Operand(name, weight.shape, weight.bytes, is_weight=True, needs_gradient=weight.trained)
         task = self.tasks[name]
         shape = task.shapes[0] if task.shapes else ()
+        weight_name = self._weight_of_view.get(name)
+        if weight_name:
+            # A transposed weight is still that weight: it does not grow with the batch, and its gradient is a weight's.
+            weight = self.weights[weight_name.removeprefix(WEIGHT_PREFIX)]
+            return Operand(weight_name, shape, task.output_bytes, is_weight=True, needs_gradient=weight.trained)
         return Operand(name, shape, task.output_bytes, needs_gradient=task.needs_gradient, base=self._base[name])
 
     def _fresh_name(self, op: str) -> str:

@@ -15,7 +15,7 @@ else sees frozen values. Rules that join several keys are in `check.py`.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -41,7 +41,25 @@ ModelKind = Literal["builtin", "factory", "formula", "graph"]
 Codec = Literal["none", "fp16", "bf16", "int8"]
 Schedule = Literal["gpipe", "1f1b"]
 
-FORMULAS = ("mlp", "chain")
+Formula = Literal[
+    "mlp",
+    "chain",
+    "alexnet",
+    "bert",
+    "gpt",
+    "inception_v3",
+    "llama",
+    "mixture_of_experts",
+    "mpt",
+    "resnet",
+    "t5",
+    "transformer_xl",
+    "vgg16",
+    "vit",
+]
+
+SYNTHETIC_FORMULAS = ("mlp", "chain")
+FORMULAS: tuple[str, ...] = get_args(Formula)
 MODEL_KINDS: tuple[ModelKind, ...] = ("builtin", "factory", "formula", "graph")
 MODEL_KEYS: Mapping[str, frozenset[str]] = {
     "builtin": frozenset({"builtin", "options", "weights"}),
@@ -49,6 +67,7 @@ MODEL_KEYS: Mapping[str, frozenset[str]] = {
     "mlp": frozenset({"formula", "widths"}),
     "chain": frozenset({"formula", "task_count", "parameter_count", "work", "output"}),
     "graph": frozenset({"graph", "format"}),
+    **{formula: frozenset({"formula", "options"}) for formula in FORMULAS if formula not in SYNTHETIC_FORMULAS},
 }
 CLUSTER_KEYS: Mapping[str, frozenset[str]] = {
     "this-machine": frozenset({"kind", "ranks", "price", "power", "grid_intensity"}),
@@ -72,10 +91,11 @@ class ModelSpec(_Table):
         "A file is looked up from the folder of the scenario.",
         examples=["models/transformer.py:build"],
     )
-    formula: Literal["mlp", "chain"] | None = Field(
+    formula: Formula | None = Field(
         default=None,
-        description='A model by its formula, to plan only: "mlp" (dense layers), or "chain" (a synthetic chain of equal tasks).',
-        examples=["mlp"],
+        description='A model by its formula, to plan only, without torch: "mlp" (dense layers), "chain" (a synthetic chain of equal '
+        "tasks), or a published architecture whose shape `options` give.",
+        examples=["llama"],
     )
     graph: str | None = Field(
         default=None, min_length=1, description="A task graph file, looked up from the folder of the scenario.", examples=["graph.json"]
@@ -88,7 +108,7 @@ class ModelSpec(_Table):
     )
     options: Options = Field(
         default_factory=dict,
-        description="Keyword arguments of the builtin or factory.",
+        description="Keyword arguments of the builtin or factory, or the shape of a formula; `preset` names a published one.",
         examples=[{"widths": [784, 512, 10], "shift_pixels": 2}],
     )
     weights: str | None = Field(

@@ -264,3 +264,22 @@ def test_example_batch_may_be_slices_of_real_data() -> None:
     job = Job(lambda: nn.Linear(8, 3), 8)
     job.example_batch = lambda size: (data[:size], torch.zeros(size, dtype=torch.int64))  # type: ignore[method-assign]
     assert trace_job(job, BATCH, True, "traced").forward_flop == 2 * BATCH * 8 * 3
+
+
+class Transposed(nn.Module):
+    """A product with a weight that is transposed first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(4, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 8) -> (batch, 4)."""
+        return x @ self.weight.t()
+
+
+def test_view_of_a_weight_is_the_weight() -> None:
+    """It does not grow with the batch, is not saved as an activation, and its gradient is a weight's."""
+    product = next(task for task in trace(Transposed, 8).tasks if task.op == "matmul")
+    assert (product.parameters, product.weight_bytes, product.saved) == (("weight",), 4 * 4 * 8, ("x",))
+    assert (product.input_gradient_flop, product.weight_gradient_flop) == (0, 2 * BATCH * 4 * 8)

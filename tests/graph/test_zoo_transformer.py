@@ -16,14 +16,14 @@ from chinchilla_sim.graph.trace import trace_job
 from chinchilla_sim.graph.zoo import FORMULAS, PRESETS, gpt, llama, mixture_of_experts, t5, transformer_xl
 
 BATCH, TOKENS, VOCABULARY = 2, 16, 500
-SMALL = {"layers": 2, "width": 64, "heads": 4}
-TEXT = SMALL | {"tokens": TOKENS, "vocabulary": VOCABULARY}
-INNER = TEXT | {"inner_width": 96}
-LLAMA = {
+SMALL: dict[str, Any] = {"layers": 2, "width": 64, "heads": 4}
+TEXT: dict[str, Any] = SMALL | {"tokens": TOKENS, "vocabulary": VOCABULARY}
+INNER: dict[str, Any] = TEXT | {"inner_width": 96}
+LLAMA: dict[str, Any] = {
     "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": VOCABULARY,
 }  # fmt: skip
-BERT = LLAMA | {"max_position_embeddings": 32}
-T5 = {"num_layers": 2, "d_model": 64, "num_heads": 4, "d_kv": 16, "d_ff": 96, "vocab_size": VOCABULARY}
+BERT: dict[str, Any] = LLAMA | {"max_position_embeddings": 32}
+T5: dict[str, Any] = {"num_layers": 2, "d_model": 64, "num_heads": 4, "d_kv": 16, "d_ff": 96, "vocab_size": VOCABULARY}
 CASES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "gpt2": (
         "GPT2LMHeadModel", {"n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": VOCABULARY, "n_positions": 32}, "gpt",
@@ -42,9 +42,9 @@ CASES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "bert, classifier": ("BertForSequenceClassification", BERT, "bert", INNER | {"positions": 32}),
     "bert, masked language": ("BertForMaskedLM", BERT, "bert", INNER | {"positions": 32, "head": "mlm"}),
     "t5": ("T5ForConditionalGeneration", T5, "t5", INNER),
-    "t5, version 1.1": (
-        "T5ForConditionalGeneration", T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_decoder_layers": 3}, "t5",
-        INNER | {"gated": True, "tied_head": False, "decoder_layers": 3},
+    "t5, gated": (  # transformers 5 ties every T5 head
+        "T5ForConditionalGeneration", T5 | {"feed_forward_proj": "gated-gelu", "num_decoder_layers": 3}, "t5",
+        INNER | {"gated": True, "decoder_layers": 3},
     ),
     "vit": (
         "ViTForImageClassification",
@@ -90,6 +90,27 @@ def test_formula_equals_trace(case: str, training: bool) -> None:
     assert graph.backward_flop == pytest.approx(trace.backward_flop, rel=1e-12)
 
 
+def kept_bytes(graph: TaskGraph) -> float:
+    """Bytes that the forward pass leaves for the backward pass."""
+    kept = {name for task in graph.tasks for name in task.saved}
+    return sum(task.saved_bytes + (task.output_bytes if task.name in kept else 0.0) for task in graph.tasks)
+
+
+def moved_bytes(graph: TaskGraph) -> float:
+    """Bytes that both passes read and write."""
+    return sum(t.read_bytes + t.written_bytes + t.backward_read_bytes + t.backward_written_bytes for t in graph.tasks)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("case", "least"), [("bert, classifier", 0.95), ("vit", 0.9), ("llama", 0.6), ("gpt2", 0.4)])
+def test_bytes_are_those_of_fused_kernels(case: str, least: float) -> None:
+    """Fused kernels move and keep no more than the traced operators, and the same where the model has fused ones already."""
+    architecture, config, formula, options = CASES[case]
+    trace, graph = traced(architecture, config, True), FORMULAS[formula](batch_size=BATCH, **options)
+    assert least < moved_bytes(graph) / moved_bytes(trace) < 1.01
+    assert least < kept_bytes(graph) / kept_bytes(trace) < 1.01
+
+
 class RelativeAttention(nn.Module):
     """Attention of Transformer-XL, after the equations of Dai 2019 (section 3.3)."""
 
@@ -109,7 +130,8 @@ class RelativeAttention(nn.Module):
         scores = torch.einsum("bind,bjnd->bnij", query + u, key) + torch.einsum("bind,jnd->bnij", query + v, place)
         mixed = torch.einsum("bnij,bjnd->bind", scores.softmax(-1), value).reshape(batch, tokens, width)
         x = self.norm(x + self.out(mixed))
-        return self.norm2(x + self.inner(x))
+        result: Tensor = self.norm2(x + self.inner(x))
+        return result
 
 
 class RelativeTransformer(nn.Module):

@@ -108,7 +108,7 @@ def inception_module() -> nn.Module:
         return nn.Sequential(nn.AvgPool2d(3, 1, 1), conv(inputs, outputs, 1))
 
     def rows(inputs: int, *widths: int, column_first: bool) -> list[nn.Module]:
-        layers = []
+        layers: list[nn.Module] = []
         for index, (i, o) in enumerate(zip((inputs, *widths), widths, strict=False)):
             column = column_first == (index % 2 == 0)
             layers.append(conv(i, o, (7, 1), padding=(3, 0)) if column else conv(i, o, (1, 7), padding=(0, 3)))

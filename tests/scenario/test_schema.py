@@ -111,7 +111,11 @@ def test_each_way_to_give_a_model_is_accepted_and_survives_to_dict(model: Tables
         ),
         ({"formula": "mlp"}, 'model.widths: is missing for formula "mlp"; write for example widths = [784, 512, 10]'),
         ({"formula": "mlp", "widths": [1]}, "model.widths: needs at least 2 entries, has 1; write for example widths = [784, 512, 10]"),
-        ({"formula": "formula"}, 'model.formula: must be "mlp" or "chain", not "formula"'),
+        (
+            {"formula": "formula"},
+            'model.formula: must be "mlp", "chain", "alexnet", "bert", "gpt", "inception_v3", "llama", "mixture_of_experts", "mpt", '
+            '"resnet", "t5", "transformer_xl", "vgg16" or "vit", not "formula"',
+        ),
         ({"graph": "g.json"}, 'model.format: is missing for graph; write for example format = "chinchilla"'),
         (
             {"factory": "net.py"},

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from chinchilla_sim.graph.importers.reading import Fields, Report, edges_between, read_object, refuse_twice, topological_order
+from chinchilla_sim.graph.importers.reading import Fields, Report, edges_between, is_amount, read_object, refuse_twice, topological_order
 from chinchilla_sim.graph.profile import ACCELERATOR, Profile, TaskTime
 from chinchilla_sim.graph.task import Task, TaskGraph
 
@@ -37,9 +37,10 @@ def read_dnn_partitioning(path: Path) -> tuple[TaskGraph, Profile]:
     if not rows and "nodes" in file.data:
         report.add("nodes", "are none", "give at least one node")
     name_of = _names(rows, report)
+    report.stop_if_wrong()
     edges = edges_between(file, name_of)
     cost_s = _transfer_s(edges, report)
-    by_name = dict(zip(name_of.values(), rows, strict=False))
+    by_name = dict(zip(name_of.values(), rows, strict=True))
     profile, notes = _profile(by_name, path), _notes(file)
     tasks = {name: _task(name, row, cost_s.get(name, 0.0)) for name, row in by_name.items()}
     report.stop_if_wrong()
@@ -53,7 +54,7 @@ def _transfer_s(edges: Mapping[tuple[str, str], Fields], report: Report) -> dict
     cost_s: dict[str, float] = {}
     for (producer, _), row in edges.items():
         seconds = row.amount("cost") / 1e3
-        if cost_s.setdefault(producer, seconds) != seconds:
+        if is_amount(row.data.get("cost")) and cost_s.setdefault(producer, seconds) != seconds:
             report.add(row.at("cost"), f"differs from an earlier cost of the output of {producer}", "give all its edges one cost")
     return cost_s
 
@@ -81,9 +82,13 @@ def _profile(by_name: dict[str, Fields], path: Path) -> Profile:
     return Profile(
         times=tuple(times),
         memory_bytes={name: row.amount("size") for name, row in by_name.items()},
-        colocated={name: str(row.data["colorClass"]) for name, row in by_name.items() if row.data.get("colorClass") is not None},
+        colocated={name: _class(row) for name, row in by_name.items() if row.data.get("colorClass") is not None},
         source=f"dnn-partitioning graph {path.name}",
     )
+
+
+def _class(row: Fields) -> str:
+    return row.text("colorClass") if isinstance(row.data["colorClass"], str) else str(row.count("colorClass"))
 
 
 def _notes(file: Fields) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from chinchilla_sim.graph.task import INPUT_OP, Task, TaskGraph, Weight
 
 GET_ITEM = "__getitem__"
 _FIGURES = ("forward_compute_time", "backward_compute_time", "activation_size", "parameter_size")
-_NODE = re.compile(rf"(\S+) -- (.*) -- {', '.join(rf'{figure}=(.*)' for figure in _FIGURES)}(?: -- stage_id=\d+)?")
+_NODE = re.compile(rf"(\S+) -- (.*) -- {', '.join(rf'{figure}=([^,]*?)' for figure in _FIGURES)}(?: -- stage_id=\d+)?")
 _EDGE = re.compile(r"\s+(\S+) -- (\S+)")
 _VALUE_BYTES = 4.0
 

@@ -40,7 +40,8 @@ def read_piper(path: Path) -> tuple[TaskGraph, Profile]:
     ids = [row.count("id") for row in rows]
     refuse_twice(((number, row.at("id")) for number, row in zip(ids, rows, strict=True)), report, "the node")
     name_of = {number: f"{row.text('name')}_{number}" for number, row in zip(ids, rows, strict=True)}
-    by_name = dict(zip(name_of.values(), rows, strict=False))
+    report.stop_if_wrong()
+    by_name = dict(zip(name_of.values(), rows, strict=True))
     edges = edges_between(file, name_of)
     cost_bytes = {edge: row.amount("communicationCost") for edge, row in edges.items()}
     output_bytes = dict.fromkeys(by_name, 0.0) | {
@@ -48,8 +49,9 @@ def read_piper(path: Path) -> tuple[TaskGraph, Profile]:
     }
     rest = {edge: size - output_bytes[edge[0]] for edge, size in cost_bytes.items()}
     variants = {name: _variants(name, row, name_of, rest) for name, row in by_name.items()}
-    plain = {name: _plain_variant(choices, by_name[name]) for name, choices in variants.items()}
     notes = _notes(file, any(rest.values()))
+    report.stop_if_wrong()
+    plain = {name: _plain_variant(choices, by_name[name]) for name, choices in variants.items()}
     report.stop_if_wrong()
     order = topological_order(list(by_name), {edge: row.path for edge, row in edges.items()}, report)
     graph = TaskGraph(

@@ -27,10 +27,14 @@ class Report:
 
     path: Path
     mistakes: list[Mistake] = field(default_factory=list)
+    _known: set[Mistake] = field(default_factory=set)
 
     def add(self, where: str, what: str, cure: str = "") -> None:
-        """Note one mistake."""
-        self.mistakes.append(Mistake(where, what, cure))
+        """Note one mistake; a field that is read twice is wrong once."""
+        mistake = Mistake(where, what, cure)
+        if mistake not in self._known:
+            self._known.add(mistake)
+            self.mistakes.append(mistake)
 
     def stop_if_wrong(self) -> None:
         """Raise all mistakes so far, if there are any."""

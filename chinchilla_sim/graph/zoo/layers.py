@@ -132,13 +132,16 @@ class Layers:
 
     def batch_norm(self, x: str, path: str) -> str:
         """Statistics of the batch when training, of the buffers otherwise."""
-        width = self.shape(x)[1]
-        operands = [x, self.weight(f"{path}.weight", width), self.weight(f"{path}.bias", width)]
-        operands += [self.builder.weight(f"{path}.running_{name}", (width,), buffer=True) for name in ("mean", "var")]
-        count = self.builder.weight(f"{path}.num_batches_tracked", (), INDEX_BYTES, buffer=True)
+        *operands, count = self.batch_norm_weights(path, self.shape(x)[1])
         if self.training:
             self.apply("add", (count,), (), path, output_bytes=INDEX_BYTES, floating=False, value_bytes=INDEX_BYTES)
-        return self.apply("batch_norm", operands, self.shape(x), path, attributes={"training": self.training})
+        return self.apply("batch_norm", (x, *operands), self.shape(x), path, attributes={"training": self.training})
+
+    def batch_norm_weights(self, path: str, width: int) -> list[str]:
+        """Scale, shift, running mean and variance, and the count of batches."""
+        trained = [self.weight(f"{path}.{name}", width) for name in ("weight", "bias")]
+        buffers = [self.builder.weight(f"{path}.running_{name}", (width,), buffer=True) for name in ("mean", "var")]
+        return [*trained, *buffers, self.builder.weight(f"{path}.num_batches_tracked", (), INDEX_BYTES, buffer=True)]
 
     def _image(self, x: str, channels: int, kernel: tuple[int, int], stride: int, padding: int | tuple[int, int]) -> Shape:
         batch, _, *sides = self.shape(x)

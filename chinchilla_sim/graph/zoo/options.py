@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from chinchilla_sim.errors import Mistake, ScenarioError
 
 
-class Shape(Protocol):
+class ShapeParameters(Protocol):
     """Shape parameters of one formula."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -22,7 +22,7 @@ class Shape(Protocol):
         """What is wrong between fields that are each right."""
 
 
-S = TypeVar("S", bound=Shape)
+S = TypeVar("S", bound=ShapeParameters)
 
 
 def mistake(key: str, what: str, cure: str = "") -> Mistake:
@@ -30,7 +30,7 @@ def mistake(key: str, what: str, cure: str = "") -> Mistake:
     return Mistake(f"model.options.{key}", what, cure)
 
 
-def divisibility(shape: Shape, whole: str, part: str) -> list[Mistake]:
+def divisibility(shape: ShapeParameters, whole: str, part: str) -> list[Mistake]:
     """One mistake where field `whole` is no multiple of field `part`."""
     total, divisor = getattr(shape, whole), getattr(shape, part)
     if total % divisor == 0:

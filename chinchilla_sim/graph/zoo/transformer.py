@@ -9,8 +9,10 @@
     transformer_xl      decoder that also attends to the previous segment's hidden states (Dai 2019)
     vit                 encoder of image patches (Dosovitskiy 2021)
 
-Each takes `batch_size` and the fields of its dataclass by keyword. A rotation by position is one task (it reads and
-writes its tensor once), as RMSNorm is; masks are not stored. Dropout is absent when the model is applied.
+Each takes `batch_size` and the fields of its dataclass by keyword. Flop and parameters are those of a traced model;
+bytes are those of fused kernels: attention, GELU, RMSNorm and a rotation by position are one task each, which reads and
+writes its tensor once, and masks are not stored. Eager code that spells them out moves up to twice as much (the graph's
+notes say so). Dropout is absent when the model is applied.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from chinchilla_sim.errors import Mistake
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.zoo.layers import INDEX_BYTES, Layers
 from chinchilla_sim.graph.zoo.options import divisibility, mistake, shape_of
+
+FUSED = "{} count as one kernel each: code that spells them out in elementwise operators moves and keeps more bytes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +201,7 @@ def gpt(*, batch_size: int, training: bool = True, value_bytes: float = 4.0, **o
     """
     shape = shape_of(GptShape, options, batch_size)
     net = Layers(batch_size, training, value_bytes)
+    net.builder.notes.append(FUSED.format("attention and GELU"))
     tokens, width, table = shape.tokens, shape.width, "transformer.wte"
     x = net.embedding(_ids(net, tokens), table, shape.vocabulary, width)
     positions = net.embedding(net.indices("arange", (1, tokens)), "transformer.wpe", shape.positions or tokens, width)
@@ -223,6 +228,7 @@ def mpt(*, batch_size: int, training: bool = True, value_bytes: float = 4.0, **o
     """
     shape = shape_of(MptShape, options, batch_size)
     net = Layers(batch_size, training, value_bytes)
+    net.builder.notes.append(FUSED.format("attention and GELU"))
     width, table = shape.width, "transformer.wte"
     x = net.embedding(_ids(net, shape.tokens), table, shape.vocabulary, width)
     slopes = net.apply("alibi", (), (1, shape.heads, 1, shape.tokens), "transformer")
@@ -260,6 +266,7 @@ def mixture_of_experts(*, batch_size: int, training: bool = True, value_bytes: f
 
 def _llama_like(shape: LlamaShape, net: Layers, formula: str) -> TaskGraph:
     width, table = shape.width, "model.embed_tokens"
+    net.builder.notes.append(FUSED.format("attention, RMSNorm and rotary positions"))
     x = net.embedding(_ids(net, shape.tokens), table, shape.vocabulary, width)
     angles = net.apply("rotary_angles", (), (1, 1, shape.tokens, shape.head_width or width // shape.heads), "model.rotary_emb")
     for layer in range(shape.layers):
@@ -367,6 +374,7 @@ def t5(*, batch_size: int, training: bool = True, value_bytes: float = 4.0, **op
     """
     shape = shape_of(T5Shape, options, batch_size)
     net = Layers(batch_size, training, value_bytes)
+    net.builder.notes.append(FUSED.format("attention and RMSNorm"))
     x = net.embedding(_ids(net, shape.tokens), "shared", shape.vocabulary, shape.width)
     target = net.builder.input("decoder_ids", (batch_size, shape.decoder_tokens or shape.tokens), INDEX_BYTES)
     encoded = _t5_stack(net, x, shape, "encoder", "")

@@ -223,14 +223,14 @@ class _Inception:
         """The second head: tasks when training, otherwise only its parameters."""
         net, path = self.layers, "AuxLogits"
         if net.training:
+            net.builder.notes.append("the auxiliary head runs, but its loss is not in the graph")
             x = self.conv(net.pool("avg_pool2d", x, 5, 3, path=path), f"{path}.conv0", 128, 1)
             x = net.pool_to(self.conv(x, f"{path}.conv1", 768, 5), 1, path)
             net.linear(net.flat(x), f"{path}.fc", classes)
             return
         for name, channels, outputs, kernel in (("conv0", net.shape(x)[1], 128, 1), ("conv1", 128, 768, 5)):
             net.weight(f"{path}.{name}.conv.weight", outputs, channels, kernel, kernel)
-            net.weight(f"{path}.{name}.bn.weight", outputs)
-            net.weight(f"{path}.{name}.bn.bias", outputs)
+            net.batch_norm_weights(f"{path}.{name}.bn", outputs)
         net.weight(f"{path}.fc.weight", classes, 768)
         net.weight(f"{path}.fc.bias", classes)
 
