@@ -126,8 +126,9 @@ class _Profiler(Interpreter):
             key = (str(node.target), wants, task.attributes, task.shapes, shapes)
             if key not in self._known:
                 leaves, structure = tree_flatten((args, kwargs))
+                in_place = getattr(getattr(node.target, "_schema", None), "is_mutable", False)
                 tracked = wants or (False,) * len(leaves)
-                self._known[key] = _times(lambda *flat: _call(node.target, flat, structure), leaves, tracked)
+                self._known[key] = _times(lambda *flat: _call(node.target, flat, structure), leaves, tracked, in_place)
             self.times[node.name] = self._known[key]
             return super().run_node(node)
 
@@ -149,7 +150,7 @@ def _call(target: Any, flat: Sequence[Any], structure: Any) -> Any:
     return target(*args, **kwargs)
 
 
-def _times(function: Callable[..., Any], leaves: Sequence[Any], wants_gradient: Sequence[bool]) -> dict[str, float]:
+def _times(function: Callable[..., Any], leaves: Sequence[Any], wants_gradient: Sequence[bool], in_place: bool = False) -> dict[str, float]:
     """Median seconds of the forward call and of its backward pass, and the larger spread of the two."""
     sweep = torch.zeros(SWEPT_VALUES)
     forward: list[float] = []
@@ -159,7 +160,7 @@ def _times(function: Callable[..., Any], leaves: Sequence[Any], wants_gradient: 
         for index in range(WARM_UP + MEASUREMENTS):
             if len(forward) >= FEWEST_MEASUREMENTS and monotonic() - begun_s > TASK_BUDGET_S:
                 break
-            fresh = [_leaf(value, wanted) for value, wanted in zip(leaves, wants_gradient, strict=True)]
+            fresh = [_leaf(value, wanted, in_place) for value, wanted in zip(leaves, wants_gradient, strict=True)]
             sweep.add_(1.0)
             start_s = monotonic()
             result = function(*fresh)
@@ -177,12 +178,13 @@ def _times(function: Callable[..., Any], leaves: Sequence[Any], wants_gradient: 
     return {"forward_s": median(forward), "backward_s": median(backward), "spread": max(_spread(forward), _spread(backward))}
 
 
-def _leaf(value: Any, needs_gradient: bool) -> Any:
-    """A fresh leaf of the same memory."""
+def _leaf(value: Any, needs_gradient: bool, in_place: bool) -> Any:
+    """A fresh leaf of the same memory, or a copy that an operator in place may overwrite."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
     tensor = value.detach()
-    return tensor.requires_grad_() if needs_gradient else tensor
+    tensor = tensor.requires_grad_() if needs_gradient else tensor
+    return tensor.clone() if in_place else tensor
 
 
 def _spread(times: Sequence[float]) -> float:

@@ -1,7 +1,8 @@
 """ONNX models, by way of `graph.builder`: shapes by onnx's shape inference, amounts by the formulas of `graph.operators`.
 
 Weights. Stored tensors (initializers) are weights with the bytes of their type: float ones are trained parameters, quantized
-ones frozen parameters, running statistics of a BatchNormalization and scales of a quantization buffers. Whole numbers and scalars are constants:
+ones frozen parameters, running statistics of a BatchNormalization and scales of a quantization buffers. Whole numbers
+and scalars are constants:
 what is computed from them and from shapes alone costs nothing, and is a buffer where a task reads it as data. External data
 is not loaded: the sizes stand in the model.
 
