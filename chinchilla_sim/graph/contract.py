@@ -32,6 +32,9 @@ from chinchilla_sim.scenario.schema import Scenario
 BUILTIN_FACTORIES = {
     "mnist_mlp": "chinchilla_sim.models.mnist_mlp:build",
     "huggingface": "chinchilla_sim.models.huggingface:build",
+    "recommendation": "chinchilla_sim.models.recommendation:build",
+    "segmentation": "chinchilla_sim.models.segmentation:build",
+    "transactions": "chinchilla_sim.models.transactions:build",
 }
 NEEDED_TO_PLAN = ("model", "example_batch")
 NEEDED_TO_RUN = ("loss", "batches")

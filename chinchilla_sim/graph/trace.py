@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -78,7 +79,10 @@ def as_tuple(inputs: Any) -> tuple[Any, ...]:
 
 def export_module(model: nn.Module, inputs: Any) -> GraphModule:
     """The exported model: operators in topological order, parameters as `get_attr` nodes that share the model's storage."""
-    exported = torch.export.export(model, as_tuple(inputs), strict=False)
+    with warnings.catch_warnings():
+        # Recurrent modules keep their weights in a list besides, which export says on every call.
+        warnings.filterwarnings("ignore", message="The tensor attributes? .*_flat_weights", category=UserWarning)
+        exported = torch.export.export(model, as_tuple(inputs), strict=False)
     module = exported.module(check_guards=False)
     assert isinstance(module, GraphModule)
     return module

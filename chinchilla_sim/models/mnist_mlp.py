@@ -6,7 +6,6 @@ The standard error of 1,000 digits is 0.5 %.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -19,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.models.digits import Digits, Samples, load_digits, random_shift
+from chinchilla_sim.models.generated import evaluating
 
 _CHUNK_SAMPLES = 4_096  # bounds the memory of float images; shuffling is over the whole epoch
 
@@ -58,7 +58,7 @@ class MnistMlp:
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """validation_accuracy (0..1) and validation_loss (mean nats) of a model on the CPU; its training flags stay as they are."""
-        with _evaluating(model):
+        with evaluating(model):
             outputs, targets = zip(*((model(inputs), targets) for inputs, targets in self._validation_batches()), strict=True)
         scores, labels = torch.cat(outputs), torch.cat(targets)
         accuracy = (scores.argmax(dim=1) == labels).double().mean()
@@ -117,16 +117,3 @@ def _chunks(indices: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
 def _tensors(samples: Samples) -> tuple[Tensor, Tensor]:
     pixels = samples.images.reshape(len(samples.images), -1).astype(np.float32) / np.float32(255)
     return torch.from_numpy(pixels), torch.from_numpy(samples.labels.astype(np.int64))
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's own training flag comes back."""
-    flags = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in flags.items():
-            module.training = training

@@ -82,7 +82,7 @@ class _Table(BaseModel):
 class ModelSpec(_Table):
     """The neural network, given in exactly one way: builtin, factory, formula or graph."""
 
-    builtin: Literal["mnist_mlp", "huggingface"] | None = Field(
+    builtin: Literal["mnist_mlp", "huggingface", "recommendation", "segmentation", "transactions"] | None = Field(
         default=None, description="A model that comes with chinchilla_sim: planned without torch, and run.", examples=["mnist_mlp"]
     )
     factory: Factory | None = Field(

@@ -220,7 +220,6 @@ def test_model_that_does_not_export_is_a_scenario_error() -> None:
         trace(lambda: nn.Linear(3, 3), 5)
 
 
-@pytest.mark.filterwarnings("ignore:The tensor attributes")
 @pytest.mark.parametrize(
     ("make", "shape", "flop"),
     [
