@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -56,7 +57,7 @@ def test_spoilt_json(format: str, data: st.DataObject) -> None:
         if data.draw(st.booleans()):
             del table[last]
         else:
-            table[last] = data.draw(st.sampled_from(VALUES))
+            table[last] = deepcopy(data.draw(st.sampled_from(VALUES)))
     read_or_refuse(json.dumps(content), format)
 
 

@@ -1,15 +1,15 @@
-"""ONNX models, by way of `graph.builder`: shapes by onnx's shape inference, amounts by the formulas of `graph.operators`.
+"""ONNX models, by way of `graph.builder`: shapes by `onnx_shapes`, amounts by the formulas of `graph.operators`.
 
 Weights. Stored tensors (initializers) are weights with the bytes of their type: float ones are trained parameters, quantized
-ones frozen parameters, running statistics of a BatchNormalization and scales of a quantization buffers. Whole numbers
-and scalars are constants:
-what is computed from them and from shapes alone costs nothing, and is a buffer where a task reads it as data. External data
-is not loaded: the sizes stand in the model.
+ones frozen parameters, running statistics of a BatchNormalization and scales of a quantization buffers. Whole numbers and
+scalars are constants: what is computed from them and from shapes alone costs nothing, and is a buffer where a task reads it as
+data. External data is not loaded: the sizes stand in the model.
 
-Tasks. A node is a task of the PyTorch operator that `onnx_operators.OP_OF` names, MatMul is matmul, Gemm is linear where its
-weight is stored as PyTorch stores it (transB) and else addmm or mm, Gather from a stored table is embedding; the other
-outputs of a node are `getitem` views. An operator without a name here is counted by the bytes it reads and writes, and
-stands in the notes. The file has no loss: the graph ends with the model's outputs.
+Tasks. A node is a task of the PyTorch operator that `onnx_operators.OP_OF` names: MatMul is matmul, Gemm is linear where its
+weight is stored as PyTorch stores it (transB) and else addmm or mm, Gather from a stored table is embedding, Gather of one
+constant index is select; the outputs of a node with several are `getitem` views, and Identity is no task. An operator without
+a name here is counted by the bytes it reads and writes, and stands in the notes. The file has no loss: the graph ends with
+the model's outputs.
 
 Batch. `batch_size` is the first dimension of the first input; where that has no number it is 1. No other dimension of an input
 may be without number.
@@ -17,8 +17,9 @@ may be without number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +34,13 @@ from chinchilla_sim.graph.importers.onnx_operators import (
     VALUE_BYTES,
     VIEWS,
 )
+from chinchilla_sim.graph.importers.onnx_shapes import infer_types
 from chinchilla_sim.graph.importers.reading import NOT_WHOLE, Report, show
 from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import WEIGHT_PREFIX, Shape, TaskGraph
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 _NO_SHAPE = "save the model with the shapes of its inner tensors (value_info), for example by onnxruntime's symbolic_shape_infer"
@@ -63,7 +65,7 @@ def read_onnx(path: Path) -> tuple[TaskGraph, Profile]:
     model = _load(report)
     batch_size, notes = _fix_batch(model.graph, report)
     report.stop_if_wrong()
-    reader = _Reader(_with_shapes(model, report), batch_size, report)
+    reader = _Reader(model.graph, _infer(model, report), batch_size, report)
     reader.read()
     report.stop_if_wrong()
     builder = reader.builder
@@ -90,7 +92,22 @@ def _load(report: Report) -> ModelProto:
         raise report.fail("", f"is no ONNX model: {error}", NOT_WHOLE) from error
     if not model.graph.node:
         raise report.fail("graph.node", "has no node", NOT_WHOLE)
+    if not all(isinstance(name, str) for name in _names(model.graph)):
+        raise report.fail("graph", "holds a name that is no text", NOT_WHOLE)
     return model
+
+
+def _names(graph: GraphProto) -> Iterator[object]:
+    """All names in a graph: protobuf gives them as bytes where they are no text."""
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        for attribute in node.attribute:
+            yield attribute.name
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _names(inner)
+    yield from (tensor.name for tensor in graph.initializer)
+    for value in [*graph.input, *graph.output, *graph.value_info]:
+        yield from (value.name, *(dim.dim_param for dim in value.type.tensor_type.shape.dim))
 
 
 def _fix_batch(graph: GraphProto, report: Report) -> tuple[int, list[str]]:
@@ -123,11 +140,11 @@ def _is_free(value: ValueInfoProto) -> bool:
     return len(dims) > 0 and not dims[0].HasField("dim_value")
 
 
-def _with_shapes(model: ModelProto, report: Report) -> GraphProto:
-    from onnx.shape_inference import InferenceError, infer_shapes
+def _infer(model: ModelProto, report: Report) -> dict[str, TypeProto]:
+    from onnx.shape_inference import InferenceError
 
     try:
-        return infer_shapes(model, data_prop=True).graph
+        return infer_types(model)
     except (InferenceError, ValueError, TypeError, RuntimeError, UnicodeDecodeError) as error:
         raise report.fail("graph", f"its shapes cannot be inferred: {show(str(error))}", "check the model with onnx.checker") from error
 
@@ -135,7 +152,7 @@ def _with_shapes(model: ModelProto, report: Report) -> GraphProto:
 class _Reader:
     """Turns ONNX nodes into tasks of a builder."""
 
-    def __init__(self, graph: GraphProto, batch_size: int, report: Report) -> None:
+    def __init__(self, graph: GraphProto, types: Mapping[str, TypeProto], batch_size: int, report: Report) -> None:
         from onnx import TensorProto
 
         self.graph, self.report = graph, report
@@ -143,9 +160,7 @@ class _Reader:
         stored = [self._stored(tensor) for tensor in graph.initializer]
         values = next((tensor.value_bytes for tensor in stored if tensor.kind in FLOATING), 4.0)
         self.builder = GraphBuilder(batch_size, training=False, value_bytes=values)
-        self.tensors: dict[str, Tensor] = {}
-        for value in [*graph.input, *graph.value_info, *graph.output]:
-            self._declare(value)
+        self.tensors = {name: self._declared(kind) for name, kind in types.items()}
         self.tensors |= {tensor.name: info for tensor, info in zip(graph.initializer, stored, strict=True)}
         self.parameters = {tensor.name for tensor in graph.initializer if self._is_parameter(self.tensors[tensor.name])}
         self.constants = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in self.parameters}
@@ -189,11 +204,8 @@ class _Reader:
         except ValueError:
             return "UNDEFINED"
 
-    def _declare(self, value: ValueInfoProto) -> None:
-        """Remember shape and type of a tensor, if the file gives both in numbers."""
-        declared = value.type.tensor_type
-        if declared.HasField("shape") and all(dim.HasField("dim_value") for dim in declared.shape.dim):
-            self.tensors[value.name] = Tensor(tuple(dim.dim_value for dim in declared.shape.dim), self._kind(declared.elem_type))
+    def _declared(self, kind: TypeProto) -> Tensor:
+        return Tensor(tuple(dim.dim_value for dim in kind.tensor_type.shape.dim), self._kind(kind.tensor_type.elem_type))
 
     @staticmethod
     def _is_parameter(tensor: Tensor) -> bool:
@@ -221,12 +233,16 @@ class _Reader:
         """A task for the node, or nothing where its outputs are known without the data."""
         outputs = [name for name in node.output if name]
         reads = _reads(node)
-        if node.op_type in CONSTANT_SOURCES or all(name in self.folded for name in reads):
+        if node.op_type in CONSTANT_SOURCES or self._is_constant(reads):
             self.folded.update(outputs)
             for attribute in node.attribute:
                 if node.op_type == "Constant" and attribute.HasField("t") and outputs:
                     self.tensors[outputs[0]] = self._stored(attribute.t)
                     self.constants[outputs[0]] = attribute.t
+            return
+        if node.op_type == "Identity" and len(outputs) == len(reads) == 1:
+            if operand := self._operand(reads[0], where):
+                self.operand_of[outputs[0]] = operand
             return
         made = [name for name in outputs if name in self.read_names] or outputs[:1]
         tensors = [tensor for name in made if (tensor := self._tensor(name, where))]
@@ -236,6 +252,11 @@ class _Reader:
             self._add(node, where, made, tensors)
         except (IndexError, KeyError, ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
             self.report.add(where, f"its inputs do not fit {node.op_type}: {error}", "check the model with onnx.checker")
+
+    def _is_constant(self, reads: Sequence[str]) -> bool:
+        """Whether a node reads constants alone; one stored number beside them is a constant too."""
+        others = [name for name in reads if name not in self.folded]
+        return all(name in self.parameters and prod(self.tensors[name].shape) == 1 for name in others) and len(others) < max(1, len(reads))
 
     def _add(self, node: NodeProto, where: str, made: list[str], tensors: list[Tensor]) -> None:
         attributes = _attributes(node)
@@ -249,8 +270,8 @@ class _Reader:
             [tensor.shape for tensor in tensors],
             name=name,
             attributes=attributes,
-            view=node.op_type in VIEWS or op == "alias",
-            output_bytes=float(sum(_bytes(tensor) for tensor in tensors)),
+            view=node.op_type in VIEWS or op in ("alias", "select"),
+            output_bytes=float(sum(prod(tensor.shape) * tensor.value_bytes for tensor in tensors)),
             floating=tensors[0].kind in FLOATING,
             value_bytes=tensors[0].value_bytes,
         )
@@ -294,6 +315,8 @@ class _Reader:
             return "alias", operands
         if op_type == "Gather" and names[0] in self.parameters and not attributes.get("axis"):
             return "embedding", operands
+        if op_type == "Gather" and names[1] in self.folded and self._is_scalar(names[1]):
+            return "select", operands[:1]
         if op_type == "Resize" and attributes.get("mode") in ("linear", "cubic"):
             return "upsample_bilinear2d", operands
         return OP_OF[op_type].format(rank=max(1, len(self.tensors[names[0]].shape) - 2)), operands
@@ -337,6 +360,9 @@ class _Reader:
         buffer = name in self.buffers or name not in self.parameters
         return self.builder.weight(name, tensor.shape, tensor.value_bytes, tensor.kind in FLOATING and not buffer, buffer)
 
+    def _is_scalar(self, name: str) -> bool:
+        return name in self.tensors and self.tensors[name].shape == ()
+
     def _is_true(self, names: Sequence[str]) -> bool:
         """Whether a stored flag is set."""
         from onnx.numpy_helper import to_array
@@ -351,13 +377,6 @@ class _Reader:
             count += 1
             fresh = f"{name}_{count}"
         return fresh
-
-
-def _bytes(tensor: Tensor) -> float:
-    total = tensor.value_bytes
-    for length in tensor.shape:
-        total *= length
-    return total
 
 
 def _attributes(node: NodeProto) -> dict[str, Any]:

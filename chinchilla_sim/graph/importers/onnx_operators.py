@@ -35,11 +35,11 @@ OP_OF: Mapping[str, str] = {
     **{"Gather": "index_select", "GatherElements": "gather", "GatherND": "index", "ScatterND": "index_put", "ScatterElements": "scatter"},
     # views
     **{"Reshape": "reshape", "Flatten": "flatten", "Squeeze": "squeeze", "Unsqueeze": "unsqueeze", "Transpose": "permute"},
-    **{"Identity": "alias", "Slice": "slice", "Split": "split", "Expand": "expand"},
+    **{"Slice": "slice", "Split": "split", "Expand": "expand"},
 }
 """Our name of each ONNX operator; `{rank}` is the number of spatial dimensions."""
 
-VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Slice", "Split", "Expand"})
+VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Expand"})
 """Operators that only relabel memory, as in PyTorch."""
 
 DATA_POSITIONS: Mapping[str, tuple[int, ...]] = {
