@@ -24,6 +24,8 @@ from chinchilla_sim.graph.task import Shape
 Shapes = Sequence[Shape]
 Attributes = Mapping[str, Any]
 INDEX_BYTES = 8.0
+WITHOUT_GRADIENT = "wrap_with_set_grad_enabled"
+"""What torch.export makes of a region under `torch.no_grad()`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,11 @@ def _labels(term: str, rank: int) -> list[str | int]:
     return [*before, *range(-extra, 0), *after]
 
 
+def _stated_flop(shapes: Shapes, output: Shape, attributes: Attributes) -> float:
+    """A whole region: whoever made the call has counted what is inside."""
+    return float(attributes.get("flop", 0.0))
+
+
 Formula = Callable[[Shapes, Shape, Attributes], float]
 
 FLOP_OF: dict[str, Formula] = {
@@ -153,6 +160,7 @@ FLOP_OF: dict[str, Formula] = {
     ),
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent_flop),
     "einsum": einsum_flop,
+    WITHOUT_GRADIENT: _stated_flop,
     "bilinear": _bilinear_flop,
     "_grouped_mm": _grouped_flop,
     "grouped_mm_fallback": _grouped_flop,

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.graph.builder import GraphBuilder
 from chinchilla_sim.graph.contract import TrainingJob
-from chinchilla_sim.graph.operators import FLOP_OF
+from chinchilla_sim.graph.operators import FLOP_OF, WITHOUT_GRADIENT, forward_flop
 from chinchilla_sim.graph.record import failing_line, record_model
 from chinchilla_sim.graph.task import TaskGraph
 
@@ -206,12 +206,35 @@ def _op_name(node: Node) -> str:
 def _attributes(node: Node) -> dict[str, Any]:
     """Arguments that are no tensors, by the schema's names, where they differ from its defaults."""
     schema = getattr(node.target, "_schema", None)
+    if _op_name(node) == WITHOUT_GRADIENT and node.args[0] is False:
+        return {"flop": _inner_flop(node), "no_grad": True}
     if schema is None:
         return {"index": node.args[1]} if node.target is operator.getitem else {}
     given: dict[str, Any] = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
     defaults = {argument.name: argument.default_value for argument in schema.arguments if argument.has_default_value()}
     plain = {key: _plain(value) for key, value in given.items() if _is_plain(value) and defaults.get(key, _plain) != value}
     return _renamed(plain)
+
+
+def _inner_flop(node: Node) -> float:
+    """Flop of the operators in a region that code has marked, such as with `torch.no_grad()`; regions lie within regions."""
+    region, flop = _region(node), 0.0
+    for inner in region.graph.nodes if region else ():
+        if inner.op == "call_function" and tensors_of(inner):
+            shapes = [shape for leaf in tree_leaves((inner.args, inner.kwargs)) if isinstance(leaf, Node) for shape in _shapes(leaf)[:1]]
+            flop += forward_flop(_op_name(inner), shapes, _shapes(inner)[0], _attributes(inner)) or _inner_flop(inner)
+    return flop
+
+
+def _region(node: Node) -> GraphModule | None:
+    """The graph that a higher-order operator runs."""
+    owner = node.graph.owning_module
+    for argument in node.args:
+        if isinstance(argument, Node) and argument.op == "get_attr" and owner is not None and "." not in str(argument.target):
+            module = getattr(owner, str(argument.target), None)
+            if isinstance(module, GraphModule):
+                return module
+    return None
 
 
 def _renamed(attributes: Mapping[str, Any]) -> dict[str, Any]:

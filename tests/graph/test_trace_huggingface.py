@@ -1,9 +1,11 @@
 """Models of Hugging Face transformers from their configurations: flop against FlopCounterMode, parameters exact."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -95,3 +97,32 @@ def test_unknown_names_are_told(arguments: dict[str, Any], field: str) -> None:
     """A wrong architecture or configuration key is a mistake that names it."""
     with pytest.raises(ScenarioError, match=field):
         build(**arguments)
+
+
+def test_regions_without_gradient_count_and_need_none() -> None:
+    """Rotary angles are made under no_grad, elementwise: no flop, no backward pass, and nothing that has to be noted."""
+    graph = trace_job(job_of("LlamaForCausalLM"), BATCH, True, "llama")
+    region = next(task for task in graph.tasks if task.op == "wrap_with_set_grad_enabled")
+    assert (region.forward_flop, region.backward_flop, region.needs_gradient) == (0, 0, False)
+    assert graph.notes == ()
+
+
+class WithoutGradient(nn.Module):
+    """A product under no_grad beside one that learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, 8) -> (batch, 4)."""
+        with torch.no_grad():
+            shift = self.first(x)
+        return self.second(x) + shift[:, :4]  # type: ignore[no-any-return]
+
+
+def test_products_without_gradient_count_forward_only() -> None:
+    """The region's product has flop and no backward pass; the other has both but no input gradient."""
+    job = SimpleNamespace(model=WithoutGradient, example_batch=lambda size: (torch.zeros(size, 8), torch.zeros(size, dtype=torch.int64)))
+    graph = trace_job(job, BATCH, True, "no_grad")  # type: ignore[arg-type]
+    assert (graph.forward_flop, graph.backward_flop) == (2 * BATCH * (8 * 8 + 8 * 4), 2 * BATCH * 8 * 4)
