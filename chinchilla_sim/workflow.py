@@ -25,7 +25,7 @@ from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.graph.coarsen import coarsen, expand
 from chinchilla_sim.graph.importers import read_graph
 from chinchilla_sim.graph.profile import Profile
-from chinchilla_sim.graph.task import TaskGraph
+from chinchilla_sim.graph.task import VALUE_BYTES, TaskGraph
 from chinchilla_sim.graph.zoo import FORMULAS, PRESETS, chain, mlp
 from chinchilla_sim.planner.explain import explain_choice
 from chinchilla_sim.planner.plan_file import PlanFile, check_tasks
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 BUILTIN_WIDTHS = (784, 512, 10)
 PLANNED_TASKS = 64
-VALUE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
 CALIBRATION_VARIABLE = "CHINCHILLA_CALIBRATION"
 
 

@@ -28,6 +28,11 @@ def failing_line(error: BaseException) -> str:
     return f"{place[0]}:{place[1]}" if place else ""
 
 
+def only_relabels(schema: Any) -> bool:
+    """Whether an operator's schema says that all it returns is memory of its arguments, unchanged."""
+    return bool(schema.returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+
+
 def _is_own(file: str) -> bool:
     return not file.startswith("<") and "/torch/" not in file
 
@@ -75,12 +80,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if made:
             op = str(func.overloadpacket).rpartition(".")[2].rstrip("_")
-            returns = func._schema.returns
             task = self.builder.apply(
                 op,
                 operands,
                 [tuple(tensor.shape) for tensor in made],
-                view=bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns),
+                view=only_relabels(func._schema),
                 output_bytes=float(sum(tensor.numel() * tensor.element_size() for tensor in made)),
                 floating=any(tensor.is_floating_point() for tensor in made) and op != "detach",
                 module=self._module[-1],

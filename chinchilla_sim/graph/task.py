@@ -18,6 +18,9 @@ import networkx as nx
 
 GRAPH_FORMAT = "chinchilla-task-graph"
 GRAPH_VERSION = 2
+VALUE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
+"""Bytes of one value at each precision of a job."""
+
 WEIGHT_PREFIX = "weight:"
 INPUT_OP = "input"
 LOSS_OP = "loss"

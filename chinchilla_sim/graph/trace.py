@@ -16,10 +16,9 @@ from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.graph.builder import GraphBuilder
 from chinchilla_sim.graph.contract import TrainingJob
 from chinchilla_sim.graph.operators import FLOP_OF, WITHOUT_GRADIENT, forward_flop
-from chinchilla_sim.graph.record import failing_line, record_model
-from chinchilla_sim.graph.task import TaskGraph
+from chinchilla_sim.graph.record import failing_line, only_relabels, record_model
+from chinchilla_sim.graph.task import VALUE_BYTES, TaskGraph
 
-VALUE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
 DTYPE_OF = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAY_COPY = frozenset({"reshape", "flatten", "contiguous", "to"})
 """Operators whose schema says view, and that copy where the memory's order asks for it."""
@@ -263,8 +262,7 @@ def _is_view(node: Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return node.target is operator.getitem
-    aliases = bool(schema.returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
-    return aliases and not (_op_name(node) in MAY_COPY and _copies(node))
+    return only_relabels(schema) and not (_op_name(node) in MAY_COPY and _copies(node))
 
 
 def _copies(node: Node) -> bool:
