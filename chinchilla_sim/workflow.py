@@ -23,6 +23,7 @@ from chinchilla_sim.cluster.catalogue import catalogue_digest
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.graph.coarsen import coarsen, expand
+from chinchilla_sim.graph.compress import Variant, compress
 from chinchilla_sim.graph.importers import read_graph
 from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import VALUE_BYTES, TaskGraph
@@ -34,7 +35,7 @@ from chinchilla_sim.planner.program import lower
 from chinchilla_sim.planner.search import Candidate, SearchResult, find_plans
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.overrides import apply_overrides
-from chinchilla_sim.scenario.schema import ModelSpec, Scenario
+from chinchilla_sim.scenario.schema import CompressionSpec, ModelSpec, Scenario
 from chinchilla_sim.simulator.engine import simulate
 
 if TYPE_CHECKING:
@@ -99,7 +100,15 @@ def _share_measured(graph: TaskGraph, profile: Profile) -> str:
 
 
 def build_graph(scenario: Scenario) -> tuple[TaskGraph, Profile]:
-    """The task graph of one global batch and what its file measured; torch is imported only to trace a factory."""
+    """The task graph of one global batch, compressed as asked for, and what its file measured."""
+    graph, profile = _whole_graph(scenario)
+    variant = Variant(**scenario.model.compression.model_dump())
+    small = compress(graph, variant)
+    return (graph, profile) if small is graph else (small, Profile())
+
+
+def _whole_graph(scenario: Scenario) -> tuple[TaskGraph, Profile]:
+    """The graph of the model as it is; torch is imported only to trace a factory."""
     model, batch, training = scenario.model, scenario.job.global_batch_size, scenario.job.kind == "training"
     value_bytes = VALUE_BYTES[scenario.job.precision]
     if model.builtin == "mnist_mlp":
@@ -265,6 +274,9 @@ def run_for_real(
     if file.scenario.job.precision != "fp32":
         cure = "plan and simulate it, or run it in fp32"
         raise ScenarioError([Mistake("job.precision", f"the runtime computes in fp32, not in {file.scenario.job.precision}", cure)])
+    if file.scenario.model.compression != CompressionSpec():
+        cure = "plan and simulate it, or leave model.compression out"
+        raise ScenarioError([Mistake("model.compression", "compressed variants can be planned and simulated, not run yet", cure)])
     if steps is not None:
         job = file.scenario.job.model_copy(update={"steps": steps})
         file = replace(file, scenario=file.scenario.model_copy(update={"job": job}))

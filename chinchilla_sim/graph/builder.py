@@ -37,9 +37,12 @@ class GraphBuilder:
 
     def weight(self, name: str, shape: Shape, value_bytes: float | None = None, trained: bool = True, buffer: bool = False) -> str:
         """A parameter or buffer as an operand; the same name again is the same weight."""
-        if name not in self.weights:
-            size = prod(shape) * self._value_bytes(value_bytes)
-            self.weights[name] = Weight(size, tuple(shape), trained and not buffer, buffer)
+        size = prod(shape) * self._value_bytes(value_bytes)
+        return self.keep(name, Weight(size, tuple(shape), trained and not buffer, buffer))
+
+    def keep(self, name: str, weight: Weight) -> str:
+        """A weight as it stands, as an operand."""
+        self.weights.setdefault(name, weight)
         return WEIGHT_PREFIX + name
 
     def apply(
@@ -121,7 +124,8 @@ class GraphBuilder:
         if weight_name:
             # A transposed weight is still that weight: it does not grow with the batch, and its gradient is a weight's.
             weight = self.weights[weight_name.removeprefix(WEIGHT_PREFIX)]
-            return Operand(weight_name, shape, task.output_bytes, is_weight=True, needs_gradient=weight.trained)
+            size = weight.bytes * prod(shape) / weight.value_count if weight.value_count else task.output_bytes
+            return Operand(weight_name, shape, size, is_weight=True, needs_gradient=weight.trained)
         return Operand(name, shape, task.output_bytes, needs_gradient=task.needs_gradient, base=self._base[name])
 
     def _fresh_name(self, op: str) -> str:

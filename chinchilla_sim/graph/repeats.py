@@ -8,20 +8,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from chinchilla_sim.graph.task import Task, TaskGraph
+from chinchilla_sim.graph.task import Task, TaskGraph, Weight
 
 CANDIDATE_PERIODS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """`count` blocks of `length` compute tasks, one behind the other, from position `start` among the compute tasks."""
+    """`count` blocks of `length` compute tasks, one behind the other, from position `start` among the compute tasks.
+
+    As many blocks would also be found from up to `slack` positions later.
+    """
 
     start: int
     length: int
     count: int
+    slack: int = 0
 
     @property
     def end(self) -> int:
@@ -42,10 +46,21 @@ def find_repeats(graph: TaskGraph) -> list[Repeat]:
         best = _longest(signatures[first:end])
         if best is None:
             continue
-        repeat = Repeat(first + best.start, best.length, best.count)
+        repeat = replace(best, start=first + best.start)
         found.append(repeat)
         free += [(first, repeat.start), (repeat.end, end)]
     return sorted(found, key=lambda repeat: repeat.start)
+
+
+def with_first_blocks(graph: TaskGraph, repeat: Repeat) -> Repeat:
+    """The repeat with the blocks in front that differ only in where they read from, or in being the first to use a shared weight."""
+    likeness = _likeness(graph)
+    while repeat.start >= repeat.length:
+        before = repeat.start - repeat.length
+        if likeness[before : repeat.start] != likeness[repeat.start : repeat.start + repeat.length]:
+            break
+        repeat = replace(repeat, start=before, count=repeat.count + 1)
+    return repeat
 
 
 def _longest(signatures: Sequence[int]) -> Repeat | None:
@@ -57,7 +72,7 @@ def _longest(signatures: Sequence[int]) -> Repeat | None:
                 run += 1
                 continue
             if run >= period:
-                candidate = Repeat(position - run, period, run // period + 1)
+                candidate = Repeat(position - run, period, run // period + 1, run % period)
                 if best is None or _rank(candidate) > _rank(best):
                     best = candidate
             run = 0
@@ -87,16 +102,26 @@ def _signatures(graph: TaskGraph) -> list[int]:
     producers: dict[str, list[str]] = {}
     for producer, consumer in graph.edges:
         producers.setdefault(consumer, []).append(producer)
-    first_use = {name: index for index, task in reversed(list(enumerate(graph.compute_tasks))) for name in task.parameters}
     numbers: dict[tuple[object, ...], int] = {}
+    last_use: dict[str, int] = {}
     result = []
     for index, task in enumerate(graph.compute_tasks):
         near = [_distance(index, position.get(name)) for name in producers.get(task.name, [])]
-        # A weight of the same task elsewhere is shared: where it was used first is part of what the task is.
-        weights = [(graph.weights[name].bytes, graph.weights[name].trained, index - first_use[name] or None) for name in task.parameters]
+        # A weight that another task has used is not like one of the task's own.
+        weights = [(*_kind(graph.weights[name]), index - last_use.get(name, index)) for name in task.parameters]
+        last_use |= dict.fromkeys(task.parameters, index)
         key = (*_amounts(task), tuple(near), tuple(weights))
         result.append(numbers.setdefault(key, len(numbers)))
     return result
+
+
+def _likeness(graph: TaskGraph) -> list[tuple[object, ...]]:
+    """What a task is, wherever it reads from and whoever else uses its weights."""
+    return [(*_amounts(task), *(_kind(graph.weights[name]) for name in task.parameters)) for task in graph.compute_tasks]
+
+
+def _kind(weight: Weight) -> tuple[float, bool]:
+    return weight.bytes, weight.trained
 
 
 NEAR = 4

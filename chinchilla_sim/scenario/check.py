@@ -24,6 +24,10 @@ def find_mistakes(scenario: Table) -> Iterator[Mistake]:
     for key, check in checks.items():
         if isinstance(scenario.get(key), dict):
             yield from check(scenario[key])
+    weight_format = _table(_table(scenario, "model"), "compression").get("quantize")
+    if weight_format in ("int8", "int4") and _table(scenario, "job").get("kind", "training") == "training":
+        what = f"is {weight_format!r}, but integer weights have no gradient and cannot be trained"
+        yield Mistake("model.compression.quantize", what, 'write job.kind = "inference", or quantize = "bf16"')
 
 
 def suggest(name: str, known: Collection[str], cutoff: float = 0.6) -> str:

@@ -2,6 +2,7 @@
 
     Scenario
     ├── model    ModelSpec      what is computed: builtin, factory, formula or graph
+    │   └── compression CompressionSpec   a smaller variant of it
     ├── job      JobSpec        what is asked of it: training or inference
     ├── cluster  ClusterSpec    what it can run on
     │   ├── nodes       NodeSpec ...
@@ -40,6 +41,7 @@ from chinchilla_sim.scenario.fields import (
 ModelKind = Literal["builtin", "factory", "formula", "graph"]
 Codec = Literal["none", "fp16", "bf16", "int8"]
 Schedule = Literal["gpipe", "1f1b"]
+WeightFormat = Literal["bf16", "int8", "int4"]
 
 Formula = Literal[
     "mlp",
@@ -62,12 +64,12 @@ SYNTHETIC_FORMULAS = ("mlp", "chain")
 FORMULAS: tuple[str, ...] = get_args(Formula)
 MODEL_KINDS: tuple[ModelKind, ...] = ("builtin", "factory", "formula", "graph")
 MODEL_KEYS: Mapping[str, frozenset[str]] = {
-    "builtin": frozenset({"builtin", "options", "weights"}),
-    "factory": frozenset({"factory", "options", "weights"}),
-    "mlp": frozenset({"formula", "widths"}),
+    "builtin": frozenset({"builtin", "options", "weights", "compression"}),
+    "factory": frozenset({"factory", "options", "weights", "compression"}),
+    "mlp": frozenset({"formula", "widths", "compression"}),
     "chain": frozenset({"formula", "task_count", "parameter_count", "work", "output"}),
-    "graph": frozenset({"graph", "format"}),
-    **{formula: frozenset({"formula", "options"}) for formula in FORMULAS if formula not in SYNTHETIC_FORMULAS},
+    "graph": frozenset({"graph", "format", "compression"}),
+    **{formula: frozenset({"formula", "options", "compression"}) for formula in FORMULAS if formula not in SYNTHETIC_FORMULAS},
 }
 CLUSTER_KEYS: Mapping[str, frozenset[str]] = {
     "this-machine": frozenset({"kind", "ranks", "price", "power", "grid_intensity"}),
@@ -77,6 +79,24 @@ CLUSTER_KEYS: Mapping[str, frozenset[str]] = {
 
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class CompressionSpec(_Table):
+    """A smaller variant of the model: what is done to it, in the order of these keys."""
+
+    share_weights: bool = Field(default=False, description="All repeated blocks use the weights of the first (ALBERT).", examples=[True])
+    tie_embeddings: bool = Field(
+        default=False, description="Output layers use the table of the embedding of their shape as their weight.", examples=[True]
+    )
+    prune: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the neurons, channels and heads of every layer that is removed.", examples=[0.5]
+    )
+    low_rank: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the values of each layer's weight that two low-rank factors save.", examples=[0.5]
+    )
+    quantize: WeightFormat | None = Field(
+        default=None, description="Format of the weights; int8 and int4 for inference only.", examples=["int8"]
+    )
 
 
 class ModelSpec(_Table):
@@ -116,6 +136,11 @@ class ModelSpec(_Table):
         min_length=1,
         description="A saved state_dict that the builtin or factory starts from, looked up from the folder of the scenario.",
         examples=["weights.pt"],
+    )
+    compression: CompressionSpec = Field(
+        default_factory=CompressionSpec,
+        description="Plan a smaller variant of the model (not of a graph file without shapes).",
+        examples=[{"prune": 0.5, "quantize": "int8"}],
     )
     widths: tuple[Count, ...] = Field(
         default=(), strict=False, description="Layer widths of formula mlp, input first, output last.", examples=[[784, 512, 10]]

@@ -46,9 +46,9 @@ class Layers:
         """An elementwise operator of two tensors, the second broadcast to the first."""
         return self.builder.apply(op, (x, y), (self.shape(x),), module=path)
 
-    def view(self, x: str, shape: Shape, path: str = "", op: str = "view") -> str:
+    def view(self, x: str, shape: Shape, path: str = "", op: str = "view", attributes: Mapping[str, Any] | None = None) -> str:
         """The same memory under another shape."""
-        return self.builder.apply(op, (x,), (shape,), view=True, module=path)
+        return self.builder.apply(op, (x,), (shape,), view=True, module=path, attributes=attributes)
 
     def parts(self, x: str, count: int, path: str = "") -> list[str]:
         """Views of `count` equal parts of the last dimension."""
@@ -94,7 +94,13 @@ class Layers:
     def heads(self, x: str, count: int, path: str = "") -> str:
         """(batch, tokens, width) as (batch, heads, tokens, head width), without moving anything."""
         batch, tokens, width = self.shape(x)
-        return self.view(x, (batch, count, tokens, width // count), path, "transpose")
+        return self.transpose(self.view(x, (batch, tokens, count, width // count), path), 1, 2, path)
+
+    def transpose(self, x: str, one: int, other: int, path: str = "") -> str:
+        """Two axes in each other's place, without moving anything."""
+        shape = list(self.shape(x))
+        shape[one], shape[other] = shape[other], shape[one]
+        return self.view(x, tuple(shape), path, "transpose", {"dim0": one, "dim1": other})
 
     def attention(self, query: str, key: str, value: str, path: str = "", bias: str = "") -> str:
         """Attention of (batch, heads, tokens, head width) tensors, its heads then copied together to (batch, tokens, width)."""
@@ -102,7 +108,7 @@ class Layers:
         width = self.shape(value)[-1]
         operands = (query, key, value, bias) if bias else (query, key, value)
         output = self.apply("scaled_dot_product_attention", operands, (batch, heads, tokens, width), path)
-        return self.apply("contiguous", (output,), (batch, tokens, heads * width), path)
+        return self.apply("reshape", (self.transpose(output, 1, 2, path),), (batch, tokens, heads * width), path)
 
     def convolution(
         self,

@@ -11,8 +11,8 @@
 
 Each takes `batch_size` and the fields of its dataclass by keyword. Flop and parameters are those of a traced model;
 bytes are those of fused kernels: attention, GELU, RMSNorm and a rotation by position are one task each, which reads and
-writes its tensor once, and masks are not stored. Eager code that spells them out moves up to twice as much (the graph's
-notes say so). Dropout is absent when the model is applied.
+writes its tensor once, and masks are not stored. Eager code that spells them out moves two to four times as much (the
+graph's notes say so). Dropout is absent when the model is applied.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from chinchilla_sim.graph.zoo.layers import INDEX_BYTES, Layers
 from chinchilla_sim.graph.zoo.options import divisibility, mistake, shape_of
 
 FUSED = "{} count as one kernel each: code that spells them out in elementwise operators moves and keeps more bytes"
+FIRST_TOKEN = {"dim": 1, "index": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,7 +294,8 @@ def _rotary_attention(net: Layers, x: str, angles: str, shape: LlamaShape, path:
     key = net.apply("mul", (key, angles), net.shape(key), here, name=f"rotary_key_{layer}")
     if groups != heads:
         repeated = (net.batch_size, heads, shape.tokens, head_width)
-        key, value = (net.apply("repeat_interleave", (part,), repeated, here) for part in (key, value))
+        times = {"repeats": heads // groups, "dim": 1}
+        key, value = (net.apply("repeat_interleave", (part,), repeated, here, attributes=times) for part in (key, value))
     return net.linear(net.attention(query, key, value, here), f"{here}.o_proj", shape.width, bias=False)
 
 
@@ -314,17 +316,21 @@ def _experts(net: Layers, x: str, shape: MixtureShape, path: str) -> str:
         "topk", (scores,), ((count, active), (count, active)), output_bytes=rows * (net.value_bytes + INDEX_BYTES), module=f"{path}.gate"
     )
     share = net.apply("getitem", (best,), (count, active), f"{path}.gate", view=True, attributes={"index": 0})
-    chosen = net.apply("getitem", (best,), (rows,), f"{path}.gate", view=True, attributes={"index": 1}, floating=False)
-    share = net.join("div", share, net.apply("sum", (share,), (count, 1), f"{path}.gate"), f"{path}.gate")
+    chosen = net.apply("getitem", (best,), (count, active), f"{path}.gate", view=True, attributes={"index": 1}, floating=False)
+    chosen = net.view(chosen, (rows,), f"{path}.gate")
+    total = net.apply("sum", (share,), (count, 1), f"{path}.gate", attributes={"dim": (1,), "keepdim": True})
+    share = net.join("div", share, total, f"{path}.gate")
     order = net.apply("sort", (chosen,), (rows,), here, output_bytes=rows * INDEX_BYTES, floating=False, value_bytes=INDEX_BYTES)
     y = net.apply("index", (x, order), (rows, width), here)
-    y = net.apply("_grouped_mm", (y, net.weight(f"{here}.gate_up_proj", shape.experts, 2 * inner, width)), (rows, 2 * inner), here)
+    both = net.transpose(net.weight(f"{here}.gate_up_proj", shape.experts, 2 * inner, width), 1, 2, here)
+    y = net.apply("_grouped_mm", (y, both), (rows, 2 * inner), here)
     gate, up = net.parts(y, 2, here)
     y = net.join("mul", net.same("silu", gate, f"{here}.act_fn"), up, here)
-    y = net.apply("_grouped_mm", (y, net.weight(f"{here}.down_proj", shape.experts, width, inner)), (rows, width), here)
+    down = net.transpose(net.weight(f"{here}.down_proj", shape.experts, width, inner), 1, 2, here)
+    y = net.apply("_grouped_mm", (y, down), (rows, width), here)
     y = net.join("mul", y, net.apply("index", (share, order), (rows, 1), here), here)
     y = net.view(net.apply("index", (y, order), (rows, width), here), (count, active, width), here)
-    return net.view(net.apply("sum", (y,), (count, width), here), (batch, tokens, width), path)
+    return net.view(net.apply("sum", (y,), (count, width), here, attributes={"dim": (1,)}), (batch, tokens, width), path)
 
 
 def bert(*, batch_size: int, training: bool = True, value_bytes: float = 4.0, **options: Any) -> TaskGraph:
@@ -361,7 +367,7 @@ def _bert_head(net: Layers, x: str, shape: BertShape) -> str:
         path = "cls.predictions.transform"
         x = net.layer_norm(net.same("gelu", net.linear(x, f"{path}.dense", shape.width), path), f"{path}.LayerNorm")
         return net.linear(x, "cls.predictions", shape.vocabulary, weight="bert.embeddings.word_embeddings.weight")
-    first = net.view(x, (net.batch_size, shape.width), "bert.pooler", "select")
+    first = net.view(x, (net.batch_size, shape.width), "bert.pooler", "select", FIRST_TOKEN)
     x = net.same("tanh", net.linear(first, "bert.pooler.dense", shape.width), "bert.pooler")
     return x if shape.head == "pooler" else net.linear(net.dropout(x, shape.dropout), "classifier", shape.classes)
 
@@ -390,7 +396,8 @@ def _t5_stack(net: Layers, x: str, shape: T5Shape, side: str, encoded: str) -> s
     tokens, heads = net.shape(x)[1], shape.heads
     path = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias"
     bias = net.embedding(net.indices("relative_buckets", (tokens, tokens), path), path, shape.buckets, heads)
-    bias = net.view(bias, (1, heads, tokens, tokens), path, "permute")
+    bias = net.view(bias, (heads, tokens, tokens), path, "permute", {"dims": (2, 0, 1)})
+    bias = net.view(bias, (1, heads, tokens, tokens), path, "unsqueeze", {"dim": 0})
     bias = net.apply("add", (bias,), (net.batch_size, heads, tokens, tokens), path)
     for layer in range((encoded and shape.decoder_layers) or shape.layers):
         path = f"{side}.block.{layer}.layer"
@@ -452,7 +459,7 @@ def transformer_xl(*, batch_size: int, training: bool = True, value_bytes: float
 def _xl_attention(net: Layers, x: str, memory: str, positions: str, shape: TransformerXlShape, path: str) -> str:
     batch, heads, tokens, keys = net.batch_size, shape.heads, shape.tokens, shape.tokens + shape.memory
     head_width = shape.head_width or shape.width // heads
-    source = net.apply("cat", (memory, x), (batch, keys, shape.width), path) if memory else x
+    source = net.apply("cat", (memory, x), (batch, keys, shape.width), path, attributes={"dim": 1}) if memory else x
     made = net.parts(net.linear(source, f"{path}.qkv_net", 3 * heads * head_width, bias=False), 3, path)
     query = net.view(made[0], (batch, tokens, heads, head_width), path)
     key, value = (net.view(part, (batch, keys, heads, head_width), path) for part in made[1:])
@@ -482,8 +489,9 @@ def vit(*, batch_size: int, training: bool = True, value_bytes: float = 4.0, **o
     width, patches, here = shape.width, (shape.image_size // shape.patch_size) ** 2, "vit.embeddings"
     x = net.builder.input("pixels", (batch_size, shape.channels, shape.image_size, shape.image_size))
     x = net.convolution(x, f"{here}.patch_embeddings.projection", width, shape.patch_size, stride=shape.patch_size)
-    x = net.view(x, (batch_size, patches, width), here)
-    x = net.apply("cat", (net.weight(f"{here}.cls_token", 1, 1, width), x), (batch_size, patches + 1, width), here)
+    x = net.transpose(net.view(x, (batch_size, width, patches), here, "flatten"), 1, 2, here)
+    token = net.view(net.weight(f"{here}.cls_token", 1, 1, width), (batch_size, 1, width), here, "expand")
+    x = net.apply("cat", (token, x), (batch_size, patches + 1, width), here, attributes={"dim": 1})
     x = net.join("add", x, net.weight(f"{here}.position_embeddings", 1, patches + 1, width), here)
     x = net.dropout(x, shape.dropout, here)
     for layer in range(shape.layers):
@@ -496,7 +504,7 @@ def vit(*, batch_size: int, training: bool = True, value_bytes: float = 4.0, **o
         y = net.linear(net.layer_norm(x, f"{path}.layernorm_after"), f"{path}.mlp.fc1", shape.inner_width or 4 * width)
         y = net.linear(net.same("gelu", y, f"{path}.mlp"), f"{path}.mlp.fc2", width)
         x = net.join("add", x, net.dropout(y, shape.dropout, path), path)
-    first = net.view(net.layer_norm(x, "vit.layernorm"), (batch_size, width), "vit", "select")
+    first = net.view(net.layer_norm(x, "vit.layernorm"), (batch_size, width), "vit", "select", FIRST_TOKEN)
     return net.finish(net.linear(first, "classifier", shape.classes), "vit", f"vit-{shape.layers}x{width}")
 
 

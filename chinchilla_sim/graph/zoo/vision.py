@@ -248,7 +248,7 @@ class _Inception:
     def _cat(self, path: str, *branches: str) -> str:
         batch, _, *sides = self.layers.shape(branches[0])
         channels = sum(self.layers.shape(branch)[1] for branch in branches)
-        return self.layers.apply("cat", branches, (batch, channels, *sides), path)
+        return self.layers.apply("cat", branches, (batch, channels, *sides), path, attributes={"dim": 1})
 
 
 def _pixels(net: Layers, channels: int, side: int) -> str:

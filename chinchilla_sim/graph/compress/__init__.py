@@ -1,0 +1,40 @@
+"""Model variants as graph transformations with true costs: pruned, factored, shared, tied and quantized. No torch here.
+
+P1 = P0 / eta: `compression_ratio` is eta.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chinchilla_sim.graph.compress.low_rank import factor_low_rank
+from chinchilla_sim.graph.compress.prune import prune
+from chinchilla_sim.graph.compress.quantize import quantize
+from chinchilla_sim.graph.compress.share import share_weights, tie_embeddings
+from chinchilla_sim.graph.task import TaskGraph
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What is done to a model, in this order: share, tie, prune, low rank, quantize."""
+
+    share_weights: bool = False
+    tie_embeddings: bool = False
+    prune: float = 0.0
+    low_rank: float = 0.0
+    quantize: str | None = None
+
+
+def compress(graph: TaskGraph, variant: Variant) -> TaskGraph:
+    """The variant of a model; without any change the same graph."""
+    if variant.share_weights:
+        graph = share_weights(graph)
+    if variant.tie_embeddings:
+        graph = tie_embeddings(graph)
+    graph = factor_low_rank(prune(graph, variant.prune), variant.low_rank)
+    return quantize(graph, variant.quantize) if variant.quantize else graph
+
+
+def compression_ratio(before: TaskGraph, after: TaskGraph) -> float:
+    """Bytes of the parameters before, divided by those after: eta in P1 = P0 / eta."""
+    return before.total_parameter_bytes / after.total_parameter_bytes
