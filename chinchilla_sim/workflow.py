@@ -195,6 +195,7 @@ def profile_scenario(scenario: Scenario) -> tuple[Profile, Path]:
     """Measure every task of a scenario's model on this machine and store the times for `prepare`."""
     from chinchilla_sim.runtime.profiler import measure_tasks
 
+    _refuse_compressed(scenario)
     graph, _ = build_graph(scenario)
     profile = measure_tasks(scenario, this_machine_ranks(scenario.cluster))
     path = profile_path(graph)
@@ -203,6 +204,12 @@ def profile_scenario(scenario: Scenario) -> tuple[Profile, Path]:
     partial.write_text(json.dumps(profile.to_dict(), indent=1))
     partial.replace(path)
     return profile, path
+
+
+def _refuse_compressed(scenario: Scenario) -> None:
+    if scenario.model.compression != CompressionSpec():
+        cure = "plan and simulate it, or leave model.compression out"
+        raise ScenarioError([Mistake("model.compression", "compressed variants can be planned and simulated, not run yet", cure)])
 
 
 def make_plan(setting: Setting, progress: Progress | None = None) -> SearchResult:
@@ -274,9 +281,7 @@ def run_for_real(
     if file.scenario.job.precision != "fp32":
         cure = "plan and simulate it, or run it in fp32"
         raise ScenarioError([Mistake("job.precision", f"the runtime computes in fp32, not in {file.scenario.job.precision}", cure)])
-    if file.scenario.model.compression != CompressionSpec():
-        cure = "plan and simulate it, or leave model.compression out"
-        raise ScenarioError([Mistake("model.compression", "compressed variants can be planned and simulated, not run yet", cure)])
+    _refuse_compressed(file.scenario)
     if steps is not None:
         job = file.scenario.job.model_copy(update={"steps": steps})
         file = replace(file, scenario=file.scenario.model_copy(update={"job": job}))

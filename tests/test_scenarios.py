@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.report.table import summary_text
 from chinchilla_sim.scenario.load import load_scenario
-from chinchilla_sim.workflow import make_plan, prepare, study_of
+from chinchilla_sim.workflow import make_plan, plan_file, prepare, run_for_real, study_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,3 +27,12 @@ def test_one_node_wins_the_case_of_the_article() -> None:
     assert search.best.plan.rank_count == 1
     assert search.best.step_s == pytest.approx(1e-3)
     assert min(other.step_s for other in search.runner_ups) > 2e-3
+
+
+def test_a_compressed_model_is_not_run_uncompressed(tmp_path: Path) -> None:
+    """A plan of a pruned model cannot be run yet: the run is refused before anything starts."""
+    scenario = load_scenario(ROOT / "scenarios" / "mnist_mlp.toml", ["model.compression.prune=0.5"])
+    setting = prepare(scenario)
+    assert sum(weight.value_count for weight in setting.graph.weights.values()) == 784 * 256 + 256 + 256 * 10 + 10
+    with pytest.raises(ScenarioError, match=r"model\.compression: compressed variants can be planned and simulated, not run yet"):
+        run_for_real(plan_file(setting, make_plan(setting)), tmp_path)

@@ -260,6 +260,8 @@ def summary_text(study: Study) -> str:
     ]
     tables = [plan_table(study), candidates_table(search, study.scenario.search.objective), ranks_table(search.best, study.cluster)]
     blocks = ["\n".join(lines), *(to_text(table) for table in (*tables, cost_table(study)))]
+    if graph.notes:
+        blocks.append("\n".join(["About the graph", "", *(f"- {_one_line(note)}" for note in graph.notes)]))
     blocks.append("\n".join(["Where the cluster's figures are from", "", *(f"- {_one_line(line)}" for line in study.cluster.provenance)]))
     return "\n\n".join(blocks) + "\n"
 

@@ -87,6 +87,7 @@ def test_values_are_frozen() -> None:
         ({"formula": "mlp", "widths": [784, 10]}, "formula"),
         ({"formula": "chain", "task_count": 8, "parameter_count": 100, "work": "1e10 flop", "output": "4 MB"}, "formula"),
         ({"graph": "/graph.json", "format": "chinchilla"}, "graph"),
+        ({"formula": "mlp", "widths": [784, 10], "compression": {"prune": 0.5, "quantize": "bf16"}}, "formula"),
     ],
 )
 def test_each_way_to_give_a_model_is_accepted_and_survives_to_dict(model: Tables, kind: str) -> None:
@@ -126,6 +127,21 @@ def test_each_way_to_give_a_model_is_accepted_and_survives_to_dict(model: Tables
 def test_a_wrong_model_is_refused_with_a_cure(model: Tables, mistake: str) -> None:
     """Exactly one kind, all that it needs, and nothing that belongs to another."""
     assert mistakes_of(tables(model=model)) == [mistake]
+
+
+@pytest.mark.parametrize(
+    ("compression", "mistake"),
+    [
+        ({"quantize": "int8"}, "model.compression.quantize: is 'int8', but integer weights have no gradient and cannot be trained; "
+         'write job.kind = "inference", or quantize = "bf16"'),
+        ({"quantize": "int3"}, 'model.compression.quantize: must be "bf16", "int8" or "int4", not "int3"'),
+        ({"prune": 1.0}, "model.compression.prune: must be less than 1, not 1.0"),
+    ],
+)  # fmt: skip
+def test_a_wrong_compression_is_refused_with_a_cure(compression: Tables, mistake: str) -> None:
+    """Integer weights cannot be trained, and nothing can be pruned whole."""
+    (found,) = mistakes_of(tables(model={"builtin": "mnist_mlp", "compression": compression}))
+    assert found.startswith(mistake)
 
 
 def test_a_chain_names_everything_that_it_misses() -> None:

@@ -43,7 +43,7 @@ def _is_factorable(graph: TaskGraph, task: Task, uses: Counter[str]) -> bool:
     if task.op != "linear" and (task.op not in CONVOLUTIONS or dict(task.attributes).get("groups", 1) != 1):
         return False
     weight = task.operands[1]
-    return weight.startswith(WEIGHT_PREFIX) and uses[weight.removeprefix(WEIGHT_PREFIX)] == 1
+    return all(operand.startswith(WEIGHT_PREFIX) for operand in task.operands[1:]) and uses[weight.removeprefix(WEIGHT_PREFIX)] == 1
 
 
 def _rank(graph: TaskGraph, task: Task, ratio: float) -> int:
@@ -76,8 +76,15 @@ class _Factor(Change):
             task.op, (operands[0], narrow), (tuple(shape),), name=f"{task.name}_narrow", module=task.module,
             attributes=dict(task.attributes), output_bytes=task.output_bytes * rank / outputs, value_bytes=values,
         )  # fmt: skip
+        biases = [self._moved(builder, operand) for operand in task.operands[2:]]
         attributes = {} if places else dict(task.attributes)
         return builder.apply(
-            task.op, (inner, wide, *operands[2:]), task.shapes, name=task.name, module=task.module, attributes=attributes,
+            task.op, (inner, wide, *biases), task.shapes, name=task.name, module=task.module, attributes=attributes,
             output_bytes=task.output_bytes, value_bytes=values,
         )  # fmt: skip
+
+    def _moved(self, builder: GraphBuilder, operand: str) -> str:
+        """The bias under the second factor's name."""
+        name = operand.removeprefix(WEIGHT_PREFIX)
+        path, _, leaf = name.rpartition(".")
+        return builder.keep(f"{path}.1.{leaf}".lstrip("."), self.graph.weights[name])
