@@ -32,9 +32,13 @@ from chinchilla_sim.scenario.schema import Scenario
 BUILTIN_FACTORIES = {
     "mnist_mlp": "chinchilla_sim.models.mnist_mlp:build",
     "huggingface": "chinchilla_sim.models.huggingface:build",
-    "recommendation": "chinchilla_sim.models.recommendation:build",
-    "segmentation": "chinchilla_sim.models.segmentation:build",
-    "transactions": "chinchilla_sim.models.transactions:build",
+    "bert": "chinchilla_sim.models.bert:build",
+    "dlrm": "chinchilla_sim.models.dlrm:build",
+    "fraud": "chinchilla_sim.models.fraud:build",
+    "gpt": "chinchilla_sim.models.gpt:build",
+    "resnet": "chinchilla_sim.models.resnet:build",
+    "translation": "chinchilla_sim.models.translation:build",
+    "unet": "chinchilla_sim.models.unet:build",
 }
 NEEDED_TO_PLAN = ("model", "example_batch")
 NEEDED_TO_RUN = ("loss", "batches")

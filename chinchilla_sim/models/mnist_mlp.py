@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.models.digits import Digits, Samples, load_digits, random_shift
-from chinchilla_sim.models.generated import evaluating
+from chinchilla_sim.models.samples import evaluating
 
 _CHUNK_SAMPLES = 4_096  # bounds the memory of float images; shuffling is over the whole epoch
 

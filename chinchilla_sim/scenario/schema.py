@@ -41,6 +41,7 @@ from chinchilla_sim.scenario.fields import (
 ModelKind = Literal["builtin", "factory", "formula", "graph"]
 Codec = Literal["none", "fp16", "bf16", "int8"]
 Schedule = Literal["gpipe", "1f1b"]
+Builtin = Literal["mnist_mlp", "huggingface", "bert", "dlrm", "fraud", "gpt", "resnet", "translation", "unet"]
 WeightFormat = Literal["bf16", "int8", "int4"]
 
 Formula = Literal[
@@ -102,8 +103,10 @@ class CompressionSpec(_Table):
 class ModelSpec(_Table):
     """The neural network, given in exactly one way: builtin, factory, formula or graph."""
 
-    builtin: Literal["mnist_mlp", "huggingface", "recommendation", "segmentation", "transactions"] | None = Field(
-        default=None, description="A model that comes with chinchilla_sim: planned without torch, and run.", examples=["mnist_mlp"]
+    builtin: Builtin | None = Field(
+        default=None,
+        description="A model that comes with chinchilla_sim, and runs; `options.preset` names its sizes.",
+        examples=["mnist_mlp"],
     )
     factory: Factory | None = Field(
         default=None,

@@ -1,125 +1,195 @@
-"""Recommendation, segmentation and transactions: parameters by hand, traces, deterministic data, and that they learn."""
+"""The jobs of the fields of use: shapes, traces, deterministic disjoint data, mistakes told at once, and that they learn."""
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.graph.trace import trace_job
-from chinchilla_sim.models import recommendation, segmentation, transactions
+from chinchilla_sim.models import bert, dlrm, fraud, gpt, resnet, translation, unet
+from chinchilla_sim.models.metrics import area_under_curve, average_precision
+from chinchilla_sim.models.text import paragraphs_of, running_text
 
-SMALL: dict[str, Any] = {
-    "recommendation": recommendation.build(tables=4, rows=50, width=8, bottom=(16,), top=(32, 16)),
-    "segmentation": segmentation.build(image_size=32, channels=1, width=4, depth=2),
-    "transactions": transactions.build(steps=8, merchants=20, embedding=4, hidden=32, layers=1),
+MODULES: dict[str, Any] = {
+    "bert": bert,
+    "dlrm": dlrm,
+    "fraud": fraud,
+    "gpt": gpt,
+    "resnet": resnet,
+    "translation": translation,
+    "unet": unet,
 }
-PARAMETERS = {
-    "recommendation": 4 * 50 * 8 + (13 * 16 + 16) + (16 * 8 + 8) + ((8 + 10) * 32 + 32) + (32 * 16 + 16) + 16 + 1,
-    # convolutions 3x3 without bias, two numbers per channel of a norm, 2x2 transposed convolutions with bias, the 1x1 head
-    "segmentation": 9 * (1 * 4 + 4 * 4 + 4 * 8 + 8 * 8 + 8 * 16 + 16 * 16)
-    + 2 * 2 * (4 + 8 + 16)
-    + (4 * 16 * 8 + 8 + 4 * 8 * 4 + 4)
-    + 9 * (16 * 8 + 8 * 8 + 8 * 4 + 4 * 4)
-    + 2 * 2 * (8 + 4)
-    + 5,
-    "transactions": 20 * 4 + 3 * 32 * (6 + 32) + 2 * 3 * 32 + 32 * 2 + 2,
+NAMES = sorted(MODULES)
+LARGE_PARAMETERS = {
+    "resnet": 25_557_032,  # He et al. 2016, as torchvision's resnet50
+    "gpt": 124_439_808,  # Radford et al. 2019, as Hugging Face's gpt2
+    "bert": 109_482_240 + 768 * 2 + 2,  # Devlin et al. 2018, as Hugging Face's bert-base-uncased, and a classifier
+    "translation": 37_000 * 512 + 6 * (4 * 512 * 513 + 2_099_712 + 2 * 1024) + 6 * (8 * 512 * 513 + 2_099_712 + 3 * 1024),
+    "dlrm": 1_664_000_000 + 499_521,
 }
 
 
-def train(job: Any, epochs: int, learning_rate: float, samples: int = 4096) -> dict[str, float]:
-    """Metrics after some epochs of Adam on one thread."""
+def job_of(name: str, **options: Any) -> Any:
+    """The small job of a field."""
+    return MODULES[name].build("small", **options)
+
+
+def parts_of(inputs: Any) -> tuple[Tensor, ...]:
+    """Inputs as a tuple."""
+    return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def train(job: Any, steps: int, learning_rate: float) -> nn.Module:
+    """A model after some steps of Adam with batches of 64."""
     torch.manual_seed(0)
     model: nn.Module = job.model()
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
-    seen = 0
-    for epoch in range(epochs):
-        for inputs, targets in job.batches("train", 0, epoch):
-            if (seen := seen + len(targets)) > samples * (epoch + 1):
-                break
-            for part in range(0, len(targets), 64):
-                batch = tuple(tensor[part : part + 64] for tensor in (inputs if isinstance(inputs, tuple) else (inputs,)))
+    optimizer, done = torch.optim.Adam(model.parameters(), lr=learning_rate), 0
+    while True:
+        for inputs, targets in job.batches("train", 0, done):
+            for start in range(0, len(targets), 64):
                 optimizer.zero_grad()
-                job.loss(model(*batch), targets[part : part + 64]).backward()
+                part = slice(start, start + 64)
+                job.loss(model(*(tensor[part] for tensor in parts_of(inputs))), targets[part]).backward()
                 optimizer.step()
-    return job.evaluate(model)  # type: ignore[no-any-return]
+                done += 1
+                if done == steps:
+                    return model
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", SMALL)
-def test_traced_parameters_equal_the_count_by_hand(name: str, training: bool) -> None:
-    """Every parameter of the model is in the graph, and nothing had to be recorded or guessed."""
-    graph = trace_job(SMALL[name], 4, training, name)
-    assert (graph.parameter_count, graph.notes) == (PARAMETERS[name], ())
+@pytest.mark.parametrize("name", NAMES)
+def test_small_model_traces_without_a_gap(name: str) -> None:
+    """Every parameter is in the graph, and nothing had to be recorded or guessed."""
+    job = job_of(name)
+    graph = trace_job(job, 4, True, name)
+    assert graph.parameter_count == sum(parameter.numel() for parameter in job.model().parameters())
+    assert graph.notes == ()
 
 
-def test_lookup_reads_rows_not_the_table() -> None:
-    """An EmbeddingBag of bag 1 reads one row per sample; its table does not count as moved."""
-    graph = trace_job(SMALL["recommendation"], 4, True, "dlrm")
-    bag = next(task for task in graph.tasks if task.op == "embedding_bag")
-    assert bag.weight_bytes == 0
-    assert bag.read_bytes < 50 * 8 * 4
+@pytest.mark.parametrize("name", sorted(LARGE_PARAMETERS))
+def test_full_size_has_the_published_parameters(name: str) -> None:
+    """The default preset is the published network."""
+    with torch.device("meta"):
+        model = MODULES[name].build().model()
+    assert sum(parameter.numel() for parameter in model.parameters()) == LARGE_PARAMETERS[name]
 
 
-def test_recurrence_flop_by_hand() -> None:
-    """Three gates from inputs (6) and states (32), for each of 4 x 8 tokens."""
-    graph = trace_job(SMALL["transactions"], 4, True, "gru")
-    gru = next(task for task in graph.tasks if task.op == "gru")
-    assert gru.forward_flop == 2 * 4 * 8 * 3 * 32 * (6 + 32)
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_data_are_the_same_for_the_same_arguments(name: str) -> None:
-    """Every rank gets the same bytes; another epoch has others; the example has the shapes of the data."""
-    job = SMALL[name]
-
-    def first(*arguments: Any) -> list[Tensor]:
-        inputs, targets = next(iter(job.batches(*arguments)))
-        return [*(inputs if isinstance(inputs, tuple) else (inputs,)), targets]
-
-    one, same, other = first("train", 0, 0), first("train", 0, 0), first("train", 0, 1)
-    assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    inputs, targets = job.example_batch(len(one[-1]))
-    example = [*(inputs if isinstance(inputs, tuple) else (inputs,)), targets]
-    assert [(t.shape, t.dtype) for t in example] == [(t.shape, t.dtype) for t in one]
-    with pytest.raises(ValueError, match="split"):
+@pytest.mark.parametrize("name", NAMES)
+def test_batches_look_like_the_example_and_repeat(name: str) -> None:
+    """Same shapes and types as the example batch; the same seed and epoch give the same batches, another epoch others."""
+    job = job_of(name)
+    example, example_targets = job.example_batch(1)
+    inputs, targets = next(iter(job.batches("train", 3, 1)))
+    again, _ = next(iter(job_of(name).batches("train", 3, 1)))
+    other, _ = next(iter(job.batches("train", 3, 2)))
+    for ours, theirs in zip(parts_of(inputs), parts_of(example), strict=True):
+        assert ours.shape[1:] == theirs.shape[1:] and ours.dtype == theirs.dtype
+    assert targets.shape[1:] == example_targets.shape[1:] and targets.dtype == example_targets.dtype
+    assert all(torch.equal(a, b) for a, b in zip(parts_of(inputs), parts_of(again), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(parts_of(inputs), parts_of(other), strict=True))
+    with pytest.raises(ValueError, match="must be"):
         job.batches("test", 0, 0)
 
 
-def test_recommendation_learns() -> None:
-    """Clearly better than guessing, and no better than the model that drew the clicks."""
-    metrics = train(SMALL["recommendation"], epochs=6, learning_rate=0.01)
-    assert 0.7 < metrics["validation_accuracy"] <= metrics["best_possible_accuracy"] + 0.01
+@pytest.mark.parametrize("name", NAMES)
+def test_validation_samples_are_not_trained_on(name: str) -> None:
+    """No sample to validate with is one to train on."""
+    splits = job_of(name).splits
+
+    def rows(samples: Any) -> set[bytes]:
+        return {b"".join(np.ascontiguousarray(array[index]).tobytes() for array in samples.inputs) for index in range(len(samples))}
+
+    train_rows = rows(splits.train)
+    shared = train_rows & rows(splits.validation)
+    assert not shared
 
 
-def test_segmentation_learns() -> None:
-    """Most pen pixels are found among the noise."""
-    assert train(SMALL["segmentation"], epochs=1, learning_rate=0.01, samples=1024)["intersection_over_union"] > 0.5
+LEARNS = {
+    "bert": (150, 2e-3, "validation_accuracy", 0.4),
+    "dlrm": (200, 1e-2, "validation_auc", 0.6),
+    "fraud": (150, 1e-2, "validation_average_precision", 0.5),
+    "gpt": (160, 5e-3, "validation_accuracy", 0.28),
+    "resnet": (40, 5e-3, "validation_accuracy", 0.6),
+    "translation": (60, 3e-3, "validation_token_accuracy", 0.5),
+    "unet": (40, 5e-3, "validation_iou", 0.3),
+}
 
 
-def test_transactions_learn() -> None:
-    """Better than never raising an alarm."""
-    metrics = train(SMALL["transactions"], epochs=6, learning_rate=0.01)
-    assert metrics["validation_accuracy"] > metrics["accuracy_of_no_alarm"] + 0.03
+@pytest.mark.parametrize("name", NAMES)
+def test_it_learns(name: str) -> None:
+    """After a few steps the model is clearly better than a fresh one, and than knowing nothing."""
+    steps, learning_rate, metric, bar = LEARNS[name]
+    job = job_of(name)
+    torch.manual_seed(0)
+    before = job.evaluate(job.model())[metric]
+    after = job.evaluate(train(job, steps, learning_rate))[metric]
+    assert after > max(bar, before + 0.05)
 
 
-@pytest.mark.parametrize(
-    ("make", "field"),
-    [
-        (lambda: recommendation.build(tables=0), "tables"),
-        (lambda: segmentation.build(image_size=30), "image_size"),
-        (lambda: transactions.build(steps=2), "steps"),
-    ],
-)
-def test_wrong_options_are_told(make: Any, field: str) -> None:
-    """Sizes that make no network are mistakes of the scenario."""
-    with pytest.raises(ScenarioError, match=field):
-        make()
+@pytest.mark.parametrize("name", NAMES)
+def test_all_mistakes_are_told_at_once(name: str) -> None:
+    """An unknown option, a wrong type and an unknown preset stand in one error."""
+    with pytest.raises(ScenarioError) as raised:
+        MODULES[name].build("smal", depht=3, classes="many", width=0, layers=-1, tokens=2.5)
+    text = str(raised.value)
+    assert "model.options.depht: is no option of this model" in text and "model.options.preset: 'smal' is not known here" in text
+    assert len(raised.value.mistakes) == 6
 
 
-def test_full_size_images_are_not_there() -> None:
-    """Planning needs no data; running says what to do."""
-    with pytest.raises(ScenarioError, match="channels = 1"):
-        segmentation.build().batches("train", 0, 0)
+def test_options_that_contradict_each_other() -> None:
+    """Heads must divide the width; an account must have room for a burst; sines need an even width."""
+    for build, options, what in (
+        (gpt.build, {"width": 65}, "65 is not divisible by heads = 4"),
+        (bert.build, {"tokens": 64}, "64 are more than positions = 32"),
+        (fraud.build, {"tokens": 5}, "must be at least 12, not 5"),
+        (translation.build, {"width": 63, "heads": 3}, "63 is odd"),
+        (resnet.build, {"depth": 20}, "20 is not known here; write one of 10, 18, 34, 50, 101, 152"),
+    ):
+        with pytest.raises(ScenarioError, match=what):
+            build("small", **options)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "fraud"])
+def test_full_size_without_data_says_what_fits(name: str) -> None:
+    """The published sizes have no data here: planning works, running says what the data need."""
+    job = MODULES[name].build()
+    job.example_batch(1)
+    with pytest.raises(ScenarioError, match="small"):
+        job.batches("train", 0, 0)
+
+
+def test_translation_writes_numbers_as_people_do() -> None:
+    """Digits in, English words out, with start, end and padding."""
+    words = translation.TOKENS
+    splits = job_of("translation").splits
+    source, shifted = (array[0] for array in splits.train.inputs)
+    target = splits.train.targets[0]
+    assert shifted[0] == translation.START and (shifted[1:] == target[:-1])[target[:-1] > translation.END].all()
+    number = int("".join(words[index] for index in source if index > translation.END))
+    text = " ".join(words[index] for index in target if index > translation.END)
+    assert text == " ".join(translation.in_words(number))
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "zero"), (17, "seventeen"), (90, "ninety"), (410_007, "four hundred ten thousand seven")])
+def test_numbers_in_words(number: int, text: str) -> None:
+    """Examples by hand."""
+    assert " ".join(translation.in_words(number)) == text
+
+
+def test_text_is_real_and_said_once() -> None:
+    """The language reference is there, and no paragraph twice."""
+    paragraphs = running_text().split("\n\n")
+    assert len(paragraphs) > 1_000 and "lambda" in running_text()
+    assert len(set(paragraphs_of("compound"))) == len(paragraphs_of("compound"))
+
+
+def test_scores_by_hand() -> None:
+    """A perfect ranking scores 1, a reversed one 0 (area) or the share of positives found late, ties one half."""
+    labels = np.array([0.0, 0.0, 1.0, 1.0])
+    assert area_under_curve(np.array([1.0, 2.0, 3.0, 4.0]), labels) == 1.0
+    assert area_under_curve(np.array([4.0, 3.0, 2.0, 1.0]), labels) == 0.0
+    assert area_under_curve(np.zeros(4), labels) == 0.5
+    assert average_precision(np.array([4.0, 3.0, 2.0, 1.0]), labels) == pytest.approx((1 / 3 + 2 / 4) / 2)
+    assert average_precision(np.zeros(4), labels) == 0.5
