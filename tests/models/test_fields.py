@@ -28,6 +28,7 @@ LARGE_PARAMETERS = {
     "gpt": 124_439_808,  # Radford et al. 2019, as Hugging Face's gpt2
     "bert": 109_482_240 + 768 * 2 + 2,  # Devlin et al. 2018, as Hugging Face's bert-base-uncased, and a classifier
     "translation": 37_000 * 512 + 6 * (4 * 512 * 513 + 2_099_712 + 2 * 1024) + 6 * (8 * 512 * 513 + 2_099_712 + 3 * 1024),
+    "fraud": 1_208 * 32 + 3 * 256 * (98 + 256 + 2) + 3 * 256 * (512 + 2) + 257,
     "dlrm": 1_664_000_000 + 499_521,
 }
 
