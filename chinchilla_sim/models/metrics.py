@@ -11,6 +11,7 @@ from scipy.stats import rankdata
 def area_under_curve(scores: NDArray[Any], labels: NDArray[Any]) -> float:
     """Chance that a positive sample scores higher than a negative one, a tie counting half (Mann & Whitney 1947).
 
+    >>> import numpy as np
     >>> area_under_curve(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1]))
     0.75
     """
@@ -24,6 +25,7 @@ def average_precision(scores: NDArray[Any], labels: NDArray[Any]) -> float:
 
     A model that knows nothing has the share of positives.
 
+    >>> import numpy as np
     >>> average_precision(np.array([0.9, 0.8, 0.7, 0.6]), np.array([1, 0, 1, 0]))  # (1/1 + 2/3) / 2
     0.8333333333333333
     """
