@@ -175,6 +175,27 @@ def validate_run(plan: Path, *, steps: int = VALIDATION_STEPS, as_json: AsJson =
         print_tables(comparison_table(comparison), categories_table(comparison))
 
 
+@validate.command(name="network")
+def validate_network(cases: Path, *, as_json: AsJson = False) -> None:
+    """Play SimGrid's network cases and compare every finish time; exit 1 where one differs by more than 1e-6.
+
+    Parameters
+    ----------
+    cases
+        Folder of cases (*.json): platform, tasks, and SimGrid's finish times under `fair` sharing.
+    """
+    from chinchilla_sim.report.listing import network_table
+    from chinchilla_sim.validation.simgrid import check_cases
+
+    results = check_cases(cases)
+    if as_json:
+        print_json({"cases": [{"case": result.case, "worst_relative_error": result.worst_relative_error} for result in results]})
+    else:
+        print_tables(network_table(results))
+    if not all(result.passed for result in results):
+        sys.exit(1)
+
+
 @app.command
 def report(source: Path, *, overrides: Overrides = None, output: Output = None, as_json: AsJson = False) -> None:
     """Write one self-contained HTML page about a scenario, with a Chrome trace, a summary and JSON beside it.

@@ -11,6 +11,7 @@ from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.planner.search import Candidate
 from chinchilla_sim.report.table import Table, candidate_facts, percent, versus
 from chinchilla_sim.units import format_bandwidth, format_bytes, format_flop_per_s, format_seconds
+from chinchilla_sim.validation.simgrid import TOLERANCE, CaseResult
 
 
 def simulated_table(rows: Sequence[tuple[str, Candidate]]) -> Table:
@@ -55,6 +56,14 @@ def calibration_table(calibration: Calibration) -> Table:
     link = f"{format_seconds(calibration.transfer_latency_s)} and {format_bandwidth(calibration.transfer_bandwidth_bytes_per_s)}"
     note = f"between two local ranks: {link}; {calibration.key.cpu}, torch {calibration.key.torch}, {calibration.date}"
     return Table("This machine", headers, tuple(rows), note=note)
+
+
+def network_table(results: Sequence[CaseResult]) -> Table:
+    """How far the finish times of each network case are from SimGrid's."""
+    cells = tuple((result.case, f"{result.worst_relative_error:.2g}", "ok" if result.passed else "wrong") for result in results)
+    failed = sum(not result.passed for result in results)
+    note = f"{len(results) - failed} of {len(results)} cases within {TOLERANCE:g} of every finish time"
+    return Table("Network cases", ("case", "worst relative error", "verdict"), cells, text_columns=(0, 2), note=note)
 
 
 SHOWN_TASKS = 20
