@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
@@ -20,10 +20,16 @@ from chinchilla_sim.errors import Mistake, ScenarioError
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One direction of a cable, shared fairly by the transfers on it."""
+    """One direction of a cable, shared fairly by the transfers on it.
+
+    Links of the same `medium` share one bandwidth: both directions of a half-duplex cable, all stations of a bus. A
+    `fat_pipe` gives each transfer its whole bandwidth.
+    """
 
     latency_s: float
     bandwidth_bytes_per_s: float
+    medium: str = ""
+    fat_pipe: bool = False
 
     def idle_transfer_s(self, message_bytes: float) -> float:
         """Alpha-beta time of one message when nothing else uses the link."""
@@ -37,7 +43,8 @@ class Device:
     `forward_launch_s` and `backward_launch_s` are per kernel, `forward_fixed_s` and `backward_fixed_s` per
     microbatch and stage, `step_fixed_s` per step. `optimizer_bandwidth_bytes_per_s` and `optimizer_launch_s` (per step) describe
     the parameter update, `elementwise_bandwidth_bytes_per_s` and `elementwise_launch_s` (per kernel) the
-    passes of a codec.
+    passes of a codec. While a rank communicates its computation takes `1 + overlap_slowdown` times as long, and every
+    byte that it sends or receives takes `communication_s_per_byte` from its cores.
     """
 
     name: str
@@ -55,6 +62,8 @@ class Device:
     elementwise_launch_s: float = 0.0
     power_watt: float = 0.0
     usd_per_s: float = 0.0
+    overlap_slowdown: float = 0.0
+    communication_s_per_byte: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +83,7 @@ class Cluster:
 
     `crowded[n]` replaces all devices while n ranks are busy on one machine (calibration measures that);
     `collective_s[(name, n)]` is a measured table of (bytes, seconds) for n ranks. `provenance` says where the
-    figures are from. Vertices of `graph` are slots, nodes and switches.
+    figures are from. Vertices of `graph` are slots, nodes and switches; `fixed_routes` come before the shortest paths.
     """
 
     graph: nx.DiGraph[str]
@@ -85,6 +94,7 @@ class Cluster:
     crowded: Mapping[int, Device] = field(default_factory=dict)
     collective_s: Mapping[tuple[str, int], tuple[tuple[float, float], ...]] = field(default_factory=dict)
     grid_kg_per_joule: float | None = None
+    fixed_routes: Mapping[tuple[int, int], tuple[tuple[str, str], ...]] = field(default_factory=dict)
 
     @property
     def rank_count(self) -> int:
@@ -100,7 +110,7 @@ class Cluster:
 
     @cached_property
     def _routes(self) -> dict[tuple[int, int], tuple[tuple[str, str], ...]]:
-        return {}
+        return dict(self.fixed_routes)
 
     def route(self, source: int, target: int) -> tuple[tuple[str, str], ...]:
         """Edges of the lowest-latency path between two slots (fewest hops, then the order of the scenario, break ties)."""
@@ -116,15 +126,24 @@ class Cluster:
 
     def latency_s(self, source: int, target: int) -> float:
         """One-way latency between two ranks: the sum over the route."""
-        return sum(self.link(edge).latency_s for edge in self.route(source, target))
+        return self.idle_link(source, target).latency_s
 
     def bandwidth_bytes_per_s(self, source: int, target: int) -> float:
         """Bandwidth of the narrowest link between two ranks."""
-        return min((self.link(edge).bandwidth_bytes_per_s for edge in self.route(source, target)), default=float("inf"))
+        return self.idle_link(source, target).bandwidth_bytes_per_s
+
+    @cached_property
+    def _idle_links(self) -> dict[tuple[int, int], Link]:
+        return {}
 
     def idle_link(self, source: int, target: int) -> Link:
         """The whole route as one link."""
-        return Link(self.latency_s(source, target), self.bandwidth_bytes_per_s(source, target))
+        key = (source, target)
+        if key not in self._idle_links:
+            links = [self.link(edge) for edge in self.route(source, target)]
+            bandwidth = min((link.bandwidth_bytes_per_s for link in links), default=float("inf"))
+            self._idle_links[key] = Link(sum(link.latency_s for link in links), bandwidth)
+        return self._idle_links[key]
 
     def slowest_pair(self, ranks: Sequence[int]) -> Link:
         """Largest latency and smallest bandwidth between neighbours on the ring of these ranks."""
@@ -137,7 +156,7 @@ class Cluster:
         content = {
             "slots": self.slots,
             "devices": [asdict(device) for device in self.devices],
-            "edges": sorted((a, b, link.latency_s, link.bandwidth_bytes_per_s) for a, b, link in self.graph.edges(data="link")),
+            "edges": sorted((a, b, *astuple(link)) for a, b, link in self.graph.edges(data="link")),
             "backend": asdict(self.backend),
             "crowded": {str(count): asdict(device) for count, device in self.crowded.items()},
             "collectives": sorted((name, count, table) for (name, count), table in self.collective_s.items()),

@@ -3,8 +3,11 @@
 For p ranks with n payload bytes each, latency alpha and seconds per byte beta of the slowest link of the ring,
 header factor h and fixed time per hop f of the backend:
 
-    ring all-reduce   2 (p-1) (a + f) + 2 (p-1)/p h n beta     ring_all_reduce_s
-    ring all-gather     (p-1) (a + f) +     (p-1) h n beta     ring_all_gather_s     n bytes from each rank
+    ring all-reduce       2 (p-1) (a + f) + 2 (p-1)/p h n beta     ring_all_reduce_s
+    ring reduce-scatter     (p-1) (a + f) +   (p-1)/p h n beta     ring_reduce_scatter_s
+    ring all-gather         (p-1) (a + f) +     (p-1) h n beta     ring_all_gather_s     n bytes from each rank
+    halving-doubling    2 log p (a + f) + 2 (p-1)/p h n beta     halving_doubling_all_reduce_s     p a power of two
+    binomial tree       2 log p (a + f + h n beta)               tree_all_reduce_s
 
 a is alpha, or 2 alpha where every hop is a rendezvous (gloo: a segment leaves only after the receiver's
 "ready"). gloo keeps two segments of at most 1 MiB in flight, so on long fat links an all-reduce also takes at
@@ -16,7 +19,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from math import ceil
+from math import ceil, log2
 
 from chinchilla_sim.cluster.topology import Backend, Link
 
@@ -31,14 +34,72 @@ def ring_all_reduce_s(payload_bytes: float, rank_count: int, link: Link, backend
     return max(simple_s, _window_s(payload_bytes, rank_count, link, backend)) if backend.rendezvous else simple_s
 
 
+def ring_reduce_scatter_s(payload_bytes: float, rank_count: int, link: Link, backend: Backend) -> float:
+    """Seconds until every rank holds its share of the sum of `payload_bytes` from each; gloo runs a whole all-reduce."""
+    if backend.rendezvous:
+        return ring_all_reduce_s(payload_bytes, rank_count, link, backend)
+    return ring_all_reduce_s(payload_bytes, rank_count, link, backend) / 2
+
+
 def ring_all_gather_s(payload_bytes: float, rank_count: int, link: Link, backend: Backend) -> float:
     """Seconds until every rank holds the `payload_bytes` of each other."""
     hops = rank_count - 1
     return hops * _hop_s(link, backend) + hops * payload_bytes * backend.header_factor / link.bandwidth_bytes_per_s
 
 
+def halving_doubling_all_reduce_s(payload_bytes: float, rank_count: int, link: Link, backend: Backend) -> float:
+    """Seconds of an all-reduce by recursive halving and doubling."""
+    rounds = 2 * ceil(log2(rank_count))
+    moved = 2 * (rank_count - 1) / rank_count * payload_bytes
+    return rounds * _hop_s(link, backend) + moved * backend.header_factor / link.bandwidth_bytes_per_s
+
+
+def tree_all_reduce_s(payload_bytes: float, rank_count: int, link: Link, backend: Backend) -> float:
+    """Seconds of an all-reduce up and down a binomial tree, without pipelining."""
+    rounds = 2 * ceil(log2(rank_count))
+    return rounds * (_hop_s(link, backend) + payload_bytes * backend.header_factor / link.bandwidth_bytes_per_s)
+
+
+ALGORITHMS = ("ring", "halving-doubling", "tree", "hierarchical", "direct")
+
+
+def choose_algorithm(kind: str, payload_bytes: float, rank_count: int, link: Link, backend: Backend) -> str:
+    """What a library would run for this size: gloo rings, others what is estimated fastest (as NCCL's tuner does)."""
+    if kind == "all_to_all":
+        return "direct"
+    if kind != "all_reduce" or backend.rendezvous or rank_count < 3:
+        return "ring"
+    estimates = [(ring_all_reduce_s(payload_bytes, rank_count, link, backend), "ring")]
+    if is_power_of_two(rank_count):
+        estimates.append((halving_doubling_all_reduce_s(payload_bytes, rank_count, link, backend), "halving-doubling"))
+    estimates.append((tree_all_reduce_s(payload_bytes, rank_count, link, backend), "tree"))
+    # Rings keep to neighbours and share links best: others must be clearly faster.
+    best_s, best = min(estimates)
+    return best if best_s < 0.9 * estimates[0][0] else "ring"
+
+
+def is_power_of_two(number: int) -> bool:
+    """Whether a number is 1, 2, 4 and so on."""
+    return number & (number - 1) == 0
+
+
+def hop_latencies(backend: Backend) -> int:
+    """Latencies of one hop of a collective: there, and under rendezvous the receiver's "ready" back."""
+    return 2 if backend.rendezvous else 1
+
+
+def window_excess_s(kind: str, payload_bytes: float, rank_count: int, link: Link, backend: Backend) -> float:
+    """Seconds by which gloo's ring takes longer than the hops and bytes of its rounds: its window, and whole all-reduces to scatter."""
+    if not backend.rendezvous or kind not in ("all_reduce", "reduce_scatter"):
+        return 0.0
+    hops = (2 if kind == "all_reduce" else 1) * (rank_count - 1)
+    moved = sent_bytes(kind, payload_bytes, rank_count) * backend.header_factor
+    rounds_s = hops * _hop_s(link, backend) + moved / link.bandwidth_bytes_per_s
+    return max(0.0, collective_s(kind, payload_bytes, rank_count, link, backend) - rounds_s)
+
+
 def _hop_s(link: Link, backend: Backend) -> float:
-    return (2 if backend.rendezvous else 1) * link.latency_s + backend.collective_hop_s
+    return hop_latencies(backend) * link.latency_s + backend.collective_hop_s
 
 
 def _window_s(payload_bytes: float, rank_count: int, link: Link, backend: Backend) -> float:
@@ -47,6 +108,16 @@ def _window_s(payload_bytes: float, rank_count: int, link: Link, backend: Backen
     iterations = 2 * (rank_count - 1) / rank_count * segments
     overlap = 2.0 if rank_count == 2 else 1.5
     return iterations * (2 * link.latency_s + overlap * segment_s) / 2 if segments > 1 else 0.0
+
+
+def collective_s(
+    kind: str, payload_bytes: float, rank_count: int, link: Link, backend: Backend, table: Sequence[tuple[float, float]] | None = None
+) -> float:
+    """Seconds of a ring collective over links like `link`: from a measured table where there is one, else the formula."""
+    return interpolate_s(table, payload_bytes) if table else _FORMULAS[kind](payload_bytes, rank_count, link, backend)
+
+
+_FORMULAS = {"all_reduce": ring_all_reduce_s, "reduce_scatter": ring_reduce_scatter_s, "all_gather": ring_all_gather_s}
 
 
 def interpolate_s(table: Sequence[tuple[float, float]], payload_bytes: float) -> float:
@@ -66,4 +137,4 @@ def sent_bytes(kind: str, payload_bytes: float, rank_count: int) -> float:
     """Bytes that one rank puts on the wire in a ring collective, without headers."""
     if kind == "all_gather":
         return (rank_count - 1) * payload_bytes
-    return 2 * (rank_count - 1) / rank_count * payload_bytes
+    return (1 if kind == "reduce_scatter" else 2) * (rank_count - 1) / rank_count * payload_bytes

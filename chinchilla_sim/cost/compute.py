@@ -29,6 +29,11 @@ def backward_s(task: Task, scale: float, device: Device) -> float:
     return sum(_backward_kernel_s(kernel, scale, device) for kernel in task.kernels)
 
 
+def weight_gradient_share(task: Task) -> float:
+    """Share of a kernel's backward seconds that makes gradients of weights (W), by flop; the rest makes the input's (I)."""
+    return task.weight_gradient_flop / task.backward_flop if task.backward_flop else 0.0
+
+
 def _forward_kernel_s(task: Task, scale: float, device: Device) -> float:
     moved = task.weight_bytes + scale * (task.read_bytes + task.written_bytes - task.weight_bytes)
     return (

@@ -3,9 +3,9 @@
     weights P + gradients P + optimizer state (adam 2 P, sgd 0, with momentum P), fp32; buffers and frozen weights once
     + saved activations of every microbatch in flight + receive buffers + the payload of the gradient codec
 
-1F1B keeps min(stages - stage, microbatches) microbatches in flight, GPipe all of them (Narayanan et al. 2021).
-Mixed precision keeps 2-byte weights and gradients beside fp32 masters: 2 + 2 + 4 + state, the same 16 B per
-parameter with adam (Rajbhandari et al. 2020).
+How many microbatches are in flight follows from the schedule. Mixed precision keeps 2-byte weights and gradients
+beside fp32 masters: 2 + 2 + 4 + state, the same 16 B per parameter with adam. ZeRO divides by the replicas the
+optimizer state and masters (stage 1), the gradients too (2), and the weights too (3) (Rajbhandari et al. 2020).
 """
 
 from __future__ import annotations
@@ -13,18 +13,13 @@ from __future__ import annotations
 STATE_COPIES = {"adam": 2.0, "sgd": 0.0, "sgd-momentum": 1.0}
 
 
-def state_bytes(parameter_bytes: float, optimizer: str, momentum: float, precision: str) -> float:
-    """Weights, gradients, fp32 masters and optimizer state of trained `parameter_bytes` (as stored at this precision)."""
-    kind = "sgd-momentum" if optimizer == "sgd" and momentum else optimizer
-    if precision == "fp32":
-        return parameter_bytes * (2.0 + STATE_COPIES[kind])
-    return parameter_bytes * (2.0 + 2.0 * (1.0 + STATE_COPIES[kind]))
+def state_bytes(parameter_bytes: float, optimizer: str, momentum: float, precision: str, zero_stage: int = 0, replicas: int = 1) -> float:
+    """Weights, gradients, fp32 masters and optimizer state of trained `parameter_bytes` (as stored at this precision).
 
-
-def microbatches_in_flight(schedule: str, stage: int, stage_count: int, microbatch_count: int) -> int:
-    """How many microbatches a stage has started and not finished at most.
-
-    >>> [microbatches_in_flight("1f1b", stage, 4, 8) for stage in range(4)]
-    [4, 3, 2, 1]
+    >>> state_bytes(4.0, "adam", 0.0, "fp32"), state_bytes(4.0, "adam", 0.0, "fp32", zero_stage=3, replicas=4)
+    (16.0, 4.0)
     """
-    return min(stage_count - stage, microbatch_count) if schedule == "1f1b" else microbatch_count
+    copies = STATE_COPIES["sgd-momentum" if optimizer == "sgd" and momentum else optimizer]
+    optimizer_copies = copies if precision == "fp32" else 2.0 * (1.0 + copies)
+    weights, gradients, state = (1.0 / replicas if zero_stage >= stage else 1.0 for stage in (3, 2, 1))
+    return parameter_bytes * (weights + gradients + optimizer_copies * state)

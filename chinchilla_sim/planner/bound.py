@@ -8,6 +8,9 @@ exchange and optimizer of a stage:
     head_s = sum over k < s of (F_k + x_k)            tail_s = sum over k < s of (x'_k + B_k)
     step >= max over s of  head_s + m (F_s + B_s) + max(R_s + O_s, tail_s + R_0 + O_0)
 
+Where the backward pass is split into I and W only I lies on the way back, and W may follow later. R counts as 0 where
+buckets leave during the backward pass. A rank with several stages is also bounded by the work of all of them.
+
 Every term is a lower bound of what the simulator does (contention, rendezvous and waiting only add), so a plan
 whose bound is above another plan's simulated step cannot win and need not be simulated.
 """
@@ -15,9 +18,9 @@ whose bound is above another plan's simulated step cannot win and need not be si
 from __future__ import annotations
 
 from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.pricing import Pricing, StagePrice
-from chinchilla_sim.planner.program import Op
+from chinchilla_sim.planner.prices import Pricing, StagePrice
 
 
 def step_lower_bound_s(plan: Plan, pricing: Pricing, cluster: Cluster) -> float:
@@ -26,29 +29,59 @@ def step_lower_bound_s(plan: Plan, pricing: Pricing, cluster: Cluster) -> float:
 
 
 def _replica_bound_s(plan: Plan, pricing: Pricing, cluster: Cluster, replica: int) -> float:
-    ranks = [plan.rank_of(stage, replica) for stage in range(plan.pipeline_parallel_degree)]
-    forward, backward = [], []
     head_s = tail_s = bound_s = 0.0
-    end_s = [_end_s(pricing, stage, pricing.ranks[rank]) for stage, rank in enumerate(ranks)]
-    for stage, rank in enumerate(ranks):
-        price = pricing.ranks[rank]
-        forward.append(_passes_s(price, Op.DECODE_F, Op.F, Op.ENCODE_F))
-        backward.append(_passes_s(price, Op.DECODE_B, Op.B, Op.ENCODE_B) if plan.training else 0.0)
+    count = plan.microbatches_of(replica)
+    end_s = [_end_s(plan, pricing, stage, pricing.stages[stage][replica]) for stage in range(plan.stage_count)]
+    busy_s = dict.fromkeys(plan.pipeline(replica), 0.0)
+    passes: list[tuple[float, float]] = []
+    for stage in range(plan.stage_count):
+        price, rank = pricing.stages[stage][replica], plan.rank_of(stage, replica)
+        passes.append((_forward_s(plan, price, stage, replica), _backward_s(plan, price, stage, replica)))
         if stage:
-            before, here = plan.slots[ranks[stage - 1]], plan.slots[rank]
-            head_s += forward[-2] + cluster.idle_link(before, here).idle_transfer_s(pricing.boundary_bytes[stage - 1])
-            if plan.training:
-                tail_s += backward[-2] + cluster.idle_link(here, before).idle_transfer_s(pricing.boundary_gradient_bytes[stage - 1])
-        later_s = max(0.0, price.later_backward_s - price.action_s[Op.B]) if plan.training else 0.0
-        own_s = plan.microbatch_count * (forward[-1] + backward[-1]) + (plan.microbatch_count - 1) * later_s
-        after_s = max(end_s[stage], tail_s + end_s[0]) if plan.training else 0.0
-        bound_s = max(bound_s, head_s + own_s + after_s)
-    return bound_s
+            head_s += passes[-2][0]
+            tail_s += passes[-2][1]
+            if plan.crosses(stage - 1, replica):
+                before, here = plan.slots_of(plan.rank_of(stage - 1, replica))[0], plan.slots_of(rank)[0]
+                head_s += cluster.idle_link(before, here).idle_transfer_s(pricing.boundary_bytes[stage - 1] / plan.group_width)
+                back_bytes = pricing.boundary_gradient_bytes[stage - 1] / plan.group_width if plan.training else 0.0
+                tail_s += cluster.idle_link(here, before).idle_transfer_s(back_bytes) if plan.training else 0.0
+        accumulation_s = (count - 1) * price.accumulation_s if plan.training else 0.0
+        later_s = price.action_s.get(Op.W, 0.0) if plan.splits_backward else 0.0
+        own_s = count * (sum(passes[-1]) + later_s) + accumulation_s
+        returned_s = count * sum(passes[-1]) + (0.0 if plan.splits_backward else accumulation_s)
+        bound_s = max(bound_s, head_s + own_s)
+        if plan.training:
+            bound_s = max(bound_s, head_s + own_s + end_s[stage], head_s + returned_s + tail_s + end_s[0])
+        busy_s[rank] += own_s
+    return max(bound_s, *busy_s.values())
+
+
+def _forward_s(plan: Plan, price: StagePrice, stage: int, replica: int) -> float:
+    return _passes_s(price, Op.F) + _codec_s(plan, price, stage, replica, Op.DECODE_F, Op.ENCODE_F)
+
+
+def _backward_s(plan: Plan, price: StagePrice, stage: int, replica: int) -> float:
+    if not plan.training:
+        return 0.0
+    return _passes_s(price, Op.I if plan.splits_backward else Op.B) + _codec_s(plan, price, stage, replica, Op.ENCODE_B, Op.DECODE_B)
+
+
+def _codec_s(plan: Plan, price: StagePrice, stage: int, replica: int, below: Op, above: Op) -> float:
+    """Seconds of the codecs at a stage's two boundaries, where they change ranks."""
+    seconds = 0.0
+    if stage and plan.crosses(stage - 1, replica):
+        seconds += price.action_s.get(below, 0.0)
+    if stage < plan.stage_count - 1 and plan.crosses(stage, replica):
+        seconds += price.action_s.get(above, 0.0)
+    return seconds
 
 
 def _passes_s(price: StagePrice, *ops: Op) -> float:
-    return sum(price.action_s.get(op, 0.0) for op in ops)
+    return sum(price.action_s.get(op, 0.0) + price.blocking_s.get(op, 0.0) for op in ops)
 
 
-def _end_s(pricing: Pricing, stage: int, price: StagePrice) -> float:
-    return pricing.collective_s[stage] + _passes_s(price, Op.ENCODE_GRAD, Op.DECODE_GRAD, Op.OPTIM)
+def _end_s(plan: Plan, pricing: Pricing, stage: int, price: StagePrice) -> float:
+    if plan.gradient_buckets > 1 or plan.zero_stage == 3:
+        return _passes_s(price, Op.OPTIM)
+    decode_s = price.action_s.get(Op.DECODE_GRAD, 0.0) if plan.gradient_codecs[stage] != "none" else 0.0
+    return pricing.gradients[stage].idle_s + _passes_s(price, Op.ENCODE_GRAD, Op.OPTIM) + decode_s

@@ -5,18 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-SCHEDULES = ("gpipe", "1f1b", "forward")
-"""`forward` is the only schedule of inference."""
+from chinchilla_sim.planner.schedules.registry import SCHEDULES
+
+CUSTOM = "custom"
+SCHEDULE_NAMES = (*SCHEDULES, CUSTOM)
+"""`forward` is the only schedule of inference; `custom` plays the rows of `order`."""
+
+RECOMPUTE = ("none", "full")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Partition, placement, schedule and compression of one job.
+    """Partition, placement, schedule, sharding and compression of one job.
 
     `stages[s]` are the names of the tasks of stage s, in topological order; `placement[s][d]` is the rank that
-    runs stage s of replica d; `slots[r]` is the cluster's device slot of rank r. `activation_codecs[s]` packs
-    what crosses from stage s to s + 1 (and its gradient on the way back), `gradient_codecs[s]` the gradients
-    of stage s. `receives_in_flight` receives are posted ahead of their use on every rank.
+    runs stage s of replica d, and a rank may run several stages. `slots` are the cluster's device slots: with
+    tensor or context parallelism a rank stands for `group_width` neighbouring slots that work in lockstep.
+    `activation_codecs[s]` packs what crosses from stage s to s + 1 (and its gradient on the way back),
+    `gradient_codecs[s]` the gradients of stage s, which are exchanged in `gradient_buckets` buckets.
+    `replica_microbatch_counts` gives replicas unequal work. `order` are the passes of each pipeline position in
+    PyTorch's notation where no formula draws them (custom and automatic schedules). `receives_in_flight`
+    receives are posted ahead of their use on every rank. `collective_algorithm` is auto or one of
+    `cost.collective.ALGORITHMS`; rings go from neighbour to neighbour (`ring_order` near) or as placed.
     """
 
     stages: tuple[tuple[str, ...], ...]
@@ -28,6 +38,17 @@ class Plan:
     gradient_codecs: tuple[str, ...]
     activation_codecs: tuple[str, ...]
     receives_in_flight: int = 8
+    replica_microbatch_counts: tuple[int, ...] = ()
+    order: tuple[str, ...] = ()
+    gradient_buckets: int = 1
+    collective_algorithm: str = "auto"
+    ring_order: str = "near"
+    zero_stage: int = 0
+    recompute: str = "none"
+    tensor_parallel_degree: int = 1
+    sequence_parallel: bool = False
+    context_parallel_degree: int = 1
+    expert_parallel_degree: int = 1
 
     @property
     def data_parallel_degree(self) -> int:
@@ -35,19 +56,42 @@ class Plan:
         return len(self.placement[0])
 
     @property
-    def pipeline_parallel_degree(self) -> int:
-        """Stages."""
+    def stage_count(self) -> int:
+        """Stages of the model."""
         return len(self.stages)
+
+    @cached_property
+    def pipeline_parallel_degree(self) -> int:
+        """Ranks of one replica."""
+        return len({row[0] for row in self.placement})
+
+    @property
+    def stages_per_rank(self) -> int:
+        """Stages on each rank of a pipeline."""
+        return self.stage_count // self.pipeline_parallel_degree
 
     @property
     def rank_count(self) -> int:
-        """Processes of the run."""
-        return len(self.slots)
+        """Rows of the program: processes of the run, or groups of them that work in lockstep."""
+        return len(self.slots) // self.group_width
+
+    @property
+    def group_width(self) -> int:
+        """Devices that one rank stands for."""
+        return self.tensor_parallel_degree * self.context_parallel_degree
+
+    def slots_of(self, rank: int) -> tuple[int, ...]:
+        """Device slots of a rank."""
+        return self.slots[rank * self.group_width : (rank + 1) * self.group_width]
 
     @property
     def microbatch_size(self) -> int:
         """Samples of one microbatch: `global_batch_size = microbatch_size * microbatch_count * data_parallel_degree`."""
-        return self.global_batch_size // (self.microbatch_count * self.data_parallel_degree)
+        return self.global_batch_size // sum(self.microbatches_of(replica) for replica in range(self.data_parallel_degree))
+
+    def microbatches_of(self, replica: int) -> int:
+        """Microbatches of one replica."""
+        return self.replica_microbatch_counts[replica] if self.replica_microbatch_counts else self.microbatch_count
 
     @property
     def training(self) -> bool:
@@ -55,57 +99,72 @@ class Plan:
         return self.schedule != "forward"
 
     @cached_property
-    def position(self) -> dict[int, tuple[int, int]]:
-        """Rank -> (stage, replica)."""
-        return {rank: (stage, replica) for stage, ranks in enumerate(self.placement) for replica, rank in enumerate(ranks)}
+    def splits_backward(self) -> bool:
+        """Whether I and W take the place of B (custom rows: in any of them)."""
+        if self.schedule == CUSTOM:
+            return any("W" in row for row in self.order)
+        return SCHEDULES[self.schedule].splits_backward
+
+    @cached_property
+    def position(self) -> dict[int, tuple[tuple[int, ...], int]]:
+        """Rank -> (its stages in ascending order, replica)."""
+        stages: dict[int, list[int]] = {}
+        replicas: dict[int, int] = {}
+        for stage, ranks in enumerate(self.placement):
+            for replica, rank in enumerate(ranks):
+                stages.setdefault(rank, []).append(stage)
+                replicas[rank] = replica
+        return {rank: (tuple(stages[rank]), replicas[rank]) for rank in sorted(stages)}
 
     def rank_of(self, stage: int, replica: int) -> int:
         """Rank that runs a stage of a replica."""
         return self.placement[stage][replica]
 
+    def pipeline(self, replica: int) -> tuple[int, ...]:
+        """Ranks of one replica in the order in which the first microbatch meets them."""
+        return tuple(dict.fromkeys(row[replica] for row in self.placement))
+
+    def crosses(self, boundary: int, replica: int = 0) -> bool:
+        """Whether what leaves stage `boundary` for the next one changes ranks."""
+        return self.placement[boundary][replica] != self.placement[boundary + 1][replica]
+
     def describe(self) -> str:
         """One line for people, such as `2 stages x 2 replicas, 4 microbatches of 8, 1f1b, activations int8`."""
-        parts = [_split(self.pipeline_parallel_degree, self.data_parallel_degree)]
-        if self.microbatch_count > 1:
+        parts = [_split(self.stage_count, self.pipeline_parallel_degree, self.data_parallel_degree)]
+        parts += self._group_words()
+        if self.replica_microbatch_counts:
+            parts.append(f"{'/'.join(map(str, self.replica_microbatch_counts))} microbatches of {self.microbatch_size}")
+        elif self.microbatch_count > 1:
             parts.append(f"{self.microbatch_count} microbatches of {self.microbatch_size}")
         if self.pipeline_parallel_degree > 1:
             parts += [self.schedule] if self.microbatch_count > 1 else []
             parts += _codec_words("activations", self.activation_codecs)
         if self.data_parallel_degree > 1 and self.training:
             parts += _codec_words("gradients", self.gradient_codecs)
+            parts += [f"{self.gradient_buckets} buckets"] if self.gradient_buckets > 1 else []
+            parts += [f"ZeRO {self.zero_stage}"] if self.zero_stage else []
+        parts += [f"{self.recompute} recompute"] if self.recompute != "none" else []
         return ", ".join(parts)
 
+    def _group_words(self) -> list[str]:
+        words = []
+        if self.tensor_parallel_degree > 1:
+            words.append(f"tensor parallel {self.tensor_parallel_degree}{' with sequence parallel' if self.sequence_parallel else ''}")
+        if self.context_parallel_degree > 1:
+            words.append(f"context parallel {self.context_parallel_degree}")
+        if self.expert_parallel_degree > 1:
+            words.append(f"expert parallel {self.expert_parallel_degree}")
+        return words
 
-def _split(stage_count: int, replica_count: int) -> str:
+
+def _split(stage_count: int, rank_count: int, replica_count: int) -> str:
     stages, replicas = f"{stage_count} stages", f"{replica_count} replicas"
     if stage_count == 1:
         return "one rank" if replica_count == 1 else replicas
+    stages += "" if stage_count == rank_count else f" on {rank_count} rank{'s' if rank_count > 1 else ''}"
     return stages if replica_count == 1 else f"{stages} x {replicas}"
 
 
 def _codec_words(what: str, codecs: tuple[str, ...]) -> list[str]:
     chosen = sorted(set(codecs) - {"none"})
     return [f"{what} {'/'.join(chosen)}"] if chosen else []
-
-
-def mistakes_of(plan: Plan) -> list[tuple[str, str]]:
-    """What contradicts itself in a plan, as (field, what): for plans written by hand."""
-    found = []
-    stages, replicas = len(plan.stages), {len(row) for row in plan.placement}
-    ranks = sorted(rank for row in plan.placement for rank in row)
-    if not plan.stages or not all(plan.stages):
-        found.append(("stages", "every stage needs at least one task"))
-    if len(plan.placement) != stages or len(replicas) != 1 or 0 in replicas:
-        found.append(("placement", f"needs one row per stage ({stages}), each with the same number of replicas"))
-    if ranks != list(range(len(ranks))) or len(ranks) != len(plan.slots):
-        found.append(("placement", f"must use every rank from 0 to {len(plan.slots) - 1} once"))
-    if len(set(plan.slots)) != len(plan.slots):
-        found.append(("slots", "two ranks share a device slot"))
-    if len(plan.gradient_codecs) != stages:
-        found.append(("gradient_codecs", f"needs {stages} entries, one per stage"))
-    if len(plan.activation_codecs) != max(0, stages - 1):
-        found.append(("activation_codecs", f"needs {max(0, stages - 1)} entries, one per boundary"))
-    if not found and plan.microbatch_size * plan.microbatch_count * plan.data_parallel_degree != plan.global_batch_size:
-        product = plan.microbatch_count * plan.data_parallel_degree
-        found.append(("microbatch_count", f"{plan.global_batch_size} samples do not divide into {product} microbatches"))
-    return found

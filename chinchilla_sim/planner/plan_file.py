@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chinchilla_sim.errors import Mistake, ScenarioError
-from chinchilla_sim.planner.plan import Plan, mistakes_of
+from chinchilla_sim.planner.plan import Plan
+from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.schema import Codec, Scenario
 
@@ -61,10 +62,24 @@ class _PlanSpec(BaseModel):
     slots: tuple[int, ...]
     global_batch_size: int = Field(ge=1)
     microbatch_count: int = Field(ge=1)
-    schedule: Literal["gpipe", "1f1b", "forward"]
+    schedule: Literal[
+        "gpipe", "1f1b", "looped-bfs", "interleaved-1f1b", "zb-h1", "zb-h2", "interleaved-zb", "zb-1p", "zb-2p", "zb-v", "dualpipe-v",
+        "forward", "custom",
+    ]  # fmt: skip
     gradient_codecs: tuple[Codec, ...]
     activation_codecs: tuple[Codec, ...]
     receives_in_flight: int = Field(default=8, ge=1)
+    replica_microbatch_counts: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    order: tuple[str, ...] = ()
+    gradient_buckets: int = Field(default=1, ge=1)
+    collective_algorithm: Literal["auto", "ring", "halving-doubling", "tree", "hierarchical"] = "auto"
+    ring_order: Literal["near", "placed"] = "near"
+    zero_stage: int = Field(default=0, ge=0, le=3)
+    recompute: Literal["none", "full"] = "none"
+    tensor_parallel_degree: int = Field(default=1, ge=1)
+    sequence_parallel: bool = False
+    context_parallel_degree: int = Field(default=1, ge=1)
+    expert_parallel_degree: int = Field(default=1, ge=1)
 
 
 class _FileSpec(BaseModel):

@@ -5,55 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from chinchilla_sim.cluster.ring import ring_order
 from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.cost.codec import CODECS, decode_s, encode_s, payload_bytes
-from chinchilla_sim.cost.collective import interpolate_s, ring_all_gather_s, ring_all_reduce_s, sent_bytes
-from chinchilla_sim.cost.compute import FP32_BYTES, accumulation_s, backward_s, forward_s, optimizer_s
-from chinchilla_sim.cost.memory import microbatches_in_flight, state_bytes
+from chinchilla_sim.cost.collective import choose_algorithm, interpolate_s, sent_bytes
+from chinchilla_sim.cost.compute import FP32_BYTES, accumulation_s, backward_s, forward_s, optimizer_s, weight_gradient_share
+from chinchilla_sim.cost.memory import state_bytes
+from chinchilla_sim.cost.rounds import rounds_lower_bound_s
 from chinchilla_sim.graph.profile import ACCELERATOR, ANY_DEVICE, Profile
 from chinchilla_sim.graph.task import Task, TaskGraph
+from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.program import Op
+from chinchilla_sim.planner.prices import NO_EXCHANGE, Bucket, Exchange, Pricing, StagePrice
 from chinchilla_sim.scenario.schema import JobSpec
-
-
-@dataclass(frozen=True, slots=True)
-class StagePrice:
-    """One stage on one rank. `action_s` is per microbatch (or step); `later_backward_s` holds from the second one on."""
-
-    action_s: dict[Op, float]
-    later_backward_s: float
-    held_bytes: float
-    saved_bytes: float
-    in_flight: int
-
-    @property
-    def peak_bytes(self) -> float:
-        """Most bytes held at once."""
-        return self.held_bytes + self.in_flight * self.saved_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Pricing:
-    """`ranks[r]`; `boundary_bytes[s]` and `boundary_gradient_bytes[s]` are payloads of one microbatch behind stage s.
-
-    `collective_s[s]` and `collective_sent_bytes[s]` are of the gradients of stage s.
-    """
-
-    ranks: tuple[StagePrice, ...]
-    boundary_bytes: tuple[float, ...]
-    boundary_gradient_bytes: tuple[float, ...]
-    collective_s: tuple[float, ...]
-    collective_sent_bytes: tuple[float, ...]
-
-    def compute_s(self, rank: int, op: Op, microbatch: int | None) -> float:
-        """Seconds of a compute action."""
-        price = self.ranks[rank]
-        return price.later_backward_s if op is Op.B and microbatch else price.action_s[op]
-
-    def message_bytes(self, direction: str, boundary: int) -> float:
-        """Payload of one message over a boundary."""
-        return (self.boundary_bytes if direction == "F" else self.boundary_gradient_bytes)[boundary]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +58,25 @@ class Pricer:
     def __init__(self, graph: TaskGraph, cluster: Cluster, job: JobSpec, profile: Profile | None = None) -> None:
         self.graph, self.cluster, self.job, self.profile = graph, cluster, job, profile or Profile()
         self.value_bytes = graph.value_bytes
-        self._seconds: dict[tuple[str, int, int, Device], tuple[float, float]] = {}
+        self._seconds: dict[tuple[str, int, int, Device], tuple[float, float, float]] = {}
+        self._rings: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._holdings_from: dict[int, list[Holding]] = {}
 
     def scale(self, microbatch_size: int) -> float:
         """Microbatch in units of the graph's batch."""
         return microbatch_size / self.graph.batch_size
 
-    def task_s(self, task: Task, microbatch_size: int, device: Device, busy_ranks: int) -> tuple[float, float]:
-        """Forward and backward seconds of one task (or group) while so many ranks are busy."""
+    def task_s(self, task: Task, microbatch_size: int, device: Device, busy_ranks: int) -> tuple[float, float, float]:
+        """Seconds of one task (or group) while so many ranks are busy: forward, backward, and the backward's weight gradients."""
         key = task.name, microbatch_size, busy_ranks, device
         if key not in self._seconds:
-            times = [self._kernel_s(kernel, microbatch_size, device, busy_ranks) for kernel in task.kernels]
-            self._seconds[key] = sum(forward for forward, _ in times), sum(backward for _, backward in times)
+            forward = backward = weights = 0.0
+            for kernel in task.kernels:
+                kernel_forward_s, kernel_backward_s = self._kernel_s(kernel, microbatch_size, device, busy_ranks)
+                forward += kernel_forward_s
+                backward += kernel_backward_s
+                weights += kernel_backward_s * weight_gradient_share(kernel)
+            self._seconds[key] = forward, backward, weights
         return self._seconds[key]
 
     def _kernel_s(self, task: Task, microbatch_size: int, device: Device, busy_ranks: int) -> tuple[float, float]:
@@ -128,12 +98,19 @@ class Pricer:
     def price(self, plan: Plan) -> Pricing:
         """Seconds and bytes of every action of the plan."""
         scale = self.scale(plan.microbatch_size)
-        boundaries = [self.boundary_tasks(plan, stage) for stage in range(plan.pipeline_parallel_degree - 1)]
+        stages = range(plan.stage_count)
+        boundaries = [self.boundary_tasks(plan, stage) for stage in stages[:-1]]
         raw = [scale * sum(task.output_bytes for task in tasks) for tasks in boundaries]
         raw_gradients = [scale * sum(task.output_bytes for task in tasks if task.needs_gradient) for tasks in boundaries]
-        collectives = [self._collective(plan, stage) for stage in range(plan.pipeline_parallel_degree)]
+        # Replicas on like devices cost the same: each kind is priced once.
+        prices: dict[tuple[int, Device], StagePrice] = {}
+        for stage in stages:
+            for rank in plan.placement[stage]:
+                device = self.device_of(plan, rank)
+                if (stage, device) not in prices:
+                    prices[stage, device] = self._stage_price(plan, stage, device, raw, raw_gradients)
         return Pricing(
-            ranks=tuple(self._stage_price(plan, rank, raw, raw_gradients) for rank in range(plan.rank_count)),
+            stages=tuple(tuple(prices[stage, self.device_of(plan, rank)] for rank in plan.placement[stage]) for stage in stages),
             boundary_bytes=tuple(
                 self._message_bytes(codec, tasks, scale) for codec, tasks in zip(plan.activation_codecs, boundaries, strict=True)
             ),
@@ -141,9 +118,18 @@ class Pricer:
                 self._message_bytes(codec, [task for task in tasks if task.needs_gradient], scale)
                 for codec, tasks in zip(plan.activation_codecs, boundaries, strict=True)
             ),
-            collective_s=tuple(seconds for seconds, _ in collectives),
-            collective_sent_bytes=tuple(size for _, size in collectives),
+            gradients=tuple(self._gradients(plan, stage, self._trained_bytes(plan, stage)) for stage in stages),
+            weights=tuple(self._exchange(plan, stage, "all_gather", self._trained_bytes(plan, stage)) for stage in stages)
+            if plan.zero_stage
+            else (),
         )
+
+    def device_of(self, plan: Plan, rank: int) -> Device:
+        """Device of a rank while all ranks of the plan are busy."""
+        return self.cluster.device(plan.slots_of(rank)[0], len(plan.slots))
+
+    def _trained_bytes(self, plan: Plan, stage: int) -> float:
+        return self.graph.trained_bytes_of(self.tasks_of(plan, stage))
 
     def _message_bytes(self, codec: str, tasks: Sequence[Task], scale: float) -> float:
         """Payload of a message that packs the outputs of several tasks, each on its own."""
@@ -152,34 +138,54 @@ class Pricer:
     def exchange_s_per_byte(self, plan: Plan, stage: int) -> float:
         """Seconds of a stage's gradient exchange per byte of its parameters, if it held the whole model."""
         total = self.graph.trained_bytes_of(self.graph.tasks)
-        if plan.data_parallel_degree == 1 or not plan.training or not total:
-            return 0.0
-        return self._exchange(plan, stage, total)[0] / total
+        return self._gradients(plan, stage, total).idle_s / total if total else 0.0
 
-    def _stage_price(self, plan: Plan, rank: int, raw: Sequence[float], raw_gradients: Sequence[float]) -> StagePrice:
-        stage, _ = plan.position[rank]
-        device = self.cluster.device(plan.slots[rank], plan.rank_count)
+    def _stage_price(self, plan: Plan, stage: int, device: Device, raw: Sequence[float], raw_gradients: Sequence[float]) -> StagePrice:
         tasks = self.tasks_of(plan, stage)
-        times = [self.task_s(task, plan.microbatch_size, device, plan.rank_count) for task in tasks]
+        times = [self.task_s(task, plan.microbatch_size, device, len(plan.slots)) for task in tasks]
         parameters = self.graph.trained_bytes_of(tasks)
-        first_backward_s = device.backward_fixed_s + sum(backward for _, backward in times)
+        weights_s = sum(weights for _, _, weights in times)
+        backward_s = device.backward_fixed_s + sum(backward for _, backward, _ in times)
         action_s = {
-            Op.F: device.forward_fixed_s + sum(forward for forward, _ in times),
-            Op.B: first_backward_s,
-            Op.OPTIM: optimizer_s(parameters * FP32_BYTES / self.value_bytes, self.job.optimizer, self.job.momentum, device),
+            Op.F: device.forward_fixed_s + sum(forward for forward, _, _ in times),
+            Op.B: backward_s,
+            Op.I: backward_s - weights_s,
+            Op.W: weights_s,
+            Op.OPTIM: self._optimizer_s(plan, parameters, device),
         }
         action_s |= self._codec_s(plan, stage, raw, raw_gradients, device)
         action_s |= gradient_codec_s(plan, stage, parameters, device)
         buffers = self._buffer_bytes(plan, sum(raw[boundary] for boundary in (stage - 1, stage) if 0 <= boundary < len(raw)))
+        saved = self._saved_bytes(plan, tasks)
         return StagePrice(
             action_s=action_s,
-            later_backward_s=first_backward_s + accumulation_s(parameters, device),
+            accumulation_s=accumulation_s(parameters, device),
             held_bytes=self._held_bytes(plan, stage, parameters, self.graph.untrained_bytes_of(tasks)) + buffers,
-            saved_bytes=self._saved_bytes(plan, tasks),
-            in_flight=microbatches_in_flight(plan.schedule, stage, plan.pipeline_parallel_degree, plan.microbatch_count)
-            if plan.training
-            else 1,
+            saved_bytes=saved,
+            kept_bytes=self._kept_bytes(plan, tasks, saved),
+            buckets=self._buckets(plan, tasks, times),
         )
+
+    def _optimizer_s(self, plan: Plan, parameters: float, device: Device) -> float:
+        shards = plan.data_parallel_degree if plan.zero_stage else 1
+        fp32_bytes = parameters * FP32_BYTES / self.value_bytes / shards
+        return optimizer_s(fp32_bytes, self.job.optimizer, self.job.momentum, device)
+
+    def _buckets(self, plan: Plan, tasks: Sequence[Task], times: Sequence[tuple[float, float, float]]) -> tuple[Bucket, ...]:
+        """The stage in so many runs of tasks of about equal parameter bytes."""
+        if plan.gradient_buckets == 1 and plan.zero_stage < 3:
+            return ()
+        totals = [sum(column) or 1.0 for column in zip(*times, strict=True)]
+        sizes = [self.graph.trained_bytes_of([task]) for task in tasks]
+        buckets: list[Bucket] = []
+        limit, run, filled = sum(sizes) / plan.gradient_buckets, [0.0, 0.0, 0.0], 0.0
+        for index, (size, seconds) in enumerate(zip(sizes, times, strict=True)):
+            run = [run[0] + seconds[0] / totals[0], run[1] + seconds[1] / totals[1], run[2] + size]
+            filled += size
+            if index == len(tasks) - 1 or filled >= limit * (len(buckets) + 1):
+                buckets.append(Bucket(*run))
+                run = [0.0, 0.0, 0.0]
+        return tuple(buckets)
 
     def _codec_s(self, plan: Plan, stage: int, raw: Sequence[float], raw_gradients: Sequence[float], device: Device) -> dict[Op, float]:
         seconds = {}
@@ -187,7 +193,7 @@ class Pricer:
             codec = plan.activation_codecs[stage - 1]
             seconds[Op.DECODE_F] = decode_s(codec, raw[stage - 1], device)
             seconds[Op.ENCODE_B] = encode_s(codec, raw_gradients[stage - 1], device)
-        if stage < plan.pipeline_parallel_degree - 1:
+        if stage < plan.stage_count - 1:
             codec = plan.activation_codecs[stage]
             seconds[Op.ENCODE_F] = encode_s(codec, raw[stage], device)
             seconds[Op.DECODE_B] = decode_s(codec, raw_gradients[stage], device)
@@ -220,7 +226,9 @@ class Pricer:
             payload = payload_bytes(plan.gradient_codecs[stage], parameters, self.value_bytes)
             summable = CODECS[plan.gradient_codecs[stage]].summable
             bucket = parameters + payload * (1 if summable else plan.data_parallel_degree)
-        return state_bytes(parameters, self.job.optimizer, self.job.momentum, self.job.precision) + frozen + bucket
+        replicas = plan.data_parallel_degree
+        state = state_bytes(parameters, self.job.optimizer, self.job.momentum, self.job.precision, plan.zero_stage, replicas)
+        return state + frozen + bucket
 
     def _saved_bytes(self, plan: Plan, tasks: Sequence[Task]) -> float:
         """Distinct tensors that the stage keeps per microbatch until its backward pass."""
@@ -229,24 +237,58 @@ class Pricer:
         beside = sum(task.saved_bytes for task in tasks) if plan.training else 0.0
         return (total + beside) * self.scale(plan.microbatch_size)
 
-    def _collective(self, plan: Plan, stage: int) -> tuple[float, float]:
-        """Seconds and sent bytes per rank of the gradient exchange of a stage."""
-        replicas = plan.data_parallel_degree
-        if replicas == 1 or not plan.training:
-            return 0.0, 0.0
-        return self._exchange(plan, stage, self.graph.trained_bytes_of(self.tasks_of(plan, stage)))
+    def _kept_bytes(self, plan: Plan, tasks: Sequence[Task], saved: float) -> float:
+        """What the weight gradients still need once the input's gradient is made: inputs of products, and gradients of their outputs."""
+        if not plan.training:
+            return 0.0
+        kernels = [kernel for task in tasks for kernel in task.kernels if kernel.weight_gradient_flop]
+        inputs = {name for kernel in kernels for name in kernel.saved}
+        kept = sum(self.graph.tasks[self.graph.position[name]].output_bytes for name in sorted(inputs) if name in self.graph.position)
+        return min(saved, (kept + sum(kernel.output_bytes for kernel in kernels)) * self.scale(plan.microbatch_size))
 
-    def _exchange(self, plan: Plan, stage: int, parameters: float) -> tuple[float, float]:
+    def _gradients(self, plan: Plan, stage: int, parameters: float) -> Exchange:
+        """The exchange of all gradients of a stage; a codec that cannot be summed on the way makes it an all-gather."""
+        if not plan.training:
+            return NO_EXCHANGE
         codec = plan.gradient_codecs[stage]
-        payload = payload_bytes(codec, parameters, self.value_bytes)
         kind = "all_reduce" if CODECS[codec].summable else "all_gather"
-        slots = [plan.slots[rank] for rank in plan.placement[stage]]
-        return collective_s(self.cluster, kind, slots, payload), sent_bytes(kind, payload, plan.data_parallel_degree)
+        if plan.zero_stage and kind == "all_reduce":
+            kind = "reduce_scatter"
+        return self._exchange(plan, stage, kind, payload_bytes(codec, parameters, self.value_bytes))
+
+    def _exchange(self, plan: Plan, stage: int, kind: str, payload: float) -> Exchange:
+        """A collective of a stage's replicas; for an all-gather of sharded weights and for the others `payload` is the whole."""
+        replicas = plan.data_parallel_degree
+        if replicas == 1 or not payload:
+            return Exchange(kind)
+        payload /= plan.group_width
+        if kind == "all_gather" and plan.zero_stage:
+            payload /= replicas
+        sent = sent_bytes(kind, payload, replicas)
+        table = self.cluster.collective_s.get((kind, replicas))
+        orders = tuple(self._ring(plan, stage, lane) for lane in range(plan.group_width))
+        if table:
+            return Exchange(kind, payload, interpolate_s(table, payload), sent, table=table, orders=orders)
+        link = self.cluster.slowest_pair(orders[0])
+        algorithm = plan.collective_algorithm
+        if algorithm == "auto":
+            algorithm = choose_algorithm(kind, payload / plan.gradient_buckets, replicas, link, self.cluster.backend)
+        idle_s = 0.0 if algorithm == "hierarchical" else rounds_lower_bound_s(self.cluster, kind, algorithm, orders[0], payload)
+        return Exchange(kind, payload, idle_s, sent, algorithm=algorithm, orders=orders)
+
+    def _ring(self, plan: Plan, stage: int, lane: int) -> tuple[int, ...]:
+        """Slots of one device of each replica, in the order of the ring."""
+        slots = tuple(plan.slots_of(rank)[lane] for rank in plan.placement[stage])
+        if plan.ring_order == "placed":
+            return slots
+        if slots not in self._rings:
+            self._rings[slots] = tuple(ring_order(self.cluster, slots))
+        return self._rings[slots]
 
 
 def gradient_codec_s(plan: Plan, stage: int, raw_bytes: float, device: Device) -> dict[Op, float]:
     """Seconds to pack the gradients of a stage into its bucket (a copy, then the codec) and to unpack the result."""
-    if plan.data_parallel_degree == 1:
+    if plan.data_parallel_degree == 1 or plan.zero_stage == 3:
         return {}
     codec = plan.gradient_codecs[stage]
     copies = 1 if CODECS[codec].summable else plan.data_parallel_degree
@@ -255,12 +297,3 @@ def gradient_codec_s(plan: Plan, stage: int, raw_bytes: float, device: Device) -
         Op.ENCODE_GRAD: packing_s + encode_s(codec, raw_bytes, device),
         Op.DECODE_GRAD: decode_s(codec, raw_bytes, device, copies),
     }
-
-
-def collective_s(cluster: Cluster, kind: str, slots: Sequence[int], payload: float) -> float:
-    """Seconds of a collective among device slots: a measured table where the cluster has one, else the formula."""
-    table = cluster.collective_s.get((kind, len(slots)))
-    if table:
-        return interpolate_s(table, payload)
-    formula = ring_all_reduce_s if kind == "all_reduce" else ring_all_gather_s
-    return formula(payload, len(slots), cluster.slowest_pair(slots), cluster.backend)

@@ -1,86 +1,25 @@
-"""Program: a plan lowered to an ordered list of actions per rank, in PyTorch's notation.
+"""Program: a plan lowered to an ordered list of actions per rank, in PyTorch's notation (see action.py).
 
-`2F0` is stage 2, forward, microbatch 0; `1SEND_F0`, `1RECV_B3`, `0REDUCE_GRAD` are PyTorch's too. Ours are
-`1ENCODE_F0`, `1DECODE_B0` (codecs of a boundary, named after the direction they travel), `0ENCODE_GRAD` (gradients
-into the bucket), `0DECODE_GRAD` and `0OPTIM`. Both interpreters read a program alike:
+Both interpreters read a program alike:
 
-- compute actions (F, B, codecs, OPTIM) run in list order on the rank's main thread;
+- compute actions (F, B, I, W, codecs, OPTIM) run in list order on the rank's main thread;
 - RECV posts a receive where it stands and returns; the first action that needs the message waits for it;
-- SEND and REDUCE_GRAD are issued where they stand and return; DECODE_GRAD or OPTIM waits for the collective.
+- SEND, REDUCE_GRAD and UNSHARD are issued where they stand and return; DECODE_GRAD or OPTIM waits for the gradients.
+
+Stages on one rank hand over without a message. The gradients of a stage are exchanged as soon as its last
+backward pass has run, while the others go on; with ZeRO 3 they are exchanged within every backward pass instead.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
+from chinchilla_sim.planner.action import PASSES, RECEIVES, Action, Op, parse_action
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.schedule import SCHEDULE_OF
-from chinchilla_sim.timeline import Category
-
-
-class Op(StrEnum):
-    """What an action does."""
-
-    F = "F"
-    B = "B"
-    SEND_F = "SEND_F"
-    RECV_F = "RECV_F"
-    SEND_B = "SEND_B"
-    RECV_B = "RECV_B"
-    ENCODE_F = "ENCODE_F"
-    DECODE_F = "DECODE_F"
-    ENCODE_B = "ENCODE_B"
-    DECODE_B = "DECODE_B"
-    ENCODE_GRAD = "ENCODE_GRAD"
-    REDUCE_GRAD = "REDUCE_GRAD"
-    DECODE_GRAD = "DECODE_GRAD"
-    OPTIM = "OPTIM"
-
-
-SENDS = frozenset({Op.SEND_F, Op.SEND_B})
-RECEIVES = frozenset({Op.RECV_F, Op.RECV_B})
-COMPUTES = frozenset(set(Op) - SENDS - RECEIVES - {Op.REDUCE_GRAD})
-
-CATEGORY: dict[Op, Category] = {
-    Op.F: "forward",
-    Op.B: "backward",
-    Op.OPTIM: "optimizer",
-    Op.REDUCE_GRAD: "collective",
-    **dict.fromkeys((Op.SEND_F, Op.SEND_B, Op.RECV_F, Op.RECV_B), "transfer"),
-    **dict.fromkeys((Op.ENCODE_F, Op.DECODE_F, Op.ENCODE_B, Op.DECODE_B, Op.ENCODE_GRAD, Op.DECODE_GRAD), "codec"),
-}
-"""What the span of an action is counted as in a timeline."""
-
-_PATTERN = re.compile(r"(\d+)(" + "|".join(sorted(Op, key=len, reverse=True)) + r")(\d*)")
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """One entry of a program; `microbatch` is None for actions of the whole step."""
-
-    stage: int
-    op: Op
-    microbatch: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.stage}{self.op}{'' if self.microbatch is None else self.microbatch}"
-
-
-def parse_action(text: str) -> Action:
-    """Inverse of `str(action)`; raises ValueError.
-
-    >>> parse_action("2RECV_F10")
-    Action(stage=2, op=<Op.RECV_F: 'RECV_F'>, microbatch=10)
-    """
-    match = _PATTERN.fullmatch(text)
-    if not match:
-        raise ValueError(f"{text!r} is not an action; write for example 0F1 or 1SEND_F0")
-    stage, op, microbatch = match.groups()
-    return Action(int(stage), Op(op), int(microbatch) if microbatch else None)
+from chinchilla_sim.planner.schedules.registry import SCHEDULES
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,61 +36,127 @@ class Program:
         return text.getvalue()
 
 
-def message_of(action: Action) -> tuple[str, int, int]:
-    """What a SEND and its RECV have in common: direction, boundary (index of its lower stage) and microbatch."""
-    assert action.microbatch is not None
-    forward = action.op in (Op.SEND_F, Op.RECV_F)
-    sender_is_lower = action.op in (Op.SEND_F, Op.RECV_B)
-    return "F" if forward else "B", action.stage if sender_is_lower else action.stage - 1, action.microbatch
-
-
 def needs(action: Action) -> tuple[Op, ...]:
     """Operations of the same stage and microbatch whose completion an action waits for, if the program has them."""
-    return {
-        Op.F: (Op.RECV_F,),
-        Op.B: (Op.RECV_B,),
-        Op.DECODE_F: (Op.RECV_F,),
-        Op.DECODE_B: (Op.RECV_B,),
-        Op.DECODE_GRAD: (Op.REDUCE_GRAD,),
-        Op.OPTIM: (Op.REDUCE_GRAD,),
-    }.get(action.op, ())
+    return _NEEDS.get(action.op, ())
+
+
+_NEEDS: dict[Op, tuple[Op, ...]] = {
+    Op.F: (Op.RECV_F,),
+    Op.B: (Op.RECV_B,),
+    Op.I: (Op.RECV_B,),
+    Op.DECODE_F: (Op.RECV_F,),
+    Op.DECODE_B: (Op.RECV_B,),
+    Op.DECODE_GRAD: (Op.REDUCE_GRAD,),
+    Op.OPTIM: (Op.REDUCE_GRAD,),
+}
+
+
+def read_order(text: str) -> tuple[str, ...]:
+    """Passes per pipeline position from CSV in PyTorch's notation, one row each; raises ValueError.
+
+    Idle slots are dropped, composite actions taken apart, and whatever is no pass (sends, receives, sharding) is
+    left to `lower`, which issues them as the interpreters do.
+
+    >>> read_order("0F0,,0B0\\n,(1F0;1B0)OVERLAP_F_B\\n")
+    ('0F0 0B0', '1F0 1B0')
+    """
+    rows = []
+    for row in csv.reader(io.StringIO(text)):
+        actions = [action for cell in row for action in _read_cell(cell.strip())]
+        if actions:
+            rows.append(" ".join(str(action) for action in actions if action.op in PASSES))
+    return tuple(rows)
+
+
+def _read_cell(cell: str) -> Iterator[Action]:
+    if cell.startswith("(") and cell.endswith(")OVERLAP_F_B"):
+        for part in cell[1 : cell.rindex(")")].split(";"):
+            yield parse_action(part.strip())
+    elif cell and not cell.endswith("RESHARD"):
+        yield parse_action(cell)
+
+
+def passes_of(plan: Plan, replica: int) -> list[list[Action]]:
+    """F, B, I and W of every pipeline position of a replica, in order."""
+    if plan.order:
+        return [[parse_action(text) for text in row.split()] for row in plan.order]
+    row = SCHEDULES[plan.schedule].row
+    assert row, f"{plan.schedule} needs an order"
+    count = plan.microbatches_of(replica)
+    return [
+        list(row(position, plan.pipeline_parallel_degree, plan.stages_per_rank, count)) for position in range(plan.pipeline_parallel_degree)
+    ]
 
 
 def lower(plan: Plan) -> Program:
     """The program of a plan."""
-    rows = [_lower_rank(plan, *plan.position[rank]) for rank in range(plan.rank_count)]
+    rows: list[tuple[Action, ...]] = [()] * plan.rank_count
+    for replica in range(plan.data_parallel_degree):
+        for rank, passes in zip(plan.pipeline(replica), passes_of(plan, replica), strict=True):
+            work = _with_messages(plan, passes)
+            if plan.training:
+                work = _with_exchanges(plan, work)
+            rows[rank] = _post_early(work, plan.receives_in_flight)
     return Program(plan, tuple(rows))
 
 
-def _lower_rank(plan: Plan, stage: int, replica: int) -> tuple[Action, ...]:
-    last = plan.pipeline_parallel_degree - 1
+def _with_messages(plan: Plan, passes: Sequence[Action]) -> list[Action]:
+    """What crosses to other ranks, around the passes that need and make it."""
+    last = plan.stage_count - 1
+    crossing = [plan.crosses(boundary) for boundary in range(last)]
+    packed = [codec != "none" for codec in plan.activation_codecs]
     work: list[Action] = []
-    for name, microbatch in SCHEDULE_OF[plan.schedule](stage, plan.pipeline_parallel_degree, plan.microbatch_count):
-        ahead = name == "F"
+    for action in passes:
+        stage, op, microbatch = action
+        if op is Op.W:
+            work.append(action)
+            continue
+        ahead = op is Op.F
         incoming, outgoing = (stage - 1, stage) if ahead else (stage, stage - 1)
-        if 0 <= incoming < last:
+        if 0 <= incoming < last and crossing[incoming]:
             work.append(Action(stage, Op.RECV_F if ahead else Op.RECV_B, microbatch))
-            if plan.activation_codecs[incoming] != "none":
+            if packed[incoming]:
                 work.append(Action(stage, Op.DECODE_F if ahead else Op.DECODE_B, microbatch))
-        work.append(Action(stage, Op(name), microbatch))
-        if 0 <= outgoing < last:
-            if plan.activation_codecs[outgoing] != "none":
+        work.append(action)
+        if 0 <= outgoing < last and crossing[outgoing]:
+            if packed[outgoing]:
                 work.append(Action(stage, Op.ENCODE_F if ahead else Op.ENCODE_B, microbatch))
             work.append(Action(stage, Op.SEND_F if ahead else Op.SEND_B, microbatch))
-    if plan.training:
-        work += _gradient_actions(plan, stage)
-        work.append(Action(stage, Op.OPTIM))
-    return _post_early(work, plan.receives_in_flight)
+    return work
+
+
+def _with_exchanges(plan: Plan, work: Sequence[Action]) -> list[Action]:
+    """Every stage's gradients leave when its passes are over; updates come at the end, in the same order."""
+    # Behind what the last pass sends: the rank below waits for that.
+    last = {action.stage: index for index, action in enumerate(work)}
+    stages = sorted(last, key=lambda stage: last[stage])
+    exchanges = {stage: _gradient_actions(plan, stage) for stage in stages}
+    # Replicas of unequal length could exchange stages in different orders: all of them wait for the end.
+    at_once = not plan.replica_microbatch_counts
+    ordered: list[Action] = []
+    for index, action in enumerate(work):
+        ordered.append(action)
+        if at_once and last.get(action.stage) == index:
+            ordered += exchanges[action.stage]
+    if not at_once:
+        ordered += [action for stage in sorted(stages, reverse=True) for action in exchanges[stage]]
+    for stage in stages:
+        if exchanges[stage] and plan.gradient_codecs[stage] != "none":
+            ordered.append(Action(stage, Op.DECODE_GRAD))
+        ordered.append(Action(stage, Op.OPTIM))
+        if plan.zero_stage in (1, 2) and plan.data_parallel_degree > 1:
+            ordered.append(Action(stage, Op.UNSHARD))
+    return ordered
 
 
 def _gradient_actions(plan: Plan, stage: int) -> list[Action]:
-    if plan.data_parallel_degree == 1:
+    if plan.data_parallel_degree == 1 or plan.zero_stage == 3:
         return []
-    ops = [Op.ENCODE_GRAD, Op.REDUCE_GRAD] + ([Op.DECODE_GRAD] if plan.gradient_codecs[stage] != "none" else [])
-    return [Action(stage, op) for op in ops]
+    return [Action(stage, Op.ENCODE_GRAD), Action(stage, Op.REDUCE_GRAD)]
 
 
-def _post_early(work: list[Action], in_flight: int) -> tuple[Action, ...]:
+def _post_early(work: Sequence[Action], in_flight: int) -> tuple[Action, ...]:
     """Move every receive ahead, so that `in_flight` are outstanding: data leaves only after "ready" has arrived."""
     receives = [action for action in work if action.op in RECEIVES]
     ordered, posted, used = list(receives[:in_flight]), in_flight, False

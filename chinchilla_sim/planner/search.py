@@ -11,19 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
-from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.cost.codec import payload_bytes
-from chinchilla_sim.cost.memory import microbatches_in_flight
 from chinchilla_sim.cost.money import expense
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.graph.profile import Profile
-from chinchilla_sim.graph.task import TaskGraph
+from chinchilla_sim.graph.task import Task, TaskGraph
+from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.partition import allowed_cuts, balance_stages
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.pricing import Pricer, Pricing
-from chinchilla_sim.planner.program import Program, lower
+from chinchilla_sim.planner.prices import Pricing
+from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.program import Program, lower, passes_of
+from chinchilla_sim.planner.schedules.automatic import PassSeconds, find_rows
+from chinchilla_sim.planner.schedules.registry import SCHEDULES, microbatches_in_flight
 from chinchilla_sim.scenario.schema import JobSpec, SearchSpec
 from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.units import format_bytes
@@ -67,6 +71,11 @@ class _Shape:
     pipeline_parallel_degree: int
     microbatch_count: int
     schedule: str
+    stages_per_rank: int = 1
+
+    @property
+    def stage_count(self) -> int:
+        return self.pipeline_parallel_degree * self.stages_per_rank
 
     @property
     def split(self) -> tuple[int, int]:
@@ -134,28 +143,37 @@ class _Search:
             raise ScenarioError([Mistake("search.objective", what, f'give the nodes a {name} such as "2 USD/h" or "300 W"')])
 
     def _shapes(self, maximum: int) -> Iterator[_Shape]:
-        """Every split and microbatch count that divides the batch and uses at most `maximum` ranks."""
+        """Every split, schedule and microbatch count that divides the batch and uses at most `maximum` ranks."""
         batch = self.job.global_batch_size
-        schedules = self._schedules()
         for replicas in range(1, maximum + 1):
             if batch % replicas:
                 continue
             counts = _divisors(batch // replicas)
-            for stages in range(1, maximum // replicas + 1):
+            for ranks in range(1, maximum // replicas + 1):
                 for count in counts:
-                    usable = schedules if stages > 1 and count > 1 else schedules[-1:]
-                    for schedule in usable:
-                        yield _Shape(replicas, stages, count, schedule)
+                    for schedule, stages_per_rank in self._schedules(ranks, count):
+                        yield _Shape(replicas, ranks, count, schedule, stages_per_rank)
 
-    def _schedules(self) -> tuple[str, ...]:
-        """Allowed schedules, the one with the fewest microbatches in flight last: one stage needs no other."""
-        return tuple(sorted(self.search.schedules, reverse=True, key=("1f1b", "gpipe").index)) if self.training else ("forward",)
+    def _schedules(self, ranks: int, count: int) -> Iterator[tuple[str, int]]:
+        """Allowed schedules with their stages per rank; one stage or microbatch needs only one of the plain ones."""
+        if not self.training:
+            yield "forward", 1
+            return
+        plain = [name for name in ("gpipe", "1f1b") if name in self.search.schedules]
+        if ranks == 1 or count == 1:
+            yield (plain or ["1f1b"])[-1], 1
+            return
+        for name in self.search.schedules:
+            layout = SCHEDULES[name].layout
+            for stages_per_rank in {"line": (1,), "v": (2,), "loop": self.search.stages_per_rank}[layout]:
+                if SCHEDULES[name].refuses(ranks, stages_per_rank, count) is None:
+                    yield name, stages_per_rank
 
     def _allowed(self, shape: _Shape) -> bool:
         search = self.search
         return (
             shape.data_parallel_degree * shape.pipeline_parallel_degree >= search.minimum_ranks
-            and shape.pipeline_parallel_degree <= sum(self.cuts)
+            and shape.stage_count <= sum(self.cuts)
             and (search.data_parallel_degrees is None or shape.data_parallel_degree in search.data_parallel_degrees)
             and (search.pipeline_parallel_degrees is None or shape.pipeline_parallel_degree in search.pipeline_parallel_degrees)
             and (search.microbatch_counts is None or shape.microbatch_count in search.microbatch_counts)
@@ -198,7 +216,9 @@ class _Search:
         slots = fastest_slots(self.cluster, count)
         gradient_codecs = self.search.gradient_codecs if shape.data_parallel_degree > 1 and self.training else ("none",)
         activation_codecs = self.search.activation_codecs if shape.pipeline_parallel_degree > 1 else ("none",)
-        for placement in placements(*shape.split):
+        schedule = SCHEDULES[shape.schedule]
+        for line in placements(*shape.split):
+            placement = tuple(line[schedule.rank_of_stage(stage, shape.pipeline_parallel_degree)] for stage in range(shape.stage_count))
             for activation_codec in activation_codecs:
                 for gradient_codec in gradient_codecs:
                     plan = self._cut(shape, placement, slots, activation_codec, gradient_codec)
@@ -212,7 +232,7 @@ class _Search:
         self, shape: _Shape, placement: tuple[tuple[int, ...], ...], slots: tuple[int, ...], activation_codec: str, gradient_codec: str
     ) -> Plan | None:
         """The partition of a shape whose busiest stage or link is as fast as can be, or None where none fits into memory."""
-        stages = shape.pipeline_parallel_degree
+        stages = shape.stage_count
         tasks = self.graph.compute_tasks
         whole = Plan(
             stages=(tuple(task.name for task in tasks),),
@@ -232,23 +252,42 @@ class _Search:
         if sizes is None:
             return None
         names = iter(task.name for task in tasks)
-        return replace(whole, stages=tuple(tuple(next(names) for _ in range(count)) for count in sizes))
+        return self._with_order(replace(whole, stages=tuple(tuple(next(names) for _ in range(count)) for count in sizes)))
+
+    def _with_order(self, plan: Plan) -> Plan:
+        """Rows for a schedule that depends on the seconds of its passes."""
+        if SCHEDULES[plan.schedule].row:
+            return plan
+        drawn = replace(plan, schedule="zb-h1")
+        pricing = self.pricer.price(drawn)
+        prices = [row[0] for row in pricing.stages]
+        seconds = [PassSeconds(price.compute_s(Op.F), price.compute_s(Op.I), price.compute_s(Op.W, first=False)) for price in prices]
+        links = [self.cluster.idle_link(plan.slots_of(a)[0], plan.slots_of(b)[0]) for a, b in pairwise(plan.pipeline(0))]
+        transfer_s = max(link.idle_transfer_s(size) for link, size in zip(links, pricing.boundary_bytes, strict=True))
+        kept = max(price.kept_bytes / price.saved_bytes if price.saved_bytes else 1.0 for price in prices)
+        limit = len(prices) * {"zb-1p": 1, "zb-2p": 2}[plan.schedule]
+        rows = find_rows(seconds, transfer_s, plan.microbatch_count, limit, kept)
+        return replace(plan, order=tuple(" ".join(map(str, row)) for row in rows))
 
     def _balance(self, plan: Plan, limited: bool = True) -> list[int] | None:
         """Tasks per stage; weights are seconds per step of computation, gradient exchange and crossing tensors."""
         size, count = plan.microbatch_size, plan.microbatch_count
         weights = []
         for stage, row in enumerate(plan.placement):
-            device = self.cluster.device(plan.slots[row[0]], plan.rank_count)
+            device = self.pricer.device_of(plan, row[0])
             exchange_s = self.pricer.exchange_s_per_byte(plan, stage)
             weights.append(
                 [
-                    count * sum(self.pricer.task_s(task, size, device, plan.rank_count)) + exchange_s * self.graph.trained_bytes_of([task])
+                    count * self._passes_s(task, size, device, len(plan.slots)) + exchange_s * self.graph.trained_bytes_of([task])
                     for task in self.graph.compute_tasks
                 ]
             )
         fits = self._fit_rule(plan) if limited else lambda _position, _first, _end: True
         return balance_stages(weights, self._boundary_s(plan), self.cuts, fits)
+
+    def _passes_s(self, task: Task, size: int, device: Device, busy_ranks: int) -> float:
+        forward_s, backward_s, _ = self.pricer.task_s(task, size, device, busy_ranks)
+        return forward_s + backward_s
 
     def _boundary_s(self, plan: Plan) -> list[float]:
         """Seconds per step that the tensors behind each task keep an idle link busy, one way."""
@@ -266,20 +305,22 @@ class _Search:
         def fits(position: int, first: int, end: int) -> bool:
             limit = min(self.cluster.device(plan.slots[rank]).memory_bytes for rank in plan.placement[position])
             in_flight = microbatches_in_flight(
-                plan.schedule, position, len(plan.placement), plan.microbatch_count
-            ) if self.training else 1  # fmt: skip
+                plan.schedule, position, plan.pipeline_parallel_degree, len(plan.placement), plan.microbatch_count
+            )
             crossing = sum(self.crossing_bytes[behind - 1] for behind in (first, end) if 0 < behind < task_count)
             return self.pricer.stage_bytes(plan, position, first, end, in_flight, crossing) <= limit
 
         return fits
 
     def _fits(self, plan: Plan, pricing: Pricing) -> bool:
-        for rank, price in enumerate(pricing.ranks):
-            limit = self.cluster.device(plan.slots[rank]).memory_bytes
-            if price.peak_bytes > limit:
-                self.infeasible += 1
-                self.shortfalls.append((price.peak_bytes - limit, _shortfall(price.peak_bytes, limit, plan, self.cluster, rank)))
-                return False
+        for replica in range(plan.data_parallel_degree):
+            for rank, passes in zip(plan.pipeline(replica), passes_of(plan, replica), strict=True):
+                peak_bytes = pricing.peak_bytes(plan, rank, passes)
+                limit = self.cluster.device(plan.slots[rank]).memory_bytes
+                if peak_bytes > limit:
+                    self.infeasible += 1
+                    self.shortfalls.append((peak_bytes - limit, _shortfall(peak_bytes, limit, plan, self.cluster, rank)))
+                    return False
         return True
 
     def _one_rank(self, ranked: Sequence[Candidate]) -> Candidate | None:
@@ -288,7 +329,7 @@ class _Search:
             if candidate.plan.rank_count == 1:
                 return candidate
         counts = _divisors(self.job.global_batch_size)
-        shapes = [_Shape(1, 1, count, self._schedules()[-1]) for count in counts]
+        shapes = [_Shape(1, 1, count, schedule) for count in counts for schedule, _ in self._schedules(1, count)]
         before = self.considered, self.infeasible, self.simulated
         found = self._best_of(shapes)
         self.considered, self.infeasible, self.simulated = before

@@ -94,7 +94,7 @@ def _key_figures(study: Study) -> list[tuple[str, str]]:
 
 def _plan_facts(study: Study) -> list[tuple[str, str]]:
     plan = study.plan
-    stages, replicas, microbatches = plan.pipeline_parallel_degree, plan.data_parallel_degree, plan.microbatch_count
+    stages, replicas, microbatches = plan.stage_count, plan.data_parallel_degree, plan.microbatch_count
     sizes = f"{count(microbatches, 'microbatch', 'microbatches')} of {plan.microbatch_size}"
     each = f", {plan.global_batch_size // replicas} per replica" if replicas > 1 else ""
     found = [

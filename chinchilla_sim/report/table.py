@@ -106,14 +106,16 @@ def plan_table(study: Study) -> Table:
     """What runs where: tasks and parameters of each stage, its ranks and device slots, its codecs."""
     plan, graph = study.plan, study.graph
     columns: list[tuple[str, list[str]]] = [
-        ("stage", [str(stage) for stage in range(plan.pipeline_parallel_degree)]),
+        ("stage", [str(stage) for stage in range(plan.stage_count)]),
         ("tasks", [shorten(names) for names in plan.stages]),
     ]
     members = [[graph.tasks[graph.position[name]] for name in names] for names in plan.stages]
     columns.append(("parameters", [format_bytes(graph.parameter_bytes_of(tasks)) for tasks in members]))
     columns.append(("ranks", [shorten([str(rank) for rank in row]) for row in plan.placement]))
-    columns.append(("device slots", [shorten([study.cluster.slots[plan.slots[rank]] for rank in row]) for row in plan.placement]))
-    if plan.pipeline_parallel_degree > 1:
+    columns.append(
+        ("device slots", [shorten([study.cluster.slots[slot] for rank in row for slot in plan.slots_of(rank)]) for row in plan.placement])
+    )
+    if plan.stage_count > 1:
         columns.append(("codec to next stage", [*plan.activation_codecs, NONE]))
     if plan.data_parallel_degree > 1 and plan.training:
         columns.append(("gradient codec", list(plan.gradient_codecs)))
@@ -126,11 +128,13 @@ def ranks_table(best: Candidate, cluster: Cluster) -> Table:
     """Every rank of a plan: what it runs, how busy it is, what it sends, and its memory."""
     plan, timeline = best.plan, best.timeline
     rows = []
-    for rank, slot in enumerate(plan.slots):
-        stage, _ = plan.position[rank]
-        row = [str(rank), cluster.slots[slot], str(stage), shorten(plan.stages[stage]), percent(timeline.utilization(rank))]
+    for rank in range(plan.rank_count):
+        stages, slots = plan.position[rank][0], plan.slots_of(rank)
+        names = [name for stage in stages for name in plan.stages[stage]]
+        row = [str(rank), shorten([cluster.slots[slot] for slot in slots]), ", ".join(map(str, stages)), shorten(names)]
+        row.append(percent(timeline.utilization(rank)))
         row += [format_seconds(exposed_s(timeline, rank)), format_bytes(timeline.sent_bytes(rank))]
-        capacity = cluster.device(slot, plan.rank_count).memory_bytes
+        capacity = cluster.device(slots[0], len(plan.slots)).memory_bytes
         row += [format_bytes(timeline.peak_memory_bytes(rank)), format_bytes(capacity)]
         rows.append(tuple(row))
     headers = ("rank", "device slot", "stage", "tasks", "utilization", "exposed communication", "sent per step", "peak memory", "capacity")
@@ -294,14 +298,16 @@ def search_dict(study: Study) -> dict[str, Any]:
 
 
 def _rank_dict(study: Study, rank: int) -> dict[str, Any]:
-    plan, slot = study.plan, study.plan.slots[rank]
+    plan, slots = study.plan, study.plan.slots_of(rank)
+    stages, replica = plan.position[rank]
     return {
         "rank": rank,
-        "slot": study.cluster.slots[slot],
-        "stage": plan.position[rank][0],
+        "slots": [study.cluster.slots[slot] for slot in slots],
+        "stages": list(stages),
+        "replica": replica,
         "utilization": study.search.best.timeline.utilization(rank),
         "peak_memory_bytes": study.search.best.timeline.peak_memory_bytes(rank),
-        "capacity_bytes": study.cluster.device(slot, plan.rank_count).memory_bytes,
+        "capacity_bytes": study.cluster.device(slots[0], len(plan.slots)).memory_bytes,
     }
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from chinchilla_sim.cost.codec import CODECS
 from chinchilla_sim.cost.collective import sent_bytes
+from chinchilla_sim.planner.action import CATEGORY, Action, Op, message_of
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.program import CATEGORY, Action, Op, message_of
 from chinchilla_sim.runtime.codecs import MessageCodec, TensorSpec, decode, encode
 from chinchilla_sim.runtime.recorder import MessageKey, Recorder
 from chinchilla_sim.runtime.stages import Stage, stage_parameters
@@ -68,9 +68,9 @@ class Interpreter:
         device: torch.device,
     ) -> None:
         self.plan, self.actions, self.rank, self.stage = plan, actions, rank, stage
-        self.position, self.replica = plan.position[rank]
+        (self.position,), self.replica = plan.position[rank]
         self.loss, self.optimizer, self.groups, self.recorder, self.device = loss, optimizer, groups, recorder, device
-        self.last = self.position == plan.pipeline_parallel_degree - 1
+        self.last = self.position == plan.stage_count - 1
         self.parameters = stage_parameters(stage)
         self.codecs = self._message_codecs()
         self._step = _Step([], [])
@@ -99,7 +99,7 @@ class Interpreter:
             (self.position, self.stage.output_specs, self.stage.output_needs_gradient),
         )
         for boundary, specs, needs in sides:
-            if 0 <= boundary < self.plan.pipeline_parallel_degree - 1:
+            if 0 <= boundary < self.plan.stage_count - 1:
                 kind = self.plan.activation_codecs[boundary]
                 codecs["F", boundary] = MessageCodec(kind, specs)
                 gradients = [TensorSpec(spec.shape, spec.dtype) for spec, needed in zip(specs, needs, strict=True) if needed]

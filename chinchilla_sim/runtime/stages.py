@@ -49,7 +49,7 @@ def cut_stage(job: TrainingJob, model: nn.Module, plan: Plan, stage: int, device
     _check(plan, graph)
     nodes = {(str(node.target) if node.op == "placeholder" else node.name): node for node in exported.graph.nodes}
     before = _crossing(graph, plan, stage - 1) if stage else [task for task in graph.tasks if task.op == "input"]
-    last = stage == plan.pipeline_parallel_degree - 1
+    last = stage == plan.stage_count - 1
     behind = [] if last else _crossing(graph, plan, stage)
     names = [name for name in plan.stages[stage] if name != LOSS_OP]
     module = _extract(exported, nodes, [task.name for task in before], names, None if last else [task.name for task in behind])

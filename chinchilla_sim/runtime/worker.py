@@ -67,7 +67,7 @@ class _Rank:
         self.file: PlanFile = load_plan(folder / "plan.json")
         self.plan: Plan = self.file.plan
         self.spec: JobSpec = self.file.scenario.job
-        self.position, self.replica = self.plan.position[rank]
+        (self.position,), self.replica = self.plan.position[rank]
         self.device = self._device()
         self.groups = self._join()
         self.job: TrainingJob = load_job(*factory_of(self.file.scenario), to_run=True)

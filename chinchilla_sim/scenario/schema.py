@@ -40,7 +40,9 @@ from chinchilla_sim.scenario.fields import (
 
 ModelKind = Literal["builtin", "factory", "formula", "graph"]
 Codec = Literal["none", "fp16", "bf16", "int8"]
-Schedule = Literal["gpipe", "1f1b"]
+Schedule = Literal[
+    "gpipe", "1f1b", "looped-bfs", "interleaved-1f1b", "zb-h1", "zb-h2", "interleaved-zb", "zb-1p", "zb-2p", "zb-v", "dualpipe-v"
+]
 Builtin = Literal["mnist_mlp", "huggingface", "bert", "dlrm", "fraud", "gpt", "resnet", "translation", "unet"]
 WeightFormat = Literal["bf16", "int8", "int4"]
 
@@ -291,6 +293,9 @@ class SearchSpec(_Table):
     microbatch_counts: Counts | None = Field(default=None, description="Allowed microbatch counts per replica.", examples=[[1, 4]])
     schedules: tuple[Schedule, ...] = Field(
         default=("gpipe", "1f1b"), strict=False, min_length=1, description="Allowed schedules.", examples=[["1f1b"]]
+    )
+    stages_per_rank: Counts = Field(
+        default=(2,), description="Stages that a rank has in schedules that loop over the ranks.", examples=[[2, 4]]
     )
     gradient_codecs: tuple[Codec, ...] = Field(
         default=("none",),

@@ -1,128 +1,105 @@
-"""Transfers that share links max-min fairly (Bertsekas & Gallager 1992, progressive filling).
+"""Transfers on a simulated network: links shared max-min fairly, all changes of one instant taken together.
 
-A message first waits the sum of its route's latencies, then its bytes share every link of the route with all
-messages present. Messages between the same two ranks travel in order on one connection, one after the other.
+Two directed edges with the same `medium` share one capacity (half duplex, a bus). A FATPIPE link gives every flow its
+whole bandwidth. Latencies are the caller's business: a flow's bytes move from `start` on.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Any
 
 import simpy
 
-from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.cluster.topology import Cluster, Link
+from chinchilla_sim.simulator.sharing import INFINITE, FairSharing, Group, Route
 
 Edge = tuple[str, str]
-RELATIVE_TOLERANCE = 1e-12
-
-
-@dataclass(eq=False, slots=True)
-class Flow:
-    """A message on its way; `on_arrival(first_byte_s)` is called when the last byte has arrived."""
-
-    route: tuple[Edge, ...]
-    remaining_bytes: float
-    total_bytes: float
-    on_arrival: Callable[[float], None]
-    channel: tuple[int, int]
-    rate: float = 0.0
-    begin_s: float = 0.0
+BEHIND_ALL_OTHERS = 2
+"""SimPy's priority of the sharing: after every event of the same instant."""
 
 
 class FairNetwork:
-    """All transfers of a simulation on a cluster's links."""
+    """All flows of a simulation; `finished(payload)` is called when the last byte of one has arrived.
 
-    def __init__(self, env: simpy.Environment, cluster: Cluster) -> None:
-        self.env, self.cluster = env, cluster
-        self._capacity = {edge: cluster.link(edge).bandwidth_bytes_per_s for edge in cluster.graph.edges}
-        self._active: dict[Flow, None] = {}
-        self._channels: dict[tuple[int, int], deque[Flow]] = {}
-        self._updated_s = 0.0
-        self._version = 0
+    `rates_changed(source, target, bytes_per_s)` tells what all flows between two slots get from now on.
+    """
 
-    def send(self, source: int, target: int, message_bytes: float, on_arrival: Callable[[float], None]) -> None:
-        """Start a message from one device slot to another now."""
-        flow = Flow(self.cluster.route(source, target), message_bytes, message_bytes, on_arrival, (source, target))
-        call_after(self.env, self.cluster.latency_s(source, target), lambda: self._enqueue(flow))
+    def __init__(
+        self,
+        env: simpy.Environment,
+        cluster: Cluster,
+        finished: Callable[[Any], None],
+        rates_changed: Callable[[int, int, float], None] | None = None,
+    ) -> None:
+        self.env, self.cluster, self.finished, self.rates_changed = env, cluster, finished, rates_changed
+        self.numbers: dict[Edge | str, int] = {}
+        capacities: list[float] = []
+        for source, target, link in cluster.graph.edges(data="link"):
+            key = link.medium or (source, target)
+            if key not in self.numbers:
+                self.numbers[key] = len(capacities)
+                capacities.append(link.bandwidth_bytes_per_s)
+            self.numbers[source, target] = self.numbers[key]
+        self.sharing = FairSharing(capacities)
+        self._groups: dict[tuple[int, int, float], Group] = {}
+        self._share_is_due = False
+        self._alarm_s = INFINITE
 
-    def _enqueue(self, flow: Flow) -> None:
-        queue = self._channels.setdefault(flow.channel, deque())
-        queue.append(flow)
-        if len(queue) == 1:
-            self._begin(flow)
+    def start(self, source: int, target: int, flow_bytes: float, payload: Any, weight: float = 1.0) -> None:
+        """Bytes from one slot to another begin to move; `weight` is their priority against others on a link."""
+        key = (source, target, weight)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = self.sharing.group(self._route(source, target), weight)
+        self.sharing.start(group, flow_bytes, self.env.now, payload)
+        self._share_soon()
 
-    def _begin(self, flow: Flow) -> None:
-        flow.begin_s = self.env.now
-        if flow.total_bytes <= 0 or all(self._capacity[edge] == float("inf") for edge in flow.route):
-            self._finish(flow)
-            return
-        self._progress()
-        self._active[flow] = None
-        self._share()
+    def set_bandwidth(self, edge: Edge, bandwidth_bytes_per_s: float) -> None:
+        """A link is slower or faster from now on."""
+        self.sharing.set_capacity(self.numbers[edge], bandwidth_bytes_per_s)
+        self._share_soon()
 
-    def _finish(self, flow: Flow) -> None:
-        queue = self._channels[flow.channel]
-        queue.popleft()
-        flow.on_arrival(flow.begin_s)
-        if queue:
-            self._begin(queue[0])
+    def _route(self, source: int, target: int) -> Route:
+        edges = [(edge, self.cluster.link(edge)) for edge in self.cluster.route(source, target)]
+        shared = tuple(dict.fromkeys(self.numbers[edge] for edge, link in edges if _is_shared(link)))
+        limit = min((link.bandwidth_bytes_per_s for _, link in edges if link.fat_pipe), default=INFINITE)
+        return Route(shared, limit, (source, target))
 
-    def _progress(self) -> None:
-        """Account for the bytes that moved since the last change of rates."""
-        elapsed = self.env.now - self._updated_s
-        self._updated_s = self.env.now
-        for flow in self._active:
-            flow.remaining_bytes -= flow.rate * elapsed
+    def _share_soon(self) -> None:
+        if not self._share_is_due:
+            self._share_is_due = True
+            event = simpy.Event(self.env)
+            event._ok, event._value = True, None
+            event.callbacks = [self._share]
+            self.env.schedule(event, priority=BEHIND_ALL_OTHERS)  # type: ignore[arg-type]
 
-    def _share(self) -> None:
-        """New rates for all flows, and an alarm for the next that finishes."""
-        fair_rates(self._active, self._capacity)
-        self._version += 1
-        if self._active:
-            version = self._version
-            soonest_s = min(max(0.0, flow.remaining_bytes) / flow.rate for flow in self._active)
-            call_after(self.env, soonest_s, lambda: self._alarm(version))
+    def _share(self, _event: simpy.Event | None = None) -> None:
+        self._share_is_due = False
+        changed = self.sharing.share(self.env.now)
+        if self.rates_changed:
+            for group in changed:
+                self.rates_changed(*group.ends_at, group.rate * group.count)
+        self._set_alarm()
 
-    def _alarm(self, version: int) -> None:
-        if version != self._version:
-            return
-        self._progress()
-        done = [flow for flow in self._active if flow.remaining_bytes <= RELATIVE_TOLERANCE * flow.total_bytes]
-        if not done:
-            # The clock's last bit ate the remainder: the flow that set this alarm has finished.
-            done = [min(self._active, key=lambda flow: flow.remaining_bytes / flow.rate)]
-        for flow in done:
-            del self._active[flow]
-        self._share()
-        for flow in done:
-            self._finish(flow)
+    def _set_alarm(self) -> None:
+        due_s = self.sharing.next_s()
+        if due_s < self._alarm_s:
+            self._alarm_s = due_s
+            alarm = simpy.Timeout(self.env, max(0.0, due_s - self.env.now), due_s)
+            alarm.callbacks.append(self._ring)
 
-
-def fair_rates(flows: Iterable[Flow], capacity: dict[Edge, float]) -> None:
-    """Set `rate` of every flow to its max-min fair share: fill all equally, freeze those on the tightest link, repeat."""
-    users: dict[Edge, dict[Flow, None]] = {}
-    unfrozen: dict[Flow, None] = {}
-    for flow in flows:
-        unfrozen[flow] = None
-        for edge in flow.route:
-            users.setdefault(edge, {})[flow] = None
-    left = {edge: capacity[edge] for edge in users}
-    while unfrozen:
-        tightest = min(users, key=lambda edge: left[edge] / len(users[edge]))
-        rate = max(0.0, left[tightest]) / len(users[tightest])
-        for flow in list(users[tightest]):
-            flow.rate = rate
-            del unfrozen[flow]
-            for edge in flow.route:
-                left[edge] -= rate
-                del users[edge][flow]
-                if not users[edge]:
-                    del users[edge]
+    def _ring(self, alarm: simpy.Event) -> None:
+        if alarm.value == self._alarm_s:
+            self._alarm_s = INFINITE
+        done = self.sharing.finish(self.env.now)
+        if done:
+            self._share_soon()
+            for payload in done:
+                self.finished(payload)
+        else:
+            self._set_alarm()
 
 
-def call_after(env: simpy.Environment, delay_s: float, function: Callable[[], None]) -> None:
-    """Run `function` when `delay_s` have passed."""
-    event = env.timeout(delay_s)
-    event.callbacks.append(lambda _event: function())
+def _is_shared(link: Link) -> bool:
+    return not link.fat_pipe and link.bandwidth_bytes_per_s < INFINITE

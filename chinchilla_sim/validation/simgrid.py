@@ -2,23 +2,22 @@
 
 A case is one JSON file: `platform` (hosts with flop/s, directed links with bandwidth, latency and policy SHARED or FATPIPE,
 routes), `tasks` (a DAG of `comm` and `exec` with dependencies and release times) and `results.fair.finish_s` per task. `fair` is
-max-min sharing after the sum of the route's latencies (SimGrid 4.1, Casanova et al. 2014). Each communication gets a connection of
-its own, because SimGrid does not serialise messages of one pair; a FATPIPE link gives each flow its full bandwidth, so every flow gets
-a copy of it.
+max-min sharing after the sum of the route's latencies (SimGrid 4.1, Casanova et al. 2014). Messages of one pair travel side by side.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import simpy
+import networkx as nx
 
-from chinchilla_sim.cluster.topology import Link
-from chinchilla_sim.errors import Mistake, ScenarioError
-from chinchilla_sim.simulator.network import Edge, FairNetwork, call_after
+from chinchilla_sim.cluster.topology import Backend, Cluster, Device, Link
+from chinchilla_sim.errors import Mistake, RunError, ScenarioError
+from chinchilla_sim.simulator.activities import NO_ACTIVITY, ActivityGraph, FlowSpec
+from chinchilla_sim.simulator.engine import play_events
 
 TOLERANCE = 1e-6
 """A case whose worst finish time is further off than this share of it has failed."""
@@ -57,90 +56,48 @@ def check_cases(folder: Path) -> list[CaseResult]:
     return results
 
 
-@dataclass
-class _Platform:
-    """What FairNetwork asks of a cluster, for the links and routes of a case; rank `n` is the n-th communication."""
-
-    links: dict[Edge, Link] = field(default_factory=dict)
-    routes: dict[int, tuple[Edge, ...]] = field(default_factory=dict)
-
-    @property
-    def graph(self) -> _Platform:
-        """The links hang on a graph."""
-        return self
-
-    @property
-    def edges(self) -> list[Edge]:
-        """All links."""
-        return list(self.links)
-
-    def link(self, edge: Edge) -> Link:
-        """A link by its name."""
-        return self.links[edge]
-
-    def route(self, source: int, _target: int) -> tuple[Edge, ...]:
-        """The links of one communication."""
-        return self.routes[source]
-
-    def latency_s(self, source: int, _target: int) -> float:
-        """Sum over the route."""
-        return sum(self.links[edge].latency_s for edge in self.routes[source])
-
-
-def _platform_of(case: dict[str, Any]) -> _Platform:
-    """Links and the route of every communication; a copy of each FATPIPE link per flow."""
-    described = {link["name"]: link for link in case["platform"]["links"]}
-    routes = {(route["src"], route["dst"]): route["links"] for route in case["platform"]["routes"]}
-    platform = _Platform()
-    for task in case["tasks"]:
-        if task["kind"] != "comm":
-            continue
-        edges = []
-        for name in routes[(task["src"], task["dst"])]:
-            edge = (name, str(task["id"]) if described[name]["policy"] == "FATPIPE" else "")
-            platform.links[edge] = Link(described[name]["latency_s"], described[name]["bandwidth_Bps"])
-            edges.append(edge)
-        platform.routes[task["id"]] = tuple(edges)
-    return platform
-
-
 def finish_times_s(case: dict[str, Any]) -> list[float]:
     """Finish time of every task: it starts when its dependencies have finished and its release time has come."""
-    env = simpy.Environment()
-    network = FairNetwork(env, _platform_of(case))  # type: ignore[arg-type]
-    tasks = {task["id"]: task for task in case["tasks"]}
-    speed = {host["name"]: host["speed_flops"] for host in case["platform"]["hosts"]}
-    waiting = {key: len(set(task["deps"])) for key, task in tasks.items()}
-    children: dict[int, list[int]] = {key: [] for key in tasks}
-    finish_s: dict[int, float] = {}
-    for key, task in tasks.items():
-        for parent in set(task["deps"]):
-            children[parent].append(key)
-
-    def finish(key: int) -> None:
-        finish_s[key] = env.now
-        for child in children[key]:
-            waiting[child] -= 1
-            if not waiting[child]:
-                release(child)
-
-    def release(key: int) -> None:
-        call_after(env, max(0.0, tasks[key]["release_s"] - env.now), lambda: start(key))
-
-    def start(key: int) -> None:
-        task = tasks[key]
+    platform, tasks = _Platform(case["platform"]), case["tasks"]
+    graph = ActivityGraph(0)
+    numbers: dict[int, int] = {}
+    for task in tasks:
         if task["kind"] == "exec":
-            call_after(env, task["flops"] / speed[task["host"]], lambda: finish(key))
+            numbers[task["id"]] = graph.add(task["flops"] / platform.speed[task["host"]])
         else:
-            network.send(key, key, task["bytes"], lambda _: finish(key))
+            pair = platform.host[task["src"]], platform.host[task["dst"]]
+            numbers[task["id"]] = graph.add_flow(platform.cluster, FlowSpec(*pair, task["bytes"], *pair))
+    for task in tasks:
+        latency_s = 0.0
+        if task["kind"] == "comm":
+            latency_s = platform.cluster.latency_s(platform.host[task["src"]], platform.host[task["dst"]])
+        # A flow waits its latency after it has started, and it starts no earlier than it is released.
+        start = graph.join([numbers[dep] for dep in sorted(set(task["deps"]))], always=True)
+        graph.link(NO_ACTIVITY, start, task["release_s"])
+        graph.link(start, numbers[task["id"]], latency_s)
+    try:
+        times = play_events(graph, platform.cluster)
+    except RunError as error:
+        raise ValueError("tasks never start: their dependencies wait for each other") from error
+    return [times.finish_s[numbers[task["id"]]] for task in tasks]
 
-    for key in tasks:
-        if not waiting[key]:
-            release(key)
-    env.run()
-    if len(finish_s) < len(tasks):
-        raise ValueError(f"{len(tasks) - len(finish_s)} tasks never start: their dependencies wait for each other")
-    return [finish_s[task["id"]] for task in case["tasks"]]
+
+class _Platform:
+    """A case's platform as a cluster of one device per host, with its own routes."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        self.speed = {host["name"]: host["speed_flops"] for host in data["hosts"]}
+        self.host = {name: index for index, name in enumerate(self.speed)}
+        graph: nx.DiGraph[str] = nx.DiGraph()
+        edge_of = {}
+        for link in data["links"]:
+            edge_of[link["name"]] = edge = (link["name"], "end of " + link["name"])
+            graph.add_edge(*edge, link=Link(link["latency_s"], link["bandwidth_Bps"], fat_pipe=link["policy"] == "FATPIPE"))
+        routes = {
+            (self.host[route["src"]], self.host[route["dst"]]): tuple(edge_of[name] for name in route["links"]) for route in data["routes"]
+        }
+        devices = tuple(Device(name, speed, 0.0) for name, speed in self.speed.items())
+        self.cluster = Cluster(graph, tuple(self.speed), devices, Backend("plain"), fixed_routes=routes)
 
 
 def worst_error(case: dict[str, Any]) -> float:

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chinchilla_sim.cluster.topology import Backend, Cluster, Device, Link
+from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.pricing import Pricing, StagePrice
-from chinchilla_sim.planner.program import Op
+from chinchilla_sim.planner.prices import Exchange, Pricing, StagePrice
 
 
 def cluster_of(count: int, link: Link) -> Cluster:
@@ -35,9 +35,9 @@ def pipeline(stages: int, count: int, schedule: str = "1f1b") -> tuple[Plan, Pri
         gradient_codecs=("none",) * stages,
         activation_codecs=("none",) * (stages - 1),
     )
-    price = StagePrice({Op.F: 1.0, Op.B: 2.0, Op.OPTIM: 0.0}, 2.0, 0.0, 0.0, count)
+    price = StagePrice({Op.F: 1.0, Op.B: 2.0, Op.OPTIM: 0.0}, 0.0, 0.0, 0.0)
     boundaries = (20.0,) * (stages - 1)
-    return plan, Pricing((price,) * stages, boundaries, boundaries, (0.0,) * stages, (0.0,) * stages)
+    return plan, Pricing(((price,),) * stages, boundaries, boundaries, (Exchange("all_reduce"),) * stages)
 
 
 def test_two_stages_by_hand() -> None:
@@ -60,6 +60,8 @@ def test_bound_of_equal_stages_is_the_textbook_step(stages: int, count: int, sch
 def test_ends_and_accumulation_count_by_hand() -> None:
     """One stage, three microbatches: 3 x 3 s, two additions of 0.5 s, then exchange 4 s, packing 1 s and 2 s, optimizer 1 s."""
     plan, pricing = pipeline(1, 3)
-    seconds = {**pricing.ranks[0].action_s, Op.ENCODE_GRAD: 1.0, Op.DECODE_GRAD: 2.0, Op.OPTIM: 1.0}
-    price = replace(pricing.ranks[0], action_s=seconds, later_backward_s=2.5)
-    assert step_lower_bound_s(plan, replace(pricing, ranks=(price,), collective_s=(4.0,)), cluster_of(1, Link(0.0, 1.0))) == 9 + 1 + 8
+    seconds = {**pricing.stages[0][0].action_s, Op.ENCODE_GRAD: 1.0, Op.DECODE_GRAD: 2.0, Op.OPTIM: 1.0}
+    price = replace(pricing.stages[0][0], action_s=seconds, accumulation_s=0.5)
+    plan = replace(plan, gradient_codecs=("int8",))
+    pricing = replace(pricing, stages=((price,),), gradients=(Exchange("all_gather", idle_s=4.0),))
+    assert step_lower_bound_s(plan, pricing, cluster_of(1, Link(0.0, 1.0))) == 9 + 1 + 8

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from chinchilla_sim.planner.plan import Plan, mistakes_of
+from chinchilla_sim.planner.plan import Plan
+from chinchilla_sim.planner.plan_check import mistakes_of
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +27,8 @@ def grid() -> Plan:
 def test_properties_follow_from_the_decisions(grid: Plan) -> None:
     """64 samples over 2 replicas in 4 microbatches are 8 each; rank and (stage, replica) are inverse to each other."""
     assert (grid.pipeline_parallel_degree, grid.data_parallel_degree, grid.rank_count, grid.microbatch_size) == (2, 2, 4, 8)
-    assert grid.position == {0: (0, 0), 1: (1, 0), 2: (0, 1), 3: (1, 1)}
-    assert all(grid.rank_of(*grid.position[rank]) == rank for rank in range(4))
+    assert grid.position == {0: ((0,), 0), 1: ((1,), 0), 2: ((0,), 1), 3: ((1,), 1)}
+    assert all(grid.rank_of(stage, replica) == rank for rank, ((stage,), replica) in grid.position.items())
     assert grid.training and not replace(grid, schedule="forward").training
     assert mistakes_of(grid) == []
 

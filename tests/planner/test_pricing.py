@@ -14,9 +14,11 @@ from chinchilla_sim.cost.collective import ring_all_gather_s, ring_all_reduce_s
 from chinchilla_sim.graph.task import INPUT_OP, Task, TaskGraph
 from chinchilla_sim.graph.trace import trace_job
 from chinchilla_sim.graph.zoo import chain, mlp
+from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.pricing import Pricer, Pricing
-from chinchilla_sim.planner.program import Op
+from chinchilla_sim.planner.prices import Pricing
+from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.program import passes_of
 from chinchilla_sim.scenario.schema import JobSpec
 
 DEVICE = Device(
@@ -63,18 +65,20 @@ CHAIN = chain(4, 40, 12_000.0, 80.0, batch_size=8)
 
 def test_seconds_of_a_stage_by_hand() -> None:
     """Two of four tasks, a quarter of the batch: 2 x 250 flop forward, twice that back, and the fixed times; 3 x 80 B to accumulate."""
-    first = price(CHAIN, plan_of(CHAIN, [2, 4], microbatch_count=4)).ranks[0]
+    first = price(CHAIN, plan_of(CHAIN, [2, 4], microbatch_count=4)).stages[0][0]
     assert first.action_s[Op.F] == pytest.approx(0.5 + 500 / 1000)
     assert first.action_s[Op.B] == pytest.approx(0.25 + 1000 / 1000)
-    assert first.later_backward_s == pytest.approx(first.action_s[Op.B] + 3 * 80 / 10)
+    assert first.compute_s(Op.B, first=False) == pytest.approx(first.action_s[Op.B] + 3 * 80 / 10)
     assert first.action_s[Op.OPTIM] == pytest.approx(2.0 + 28 * 20 / 100)
 
 
 def test_first_backward_pass_alone_does_not_accumulate() -> None:
     """Microbatch 0 writes its gradients, every later one adds to them."""
     pricing = price(CHAIN, plan_of(CHAIN, [4], microbatch_count=4))
-    seconds = [pricing.compute_s(0, Op.B, microbatch) for microbatch in range(4)]
-    assert seconds == [pricing.ranks[0].action_s[Op.B], *[pricing.ranks[0].later_backward_s] * 3]
+    price_of = pricing.stages[0][0]
+    assert price_of.compute_s(Op.B, first=True) == price_of.action_s[Op.B]
+    assert price_of.compute_s(Op.B, first=False) == price_of.action_s[Op.B] + price_of.accumulation_s
+    assert price_of.accumulation_s == 3 * 160 / 10
 
 
 def test_boundary_by_hand() -> None:
@@ -87,7 +91,7 @@ def test_boundary_by_hand() -> None:
 
 def test_activation_codec_is_paid_at_both_ends_by_hand() -> None:
     """fp16 of 20 values: one kernel and 6 B each to pack and to unpack, forward and back."""
-    lower, upper = price(CHAIN, plan_of(CHAIN, [2, 4], activation_codecs=("fp16",))).ranks
+    (lower,), (upper,) = price(CHAIN, plan_of(CHAIN, [2, 4], activation_codecs=("fp16",))).stages
     packing_s = 1.0 + 6 * 20 / 10
     assert (lower.action_s[Op.ENCODE_F], lower.action_s[Op.DECODE_B]) == (packing_s, packing_s)
     assert (upper.action_s[Op.DECODE_F], upper.action_s[Op.ENCODE_B]) == (packing_s, packing_s)
@@ -106,42 +110,46 @@ def test_gradient_exchange_by_hand(codec: str, payload: float) -> None:
     """160 B of gradients: summable ones are reduced in a ring, int8 is gathered; packing copies them into the bucket first."""
     pricing = price(CHAIN, plan_of(CHAIN, [4], replicas=2, gradient_codecs=(codec,)))
     collective = ring_all_gather_s if codec == "int8" else ring_all_reduce_s
-    assert pricing.collective_s == (collective(payload, 2, LINK, Backend("plain")),)
-    assert pricing.collective_sent_bytes == (payload,)
+    (exchange,) = pricing.gradients
+    assert (exchange.payload_bytes, exchange.sent_bytes) == (payload, payload)
+    assert exchange.idle_s == pytest.approx(collective(payload, 2, LINK, Backend("plain")))
     copying_s = 1.0 + 2 * 160 / 10
     encoding_s = {"none": 0.0, "fp16": 1.0 + 6 * 40 / 10, "int8": 5.0 + 29 * 40 / 10}[codec]
     decoding_s = {"none": 0.0, "fp16": 1.0 + 6 * 40 / 10, "int8": 2 * (2.0 + 13 * 40 / 10) + 1.0 + 12 * 40 / 10}[codec]
-    assert pricing.ranks[0].action_s[Op.ENCODE_GRAD] == pytest.approx(copying_s + encoding_s)
-    assert pricing.ranks[0].action_s[Op.DECODE_GRAD] == pytest.approx(decoding_s)
+    assert pricing.stages[0][0].action_s[Op.ENCODE_GRAD] == pytest.approx(copying_s + encoding_s)
+    assert pricing.stages[0][0].action_s[Op.DECODE_GRAD] == pytest.approx(decoding_s)
 
 
 def test_measured_collective_is_preferred() -> None:
     """Where the cluster has a table for so many ranks, seconds are interpolated in it."""
     plan = plan_of(CHAIN, [4], replicas=2)
     cluster = replace(cluster_of(DEVICE, 2), collective_s={("all_reduce", 2): ((0.0, 1.0), (320.0, 5.0))})
-    assert Pricer(CHAIN, cluster, JobSpec(global_batch_size=8)).price(plan).collective_s == (3.0,)
+    assert Pricer(CHAIN, cluster, JobSpec(global_batch_size=8)).price(plan).gradients[0].idle_s == 3.0
 
 
 def test_memory_of_a_rank_by_hand() -> None:
     """Adam holds 16 B per parameter; saved inputs are distinct tensors; two replicas add the bucket and its payload."""
-    alone = price(CHAIN, plan_of(CHAIN, [4], microbatch_count=4)).ranks[0]
-    assert (alone.held_bytes, alone.saved_bytes, alone.in_flight) == (40 * 16, 4 * 20, 4)
-    assert alone.peak_bytes == 640 + 4 * 80
-    pair = price(CHAIN, plan_of(CHAIN, [4], replicas=2, gradient_codecs=("int8",))).ranks[0]
+    alone = price(CHAIN, plan_of(CHAIN, [4], microbatch_count=4)).stages[0][0]
+    assert (alone.held_bytes, alone.saved_bytes) == (40 * 16, 4 * 20)
+    plan = plan_of(CHAIN, [4], microbatch_count=4)
+    assert price(CHAIN, plan).peak_bytes(plan, 0, passes_of(plan, 0)[0]) == 640 + 4 * 80
+    pair = price(CHAIN, plan_of(CHAIN, [4], replicas=2, gradient_codecs=("int8",))).stages[0][0]
     assert pair.held_bytes == 640 + 160 + 2 * 44
 
 
 def test_saved_tensor_counts_once() -> None:
     """ReLU keeps its output and the next layer its input: the same tensor. 784-512-10 keeps input, one hidden, the scores."""
     graph = mlp([784, 512, 10], 64)
-    assert price(graph, plan_of(graph, [4])).ranks[0].saved_bytes == 4 * 64 * (784 + 512 + 10)
+    assert price(graph, plan_of(graph, [4])).stages[0][0].saved_bytes == 4 * 64 * (784 + 512 + 10)
 
 
 def test_inference_keeps_weights_and_one_output() -> None:
     """No gradients, no optimizer state, nothing saved but what the stage hands on."""
     graph = mlp([784, 512, 10], 64, training=False)
-    rank = price(graph, plan_of(graph, [3], schedule="forward"), kind="inference").ranks[0]
-    assert (rank.held_bytes, rank.peak_bytes - rank.held_bytes) == (4 * 407_050, 4 * 64 * 10)
+    plan = plan_of(graph, [3], schedule="forward")
+    pricing = price(graph, plan, kind="inference")
+    held = pricing.held_bytes(plan, 0)
+    assert (held, pricing.peak_bytes(plan, 0, passes_of(plan, 0)[0]) - held) == (4 * 407_050, 4 * 64 * 10)
 
 
 def test_unused_stage_costs_of_a_busy_machine() -> None:
@@ -150,8 +158,8 @@ def test_unused_stage_costs_of_a_busy_machine() -> None:
     cluster = replace(cluster_of(DEVICE, 2), crowded=devices)
     pricer = Pricer(CHAIN, cluster, JobSpec(global_batch_size=8))
     alone, together = pricer.price(plan_of(CHAIN, [4])), pricer.price(plan_of(CHAIN, [2, 4]))
-    assert alone.ranks[0].action_s[Op.F] == pytest.approx(0.5 + 4000 / 1000)
-    assert together.ranks[0].action_s[Op.F] == pytest.approx(0.5 + 2000 / 500)
+    assert alone.stages[0][0].action_s[Op.F] == pytest.approx(0.5 + 4000 / 1000)
+    assert together.stages[0][0].action_s[Op.F] == pytest.approx(0.5 + 2000 / 500)
 
 
 @pytest.fixture(scope="module")
@@ -177,13 +185,13 @@ def test_frozen_weights_are_held(frozen_job: Any, training: bool) -> None:
     """Weights that do not learn take memory: all 144 of them in inference, and beside 16 B for each that learns in training."""
     graph = trace_job(frozen_job, 4, training, "frozen")
     plan = plan_of(graph, [len(graph.compute_tasks)], schedule="gpipe" if training else "forward")
-    held = price(graph, plan, kind="training" if training else "inference").ranks[0].held_bytes
+    held = price(graph, plan, kind="training" if training else "inference").stages[0][0].held_bytes
     assert held == (72 * 4 + 72 * 16 if training else 144 * 4)
 
 
 def test_no_more_buffers_than_receives() -> None:
     """With one microbatch a stage receives one activation or gradient at a time: one buffer of 80 B, not eight."""
-    lower, upper = price(CHAIN, plan_of(CHAIN, [2, 4])).ranks
+    (lower,), (upper,) = price(CHAIN, plan_of(CHAIN, [2, 4])).stages
     assert [rank.held_bytes - 20 * 16 for rank in (lower, upper)] == [80, 80]
 
 
@@ -204,14 +212,14 @@ def test_half_precision_halves_what_crosses() -> None:
     """Without a codec a bf16 job sends 2 B per value and keeps 2 B per saved value."""
     half, full = (price(graph, plan_of(graph, [2, 6]), precision=precision) for precision, graph in half_and_full())
     assert half.boundary_bytes[0] == full.boundary_bytes[0] / 2 == 20
-    assert half.ranks[0].saved_bytes == full.ranks[0].saved_bytes / 2
+    assert half.stages[0][0].saved_bytes == full.stages[0][0].saved_bytes / 2
 
 
 def test_half_precision_halves_memory_traffic() -> None:
     """On a device bound by memory the forward pass of a bf16 job takes half the time of fp32."""
     device = Device("bound by memory", float("inf"), 1e9, memory_bandwidth_bytes_per_s=100.0)
     seconds = {
-        precision: price(graph, plan_of(graph, [5]), device, precision=precision).ranks[0].action_s[Op.F]
+        precision: price(graph, plan_of(graph, [5]), device, precision=precision).stages[0][0].action_s[Op.F]
         for precision, graph in half_and_full()
     }
     assert seconds["bf16"] == pytest.approx(seconds["fp32"] / 2)

@@ -15,9 +15,11 @@ from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.zoo import chain, mlp
 from chinchilla_sim.planner import search as search_module
 from chinchilla_sim.planner.partition import allowed_cuts
-from chinchilla_sim.planner.plan import Plan, mistakes_of
-from chinchilla_sim.planner.pricing import Pricer, Pricing
-from chinchilla_sim.planner.program import Program, lower
+from chinchilla_sim.planner.plan import Plan
+from chinchilla_sim.planner.plan_check import mistakes_of
+from chinchilla_sim.planner.prices import Pricing
+from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.program import Program, lower, passes_of
 from chinchilla_sim.planner.search import SearchResult, fastest_slots, find_plans, placements
 from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
 from chinchilla_sim.simulator.engine import simulate
@@ -67,6 +69,13 @@ clusters = st.builds(
 )
 
 
+def peaks_of(plan: Plan, pricing: Pricing) -> list[float]:
+    """Peak bytes of every rank."""
+    lines = [plan.pipeline(replica) for replica in range(plan.data_parallel_degree)]
+    rows = {rank: row for replica, line in enumerate(lines) for rank, row in zip(line, passes_of(plan, replica), strict=True)}
+    return [pricing.peak_bytes(plan, rank, rows[rank]) for rank in sorted(rows)]
+
+
 @quick
 @given(graphs, clusters, st.sampled_from(["step_time", "cost", "energy"]))
 def test_bounds_never_lose_the_winner(graph: TaskGraph, cluster: Cluster, objective: str) -> None:
@@ -90,8 +99,8 @@ def test_every_plan_is_whole_and_fits(graph: TaskGraph, cluster: Cluster) -> Non
         assert mistakes_of(plan) == []
         assert [name for stage in plan.stages for name in stage] == names
         assert plan.microbatch_size * plan.microbatch_count * plan.data_parallel_degree == graph.batch_size
-        prices = Pricer(graph, cluster, JobSpec(global_batch_size=graph.batch_size)).price(plan).ranks
-        assert all(price.peak_bytes <= cluster.device(slot).memory_bytes for price, slot in zip(prices, plan.slots, strict=True))
+        pricing = Pricer(graph, cluster, JobSpec(global_batch_size=graph.batch_size)).price(plan)
+        assert all(peak <= cluster.device(slot).memory_bytes for peak, slot in zip(peaks_of(plan, pricing), plan.slots, strict=True))
     assert len(set(seen)) == len(seen)
 
 
@@ -264,7 +273,7 @@ def test_cut_that_fits_is_found() -> None:
     pricer = Pricer(graph, cluster, job)
     names = [task.name for task in graph.compute_tasks]
     plans = [replace(best, stages=(tuple(names[:cut]), tuple(names[cut:]))) for cut in range(1, len(names))]
-    peaks = {plan: max(price.peak_bytes for price in pricer.price(plan).ranks) for plan in plans}
+    peaks = {plan: max(peaks_of(plan, pricer.price(plan))) for plan in plans}
     least = min(peaks.values())
     small = cluster_of({"memory": f"{least * 1.001} B"}, {"memory": f"{least * 1.001} B"}, bandwidth="1 Tbit/s", latency="0 s")
     search(graph, small, **allowed)

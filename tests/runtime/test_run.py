@@ -92,9 +92,9 @@ def test_codecs_stay_near_and_send_what_the_plan_says(
     setting = prepare(own)
     pricing = Pricer(setting.graph, setting.cluster, own.job).price(plan)
     for rank in range(4):
-        stage, _ = plan.position[rank]
+        (stage,), _ = plan.position[rank]
         boundary = pricing.boundary_bytes[0] if stage == 0 else pricing.boundary_gradient_bytes[0]
-        assert measurement.timeline.sent_bytes(rank) == pytest.approx(3 * boundary + pricing.collective_sent_bytes[stage])
+        assert measurement.timeline.sent_bytes(rank) == pytest.approx(3 * boundary + pricing.gradients[stage].sent_bytes)
 
 
 def test_network_of_the_article_equals_one_process(tmp_path: Path, single_process: Any) -> None:

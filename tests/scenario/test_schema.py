@@ -238,7 +238,11 @@ def test_a_single_node_needs_no_network() -> None:
             {"minimum_ranks": 4, "maximum_ranks": 2},
             "search.minimum_ranks: is 4, more than maximum_ranks = 2; write a maximum_ranks that is at least minimum_ranks",
         ),
-        ({"schedules": ["1f1B"]}, 'search.schedules.0: must be "gpipe" or "1f1b", not "1f1B"; did you mean \'1f1b\'?'),
+        (
+            {"schedules": ["1f1B"]},
+            'search.schedules.0: must be "gpipe", "1f1b", "looped-bfs", "interleaved-1f1b", "zb-h1", "zb-h2", "interleaved-zb", '
+            '"zb-1p", "zb-2p", "zb-v" or "dualpipe-v", not "1f1B"; did you mean \'1f1b\'?',
+        ),
         (
             {"gradient_codecs": []},
             'search.gradient_codecs: needs at least 1 entry, has 0; write for example gradient_codecs = ["none", "fp16"]',

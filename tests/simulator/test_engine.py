@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from chinchilla_sim.cluster.topology import Backend, Cluster, Device, Link
 from chinchilla_sim.errors import RunError
+from chinchilla_sim.planner.action import Op, parse_action
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.pricing import Pricing, StagePrice
-from chinchilla_sim.planner.program import Op, Program, lower, parse_action
+from chinchilla_sim.planner.prices import Exchange, Pricing, StagePrice
+from chinchilla_sim.planner.program import Program, lower
 from chinchilla_sim.simulator.engine import simulate
 from chinchilla_sim.timeline import Timeline
 
@@ -47,9 +48,13 @@ def grid(stages: int, replicas: int = 1, count: int = 1, schedule: str = "1f1b",
 def prices(plan: Plan, message_bytes: float = 20.0, seconds: Mapping[Op, float] = SECONDS, collective_s: float = 0.0) -> Pricing:
     """Every stage alike: F 1 s, B 2 s, 20 B over a boundary, 100 B held and 10 B saved per microbatch."""
     boundaries = (message_bytes,) * (plan.pipeline_parallel_degree - 1)
-    price = StagePrice(dict(seconds), seconds[Op.B], held_bytes=100.0, saved_bytes=10.0, in_flight=plan.microbatch_count)
+    price = StagePrice(dict(seconds), 0.0, held_bytes=100.0, saved_bytes=10.0)
+    replicas = plan.data_parallel_degree
     stages = plan.pipeline_parallel_degree
-    return Pricing((price,) * plan.rank_count, boundaries, boundaries, (collective_s,) * stages, (7.0,) * stages)
+    exchanges = tuple(
+        Exchange("all_reduce", 8.0, collective_s, 7.0, table=((0.0, collective_s),), orders=(plan.placement[s],)) for s in range(stages)
+    )
+    return Pricing(((price,) * replicas,) * stages, boundaries, boundaries, exchanges)
 
 
 def spans_of(timeline: Timeline, rank: int, *streams: str) -> list[tuple[str, float, float]]:
@@ -138,8 +143,9 @@ def test_collective_waits_for_the_slower_replica_by_hand() -> None:
     """A replica that is done at second 3 waits until the other joins at second 6."""
     plan = grid(1, replicas=2)
     pricing = prices(plan, seconds={**SECONDS, Op.ENCODE_GRAD: 0.0}, collective_s=1.0)
-    slow = replace(pricing.ranks[1], action_s={**pricing.ranks[1].action_s, Op.F: 4.0})
-    timeline = simulate(lower(plan), replace(pricing, ranks=(pricing.ranks[0], slow)), cables(2, PLAIN, LINK))
+    first, second = pricing.stages[0]
+    slow = replace(second, action_s={**second.action_s, Op.F: 4.0})
+    timeline = simulate(lower(plan), replace(pricing, stages=((first, slow),)), cables(2, PLAIN, LINK))
     assert [spans_of(timeline, rank, "collective") for rank in (0, 1)] == [[("0REDUCE_GRAD", 6, 7)]] * 2
 
 
@@ -147,7 +153,7 @@ def test_later_microbatches_accumulate_by_hand() -> None:
     """The first backward pass takes B, each later one B and the addition of its gradients."""
     plan = grid(1, count=3, schedule="gpipe")
     pricing = prices(plan)
-    pricing = replace(pricing, ranks=(replace(pricing.ranks[0], later_backward_s=2.5),))
+    pricing = replace(pricing, stages=((replace(pricing.stages[0][0], accumulation_s=0.5),),))
     timeline = simulate(lower(plan), pricing, cables(1, PLAIN, LINK))
     assert spans_of(timeline, 0)[3:] == [("0B0", 3, 5), ("0B1", 5, 7.5), ("0B2", 7.5, 10), ("0OPTIM", 10, 10)]
 
@@ -184,25 +190,29 @@ def test_pipeline_that_only_goes_forward(stages: int, count: int, latency_s: flo
 @pytest.mark.parametrize(
     ("rows", "waiting"),
     [
-        (("0RECV_B0 0B0 0F0 0SEND_F0", "1RECV_F0 1F0 1B0 1SEND_B0"), "rank 0 waits at 0B0; rank 1 waits at 1F0"),
-        (("0RECV_B0 0F0 0B0", "1RECV_F0 1F0 1B0 1SEND_B0"), "rank 0 waits at 0B0; rank 1 waits at 1F0"),
-        (("0RECV_B0 0F0 0SEND_F0 0B0", "1RECV_F0 1F0 1B0"), "rank 0 waits at 0B0"),
+        (
+            ("0RECV_B0 0B0 0F0 0SEND_F0", "1RECV_F0 1F0 1B0 1SEND_B0"),
+            "deadlocks: 0B0 of rank 0 waits for 1SEND_B0 of rank 1 waits for 1B0 of rank 1 waits for 1F0 of rank 1 "
+            "waits for 0SEND_F0 of rank 0 waits for 0F0 of rank 0 waits for 0B0 of rank 0",
+        ),
+        (("0RECV_B0 0F0 0B0", "1RECV_F0 1F0 1B0 1SEND_B0"), "loses messages: 1RECV_F0 of rank 1 has no send"),
+        (("0RECV_B0 0F0 0SEND_F0 0B0", "1RECV_F0 1F0 1B0"), "loses messages: 0RECV_B0 of rank 0 has no send"),
     ],
     ids=["both-wait", "no-send-forward", "no-send-back"],
 )
 @pytest.mark.parametrize("backend", [PLAIN, RENDEZVOUS], ids=lambda backend: backend.name)
-def test_deadlock_names_the_waiting_ranks(backend: Backend, rows: tuple[str, str], waiting: str) -> None:
-    """A program that cannot end is a RunError that tells who waits where."""
+def test_what_cannot_end_is_told_with_its_cycle(backend: Backend, rows: tuple[str, str], waiting: str) -> None:
+    """A program that cannot end is a RunError that tells the cycle of waiting actions, or which message misses an end."""
     plan = grid(2)
     with pytest.raises(RunError) as caught:
         simulate(typed(plan, *rows), prices(plan), cables(2, backend, LINK))
-    assert str(caught.value) == f"the program deadlocks: {waiting}"
+    assert str(caught.value) == f"the program {waiting}"
 
 
 def test_collective_that_one_replica_leaves_out_is_a_deadlock() -> None:
-    """The other replica waits at its optimizer."""
+    """The other replica waits for it."""
     plan = grid(1, replicas=2)
-    with pytest.raises(RunError, match=r"rank 0 waits at 0OPTIM$"):
+    with pytest.raises(RunError, match="0REDUCE_GRAD of rank 0 waits for rank 1, which never joins"):
         simulate(typed(plan, "0F0 0B0 0REDUCE_GRAD 0OPTIM", "0F0 0B0 0OPTIM"), prices(plan), cables(2, PLAIN, LINK))
 
 

@@ -16,10 +16,13 @@ from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.collective import sent_bytes
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.zoo import chain, mlp
+from chinchilla_sim.planner.action import COMPUTES, SENDS, Action, Op, message_of
 from chinchilla_sim.planner.bound import step_lower_bound_s
-from chinchilla_sim.planner.plan import Plan, mistakes_of
-from chinchilla_sim.planner.pricing import Pricer, Pricing
-from chinchilla_sim.planner.program import COMPUTES, SENDS, Op, lower, message_of, needs
+from chinchilla_sim.planner.plan import Plan
+from chinchilla_sim.planner.plan_check import mistakes_of
+from chinchilla_sim.planner.prices import Pricing
+from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.program import lower, needs, passes_of
 from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec
 from chinchilla_sim.simulator.engine import simulate
 from chinchilla_sim.timeline import Timeline
@@ -125,7 +128,7 @@ def test_no_step_is_shorter_than_its_busiest_rank(case: Case) -> None:
     """step >= compute of every rank, and that is the sum of its priced actions: nothing is lost, nothing overlaps itself."""
     timeline, pricing, program = case.play(), case.pricing, lower(case.plan)
     for rank, row in enumerate(program.actions):
-        priced_s = sum(pricing.compute_s(rank, action.op, action.microbatch) for action in row if action.op in COMPUTES)
+        priced_s = priced_seconds(case.plan, pricing, rank, row)
         assert timeline.busy_s(rank) == pytest.approx(priced_s)
         assert priced_s <= timeline.step_s * TIGHT
         compute = timeline.spans_of(rank, "compute")
@@ -170,9 +173,11 @@ def test_what_is_sent_is_received(case: Case) -> None:
 def test_memory_rises_to_its_price_and_falls_back(case: Case) -> None:
     """The most that a rank holds is what the planner checked against its memory; at the end the activations are gone."""
     timeline, pricing = case.play(), case.pricing
-    for rank, price in enumerate(pricing.ranks):
-        assert timeline.peak_memory_bytes(rank) == pytest.approx(price.peak_bytes)
-        assert [sample.held_bytes for sample in timeline.memory if sample.rank == rank][-1] == pytest.approx(price.held_bytes)
+    for replica in range(case.plan.data_parallel_degree):
+        for rank, passes in zip(case.plan.pipeline(replica), passes_of(case.plan, replica), strict=True):
+            held = pricing.held_bytes(case.plan, rank)
+            assert timeline.peak_memory_bytes(rank) == pytest.approx(pricing.peak_bytes(case.plan, rank, passes))
+            assert [sample.held_bytes for sample in timeline.memory if sample.rank == rank][-1] == pytest.approx(held)
 
 
 @laws
@@ -180,6 +185,17 @@ def test_memory_rises_to_its_price_and_falls_back(case: Case) -> None:
 def test_same_input_gives_the_same_timeline(case: Case) -> None:
     """Two simulations agree to the last bit of every span, in the same order."""
     assert json.dumps(case.play().to_dict()) == json.dumps(case.play().to_dict())
+
+
+def priced_seconds(plan: Plan, pricing: Pricing, rank: int, row: tuple[Action, ...]) -> float:
+    """Sum of the prices of a rank's compute actions."""
+    replica, started, total = plan.position[rank][1], set(), 0.0
+    for action in row:
+        if action.op in COMPUTES:
+            total += pricing.stages[action.stage][replica].compute_s(action.op, action.stage not in started)
+            if action.op in (Op.B, Op.W):
+                started.add(action.stage)
+    return total
 
 
 def with_links(cluster: Cluster, bandwidth: float, latency: float) -> Cluster:
@@ -225,7 +241,7 @@ def interpret(case: Case) -> dict[tuple[int, str], tuple[float, float]]:
 
     def transfer(rank: int, index: int) -> None:
         action = rows[rank][index]
-        _stage, replica = plan.position[rank]
+        replica = plan.position[rank][1]
         direction, boundary, microbatch = message_of(action)
         lower_rank, upper_rank = plan.rank_of(boundary, replica), plan.rank_of(boundary + 1, replica)
         source, target = (lower_rank, upper_rank) if direction == "F" else (upper_rank, lower_rank)
@@ -250,14 +266,15 @@ def interpret(case: Case) -> dict[tuple[int, str], tuple[float, float]]:
                 if action.op is Op.REDUCE_GRAD:
                     joined[action.stage].append(clock[rank])
                     if len(joined[action.stage]) == plan.data_parallel_degree:
-                        end_s = max(joined[action.stage]) + pricing.collective_s[action.stage]
+                        end_s = max(joined[action.stage]) + pricing.gradients[action.stage].idle_s
                         done |= {(member, Op.REDUCE_GRAD, None): end_s for member in plan.placement[action.stage]}
                 elif action.op in COMPUTES:
                     awaited = [(rank, op, action.microbatch) for op in needs(action) if (op, action.microbatch) in expected[rank]]
                     if not all(key in done for key in awaited):
                         break
                     start_s = max([clock[rank], *(done[key] for key in awaited)])
-                    clock[rank] = start_s + pricing.compute_s(rank, action.op, action.microbatch)
+                    first = not (action.op is Op.B and any((rank, f"{action.stage}B{m}") in spans for m in range(plan.microbatch_count)))
+                    clock[rank] = start_s + pricing.stages[action.stage][plan.position[rank][1]].compute_s(action.op, first)
                     spans[(rank, str(action))] = (start_s, clock[rank])
                 else:
                     transfer(rank, place[rank])

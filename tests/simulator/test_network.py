@@ -10,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chinchilla_sim.cluster.topology import Backend, Cluster, Device, Link
-from chinchilla_sim.simulator.network import Edge, FairNetwork, Flow, call_after, fair_rates
+from chinchilla_sim.simulator.activities import NO_ACTIVITY, ActivityGraph, FlowSpec
+from chinchilla_sim.simulator.engine import play_events
+from chinchilla_sim.simulator.network import Edge, FairNetwork
+from chinchilla_sim.simulator.sharing import FairSharing, Route
 
 EDGES: list[Edge] = [(str(index), str(index + 1)) for index in range(6)]
 capacities = st.lists(st.integers(1, 1000), min_size=len(EDGES), max_size=len(EDGES))
@@ -18,10 +21,13 @@ routes = st.lists(st.lists(st.sampled_from(EDGES), min_size=1, max_size=4, uniqu
 
 
 def rates_of(routes: list[list[Edge]], capacity: list[int]) -> list[float]:
-    """Rate of each flow by the engine's own solver."""
-    flows = [Flow(tuple(route), 1.0, 1.0, lambda _: None, (0, 0)) for route in routes]
-    fair_rates(flows, dict(zip(EDGES, map(float, capacity), strict=True)))
-    return [flow.rate for flow in flows]
+    """Rate of each flow by the network's own solver."""
+    sharing = FairSharing(list(map(float, capacity)))
+    groups = [sharing.group(Route(tuple(EDGES.index(edge) for edge in route))) for route in routes]
+    for group in groups:
+        sharing.start(group, 1.0, 0.0)
+    sharing.share(0.0)
+    return [group.rate for group in groups]
 
 
 def water_levels(routes: list[list[Edge]], capacity: list[int]) -> list[Fraction]:
@@ -85,30 +91,22 @@ def star() -> Cluster:
 Sent = tuple[float, int, int, float]
 
 
-@pytest.fixture
-def play(star: Cluster) -> Callable[[list[Sent]], list[tuple[float, float]]]:
+def play_on(cluster: Cluster, messages: list[Sent]) -> list[tuple[float, float]]:
     """Send messages (time, source, target, bytes) and tell when the first byte left and the last arrived."""
-
-    def run(messages: list[Sent]) -> list[tuple[float, float]]:
-        env = simpy.Environment()
-        network = FairNetwork(env, star)
-        arrived: dict[int, tuple[float, float]] = {}
-
-        def start(index: int, source: int, target: int, size: float) -> None:
-            def note(first_byte_s: float) -> None:
-                arrived[index] = (first_byte_s, env.now)
-
-            network.send(source, target, size, note)
-
-        for index, (time, source, target, size) in enumerate(messages):
-            call_after(env, time, lambda args=(index, source, target, size): start(*args))  # type: ignore[misc]
-        env.run()
-        return [arrived[index] for index in range(len(messages))]
-
-    return run
+    graph = ActivityGraph(0)
+    for time_s, source, target, size in messages:
+        flow = graph.add_flow(cluster, FlowSpec(source, target, size, 0, 0))
+        graph.link(NO_ACTIVITY, flow, time_s + cluster.latency_s(source, target))
+    return list(zip(*play_events(graph, cluster), strict=True))
 
 
 Play = Callable[[list[Sent]], list[tuple[float, float]]]
+
+
+@pytest.fixture
+def play(star: Cluster) -> Play:
+    """Messages on the star."""
+    return lambda messages: play_on(star, messages)
 
 
 def test_one_message_takes_latency_and_bytes(play: Play) -> None:
@@ -131,9 +129,53 @@ def test_ways_there_and_back_do_not_meet(play: Play) -> None:
     assert play([(0, 0, 1, 20), (0, 1, 0, 20), (0, 2, 3, 20)]) == [(2, 4)] * 3
 
 
-def test_messages_of_one_pair_keep_their_order(play: Play) -> None:
-    """One connection: a short message waits for the long one that was sent before it to the same rank."""
-    assert play([(0, 0, 1, 40), (0, 0, 1, 10)]) == [(2, 6), (6, 7)]
+def test_messages_of_one_pair_share_the_links(play: Play) -> None:
+    """Side by side: 10 B each at half the rate, then the long one alone (order on a connection is the lowering's business)."""
+    assert play([(0, 0, 1, 40), (0, 0, 1, 10)]) == [(2, 7), (2, 4)]
+
+
+def test_half_duplex_cable_is_shared_by_both_directions() -> None:
+    """Two links of one medium: 20 B each way take as long as 40 B one way."""
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    for edge in (("a", "b"), ("b", "a")):
+        graph.add_edge(*edge, link=Link(1.0, 10.0, medium="a-b"))
+    cluster = Cluster(graph, ("a", "b"), (Device("d", 1.0, 1.0),) * 2, Backend("plain"))
+    assert play_on(cluster, [(0, 0, 1, 20), (0, 1, 0, 20)]) == [(1, 5), (1, 5)]
+
+
+def test_fat_pipe_gives_everyone_its_whole_bandwidth() -> None:
+    """Three flows over a FATPIPE link of 10 B/s: each has 10 B/s."""
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    graph.add_edge("a", "b", link=Link(0.0, 10.0, fat_pipe=True))
+    cluster = Cluster(graph, ("a", "b"), (Device("d", 1.0, 1.0),) * 2, Backend("plain"))
+    assert play_on(cluster, [(0, 0, 1, 20)] * 3) == [(0, 2)] * 3
+
+
+def test_priority_is_a_weight() -> None:
+    """A flow of weight 3 gets three quarters of the link: 30 B and 30 B on 10 B/s end after 4 and 6 s."""
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    graph.add_edge("a", "b", link=Link(0.0, 10.0))
+    cluster = Cluster(graph, ("a", "b"), (Device("d", 1.0, 1.0),) * 2, Backend("plain"))
+    env, done = simpy.Environment(), {}
+    network = FairNetwork(env, cluster, lambda name: done.setdefault(name, env.now))
+    network.start(0, 1, 30.0, "first", weight=3.0)
+    network.start(0, 1, 30.0, "second")
+    env.run()
+    assert done == {"first": 4.0, "second": 6.0}
+
+
+def test_link_that_slows_and_drops_for_a_while() -> None:
+    """100 B at 10 B/s: 20 B in 2 s, nothing for 3 s, 5 B/s from then on: 16 s more."""
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    graph.add_edge("a", "b", link=Link(0.0, 10.0))
+    cluster = Cluster(graph, ("a", "b"), (Device("d", 1.0, 1.0),) * 2, Backend("plain"))
+    env, done = simpy.Environment(), []
+    network = FairNetwork(env, cluster, lambda _: done.append(env.now))
+    network.start(0, 1, 100.0, None)
+    for time_s, bandwidth in ((2.0, 0.0), (5.0, 5.0)):
+        simpy.Timeout(env, time_s, bandwidth).callbacks.append(lambda event: network.set_bandwidth(("a", "b"), event.value))
+    env.run()
+    assert done == [21.0]
 
 
 def test_empty_message_takes_the_latency(play: Play) -> None:
@@ -164,14 +206,7 @@ def test_company_never_makes_a_message_faster(messages: list[Sent]) -> None:
         for edge in ((slot, "switch"), ("switch", slot)):
             graph.add_edge(*edge, link=Link(1.0, 10.0))
     cluster = Cluster(graph, tuple("abcd"), (Device("d", 1.0, 1.0),) * 4, Backend("plain"))
-    env = simpy.Environment()
-    network = FairNetwork(env, cluster)
-    done: dict[int, float] = {}
-    for index, (time, source, target, size) in enumerate(messages):
-        arrival = lambda _, index=index: done.setdefault(index, env.now)  # noqa: E731
-        call_after(env, time, lambda args=(source, target, size, arrival): network.send(*args))  # type: ignore[misc]
-    env.run()
-    assert len(done) == len(messages)
+    done = [finish_s for _, finish_s in play_on(cluster, messages)]
     for index, (time, _, _, size) in enumerate(messages):
         assert done[index] >= (time + 2 + size / 10) * (1 - 1e-9)
     for end in range(4):

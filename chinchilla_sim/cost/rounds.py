@@ -1,0 +1,97 @@
+"""Who sends how much to whom in a collective, round by round.
+
+A round is a list of transfers (from member, to member, bytes). A member sends in a round when it is through with the
+round before. p members with n payload bytes each:
+
+    ring               all-reduce 2 (p-1) rounds of n/p, reduce-scatter p - 1 of n/p, all-gather p - 1 of n
+    halving-doubling   all-reduce 2 log2 p rounds of n/2, n/4 .. and back (p a power of two; Thakur et al. 2005)
+    tree               all-reduce 2 log2 p rounds of n, up and down a binomial tree: few hops, for small messages
+    direct             all-to-all p - 1 rounds of n/p; all-gather p - 1 rounds of n
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.cost.collective import hop_latencies, is_power_of_two, window_excess_s
+
+Transfer = tuple[int, int, float]
+Round = list[Transfer]
+
+
+def rounds_of(kind: str, algorithm: str, members: int, payload_bytes: float) -> list[Round]:
+    """Transfers of a collective among members 0..p-1; ValueError where the algorithm cannot do it.
+
+    >>> rounds_of("all_reduce", "ring", 2, 8.0)
+    [[(0, 1, 4.0), (1, 0, 4.0)], [(0, 1, 4.0), (1, 0, 4.0)]]
+    """
+    build = _ROUNDS.get((kind, algorithm))
+    if build is None or (algorithm == "halving-doubling" and not is_power_of_two(members)):
+        raise ValueError(f"{algorithm} makes no {kind} of {members} members")
+    return build(members, payload_bytes)
+
+
+def _ring(count: Callable[[int], int], share: Callable[[int], float]) -> Callable[[int, float], list[Round]]:
+    def build(members: int, payload: float) -> list[Round]:
+        size = payload * share(members)
+        return [[(member, (member + 1) % members, size) for member in range(members)] for _ in range(count(members))]
+
+    return build
+
+
+def _direct(share: Callable[[int], float]) -> Callable[[int, float], list[Round]]:
+    def build(members: int, payload: float) -> list[Round]:
+        size = payload * share(members)
+        return [[(member, (member + hop) % members, size) for member in range(members)] for hop in range(1, members)]
+
+    return build
+
+
+def _halving_doubling(members: int, payload: float) -> list[Round]:
+    halving = []
+    distance, size = members // 2, payload / 2
+    while distance:
+        halving.append([(member, member ^ distance, size) for member in range(members)])
+        distance, size = distance // 2, size / 2
+    return [*halving, *reversed(halving)]
+
+
+def _tree(members: int, payload: float) -> list[Round]:
+    up = []
+    distance = 1
+    while distance < members:
+        up.append([(member, member - distance, payload) for member in range(distance, members, 2 * distance)])
+        distance *= 2
+    return [*up, *([(target, source, size) for source, target, size in step] for step in reversed(up))]
+
+
+_ROUNDS: dict[tuple[str, str], Callable[[int, float], list[Round]]] = {
+    ("all_reduce", "ring"): _ring(lambda p: 2 * (p - 1), lambda p: 1 / p),
+    ("reduce_scatter", "ring"): _ring(lambda p: p - 1, lambda p: 1 / p),
+    ("all_gather", "ring"): _ring(lambda p: p - 1, lambda _: 1.0),
+    ("all_gather", "direct"): _direct(lambda _: 1.0),
+    ("all_to_all", "direct"): _direct(lambda p: 1 / p),
+    ("all_reduce", "halving-doubling"): _halving_doubling,
+    ("all_reduce", "tree"): _tree,
+}
+
+
+def hop_s(cluster: Cluster, source: int, target: int) -> float:
+    """Seconds from the end of one round to the first byte of the next between two slots."""
+    backend = cluster.backend
+    back_s = cluster.latency_s(target, source) if hop_latencies(backend) == 2 else 0.0
+    return cluster.latency_s(source, target) + back_s + backend.collective_hop_s
+
+
+def rounds_lower_bound_s(cluster: Cluster, kind: str, algorithm: str, order: Sequence[int], payload_bytes: float) -> float:
+    """What the busiest member's own sends take one behind the other on idle links: exact where all links are alike."""
+    header = cluster.backend.header_factor
+    seconds = [0.0] * len(order)
+    rounds = rounds_of(kind, algorithm, len(order), payload_bytes)
+    alike = len(rounds) if algorithm == "ring" else 1  # all rounds of a ring are the same
+    for transfers in rounds[:1] if alike > 1 else rounds:
+        for source, target, size in transfers:
+            pair = order[source], order[target]
+            seconds[source] += alike * (hop_s(cluster, *pair) + size * header / cluster.bandwidth_bytes_per_s(*pair))
+    return max(seconds) + window_excess_s(kind, payload_bytes, len(order), cluster.slowest_pair(order), cluster.backend)

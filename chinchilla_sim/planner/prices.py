@@ -1,0 +1,113 @@
+"""Prices: what every action of a plan costs in seconds and bytes, as `pricing.py` fills them in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from chinchilla_sim.planner.action import Action, Op
+from chinchilla_sim.planner.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Neighbouring tasks of a stage whose weights travel together: their share of its passes, and their bytes."""
+
+    forward_share: float
+    backward_share: float
+    parameter_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class StagePrice:
+    """One stage of one replica on its rank.
+
+    `action_s` is per microbatch (or step); `accumulation_s` comes on top of every backward pass but the first.
+    `blocking_s` are collectives inside a pass, for which it waits (tensor, sequence, context and expert parallelism).
+    `held_bytes` are there all the time; a microbatch adds `saved_bytes` from its F on, of which `kept_bytes` stay from
+    its I until its W, and `transient_bytes` while its backward pass runs (recompute).
+    """
+
+    action_s: dict[Op, float]
+    accumulation_s: float
+    held_bytes: float
+    saved_bytes: float
+    kept_bytes: float = 0.0
+    transient_bytes: float = 0.0
+    blocking_s: dict[Op, float] = field(default_factory=dict)
+    buckets: tuple[Bucket, ...] = ()
+
+    def compute_s(self, op: Op, first: bool = True) -> float:
+        """Seconds of a compute action; the `first` backward pass of a step has nothing to add its gradients to."""
+        return self.action_s[op] + (self.accumulation_s if op in (Op.B, Op.W) and not first else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A collective among the replicas of a stage: `payload_bytes` of each device.
+
+    `orders` are the slots in the order of the ring, one for each device of a rank. `idle_s` is from the measured `table` of
+    (bytes, seconds) where there is one, else what the rounds of the `algorithm` take at least.
+    """
+
+    kind: str
+    payload_bytes: float = 0.0
+    idle_s: float = 0.0
+    sent_bytes: float = 0.0
+    table: tuple[tuple[float, float], ...] = ()
+    algorithm: str = "ring"
+    orders: tuple[tuple[int, ...], ...] = ()
+
+
+NO_EXCHANGE = Exchange("all_reduce")
+
+
+@dataclass(frozen=True, slots=True)
+class Pricing:
+    """`stages[s][d]`; `boundary_bytes[s]` and `boundary_gradient_bytes[s]` are payloads of one microbatch behind stage s.
+
+    `gradients[s]` is the exchange of all gradients of stage s, `weights[s]` the all-gather of its sharded weights (ZeRO).
+    """
+
+    stages: tuple[tuple[StagePrice, ...], ...]
+    boundary_bytes: tuple[float, ...]
+    boundary_gradient_bytes: tuple[float, ...]
+    gradients: tuple[Exchange, ...]
+    weights: tuple[Exchange, ...] = ()
+
+    def message_bytes(self, direction: str, boundary: int) -> float:
+        """Payload of one message over a boundary."""
+        return (self.boundary_bytes if direction == "F" else self.boundary_gradient_bytes)[boundary]
+
+    def held_bytes(self, plan: Plan, rank: int) -> float:
+        """Bytes that a rank holds all the time."""
+        stages, replica = plan.position[rank]
+        return sum(self.stages[stage][replica].held_bytes for stage in stages)
+
+    def peak_bytes(self, plan: Plan, rank: int, passes: Sequence[Action]) -> float:
+        """Most bytes that a rank holds at once while it plays these passes."""
+        stages, replica = plan.position[rank]
+        prices = {stage: self.stages[stage][replica] for stage in stages}
+        held = sum(price.held_bytes for price in prices.values())
+        if not plan.training:
+            return held + max(price.saved_bytes for price in prices.values())
+        peak = held
+        for action in passes:
+            before, after = memory_change(prices[action.stage], action.op)
+            peak = max(peak, held + before)
+            held += after
+        return peak
+
+
+def memory_change(price: StagePrice, op: Op) -> tuple[float, float]:
+    """Bytes that a pass adds while it runs, and those that it leaves behind (negative where it frees).
+
+    A microbatch whose activations are recomputed holds all of them from its backward pass (or I) on.
+    """
+    if op is Op.F:
+        return price.saved_bytes, price.saved_bytes
+    if op is Op.B:
+        return price.transient_bytes, -price.saved_bytes
+    if op is Op.I:
+        return price.transient_bytes, price.kept_bytes - price.saved_bytes
+    return (0.0, -price.kept_bytes) if op is Op.W else (0.0, 0.0)

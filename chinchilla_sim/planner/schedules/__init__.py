@@ -1,0 +1,1 @@
+"""In which order does a rank run the passes of its stages?"""

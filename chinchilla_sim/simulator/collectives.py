@@ -1,0 +1,97 @@
+"""Collectives as flows on the network: the rounds of `cost/rounds.py` between device slots.
+
+Every hop costs the route's latency, under rendezvous the "ready" back as well, and the backend's fixed time. A
+hierarchical all-reduce is a ring reduce-scatter within each node, rings across nodes (one for each place in a node),
+and a ring all-gather within each node. A ring with more than MOST_FLOWS transfers is folded: each member sends all its
+rounds as one flow, which takes as long where links are alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.cost.collective import interpolate_s, window_excess_s
+from chinchilla_sim.cost.rounds import hop_s, rounds_of
+from chinchilla_sim.planner.prices import Exchange
+from chinchilla_sim.simulator.activities import ActivityGraph, FlowSpec
+
+MOST_FLOWS = 4096
+
+
+def add_exchange(
+    graph: ActivityGraph, cluster: Cluster, exchange: Exchange, share: float, rank_of_slot: Mapping[int, int], entry: int
+) -> int:
+    """A share of an exchange behind `entry`; returns the activity with which it has ended.
+
+    With a measured table it takes that long. Otherwise its flows share the network: one ring (or tree) for each device of a rank.
+    """
+    payload = exchange.payload_bytes * share
+    if not payload or not exchange.orders:
+        return graph.add(0.0, after=entry)
+    if exchange.table:
+        return graph.add(interpolate_s(exchange.table, payload), after=entry)
+    return graph.join(
+        [add_rounds(graph, cluster, exchange.kind, exchange.algorithm, order, rank_of_slot, payload, entry) for order in exchange.orders]
+    )
+
+
+def add_rounds(
+    graph: ActivityGraph,
+    cluster: Cluster,
+    kind: str,
+    algorithm: str,
+    order: Sequence[int],
+    rank_of_slot: Mapping[int, int],
+    payload: float,
+    entry: int,
+) -> int:
+    """Flows of one collective among slots in ring order behind `entry`; returns its end."""
+    if algorithm == "hierarchical":
+        return _add_hierarchical(graph, cluster, kind, order, rank_of_slot, payload, entry)
+    rounds = rounds_of(kind, algorithm, len(order), payload)
+    hops = 1
+    if algorithm == "ring" and sum(map(len, rounds)) > MOST_FLOWS:
+        hops = len(rounds)
+        rounds = [[(source, target, size * hops) for source, target, size in rounds[0]]]
+    last: list[list[int]] = [[entry] for _ in order]
+    for transfers in rounds:
+        now: dict[int, list[int]] = {}
+        for source, target, size in transfers:
+            slots = order[source], order[target]
+            wire_bytes = size * cluster.backend.header_factor
+            flow = graph.add_flow(cluster, FlowSpec(*slots, wire_bytes, rank_of_slot[slots[0]], rank_of_slot[slots[1]]))
+            # The receiver takes part when it is through with its round before, too.
+            for before in dict.fromkeys((*last[source], *last[target])):
+                graph.link(before, flow, hops * hop_s(cluster, *slots))
+            now.setdefault(source, []).append(flow)
+            now.setdefault(target, []).append(flow)
+        for member, flows in now.items():
+            last[member] = flows
+    end = graph.join(dict.fromkeys(flow for flows in last for flow in flows), always=True)
+    excess_s = window_excess_s(kind, payload, len(order), cluster.slowest_pair(order), cluster.backend)
+    return graph.add(excess_s, after=end) if excess_s else end
+
+
+def _add_hierarchical(
+    graph: ActivityGraph, cluster: Cluster, kind: str, order: Sequence[int], rank_of_slot: Mapping[int, int], payload: float, entry: int
+) -> int:
+    """All-reduce in three steps: within nodes, across nodes (one ring for each place in a node), within nodes."""
+    nodes: dict[str, list[int]] = {}
+    for slot in order:
+        nodes.setdefault(cluster.slots[slot].rpartition("/")[0], []).append(slot)
+    sizes = {len(members) for members in nodes.values()}
+    if kind != "all_reduce" or len(sizes) != 1:
+        raise ValueError(f"hierarchical makes no {kind} over nodes with {sorted(sizes)} members")
+    (width,) = sizes
+    local = list(nodes.values())
+    after = entry
+    if width > 1:
+        after = graph.join([add_rounds(graph, cluster, "reduce_scatter", "ring", row, rank_of_slot, payload, after) for row in local], True)
+    if len(local) > 1:
+        across = [[row[place] for row in local] for place in range(width)]
+        after = graph.join([add_rounds(graph, cluster, kind, "ring", row, rank_of_slot, payload / width, after) for row in across], True)
+    if width > 1:
+        gathers = [add_rounds(graph, cluster, "all_gather", "ring", row, rank_of_slot, payload / width, after) for row in local]
+        after = graph.join(gathers, True)
+    return after
