@@ -84,26 +84,33 @@ def plan(scenario: Path, *, overrides: Overrides = None, output: Output = None, 
 def simulate(*plans: Path, overrides: Overrides = None, as_json: AsJson = False, force: Force = False) -> None:
     """Simulate one step of given plans, also on another cluster, and compare them in one table.
 
+    With [disturbances] in the scenario (jitter, stragglers, links that slow down, traffic, failures) a second table tells the
+    spread of the step time and the goodput.
+
     Parameters
     ----------
     plans
         Plan files (plan.json).
     """
-    from chinchilla_sim.report.listing import simulated_dict, simulated_table
-    from chinchilla_sim.workflow import open_plan, simulate_plan
+    from chinchilla_sim.report.listing import disturbed_dict, disturbed_table, simulated_dict, simulated_table
+    from chinchilla_sim.workflow import disturb_plan, open_plan, simulate_plan
 
     if not plans:
         raise ScenarioError([Mistake("", "no plan named", "chinchilla simulate PLAN.json")])
-    rows = []
+    rows, disturbed = [], []
     for path in plans:
         file = _load_plan(path)
         # Values that are set on purpose need no hash: the graph's still counts.
         setting = open_plan(file, str(path), overrides or (), force)
-        rows.append((str(path), simulate_plan(setting, file)))
+        candidate = simulate_plan(setting, file)
+        rows.append((str(path), candidate))
+        disturbed.append((str(path), disturb_plan(setting, file.plan, candidate.step_s)))
+    robust = [(name, found.spread, found.goodput) for name, found in disturbed if found]
     if as_json:
-        print_json({"plans": [{"plan": name} | simulated_dict(candidate) for name, candidate in rows]})
+        spreads = {name: disturbed_dict(spread, goodput) for name, spread, goodput in robust}
+        print_json({"plans": [{"plan": name} | simulated_dict(candidate) | spreads.get(name, {}) for name, candidate in rows]})
     else:
-        print_tables(simulated_table(rows))
+        print_tables(simulated_table(rows), *([disturbed_table(robust)] if robust else []))
 
 
 @app.command

@@ -108,6 +108,14 @@ class Cluster:
             return self.crowded[min(fitting)]
         return self.crowded[max(self.crowded)] if self.crowded else self.devices[rank]
 
+    def node_of(self, slot: int) -> str:
+        """Name of the node that a device slot is in."""
+        return self.slots[slot].rpartition("/")[0]
+
+    def first_slot(self, node: str) -> int | None:
+        """First device slot of a node, or None where there is no such node."""
+        return next((slot for slot in range(self.rank_count) if self.node_of(slot) == node), None)
+
     @cached_property
     def _routes(self) -> dict[tuple[int, int], tuple[tuple[str, str], ...]]:
         return dict(self.fixed_routes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
@@ -10,6 +11,8 @@ from chinchilla_sim.cluster.calibration import Calibration
 from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.planner.search import Candidate
 from chinchilla_sim.report.table import Table, candidate_facts, percent, versus
+from chinchilla_sim.simulator.disturbance import Spread
+from chinchilla_sim.simulator.goodput import Goodput
 from chinchilla_sim.units import format_bandwidth, format_bytes, format_flop_per_s, format_seconds
 from chinchilla_sim.validation.simgrid import TOLERANCE, CaseResult
 
@@ -38,6 +41,32 @@ def simulated_dict(candidate: Candidate) -> dict[str, Any]:
         **candidate_facts(candidate),
         "timeline": candidate.timeline.to_dict(),
     }
+
+
+def disturbed_table(rows: Sequence[tuple[str, Spread, Goodput | None]]) -> Table:
+    """Spread of disturbed steps, and what failures leave."""
+    failing = any(goodput for _, _, goodput in rows)
+    cells = []
+    for name, spread, goodput in rows:
+        row = [name, *(format_seconds(seconds) for seconds in spread.percentiles_s)]
+        if failing and goodput:
+            row += [percent(goodput.simulated), percent(goodput.expected), format_seconds(goodput.interval_s)]
+            row += [
+                f"{format_seconds(goodput.best_interval_s)} ({percent(goodput.best_expected)})",
+                format_seconds(goodput.young_interval_s),
+            ]
+        cells.append(tuple(row + [""] * (4 + 5 * failing - len(row))))
+    headers = ["file", "p5", "p50", "p95"]
+    headers += ["goodput", "by Daly's formula", "checkpoint every", "best (goodput)", "by Young's formula"] if failing else []
+    note = f"{len(rows[0][1].steps_s)} steps were drawn; transfers last as long as in one playing of the disturbed network"
+    return Table("Disturbed steps", tuple(headers), tuple(cells), text_columns=(0,), note=note)
+
+
+def disturbed_dict(spread: Spread, goodput: Goodput | None) -> dict[str, Any]:
+    """JSON-ready spread and goodput."""
+    p5_s, p50_s, p95_s = spread.percentiles_s
+    found: dict[str, Any] = {"p5_s": p5_s, "p50_s": p50_s, "p95_s": p95_s}
+    return found | ({"goodput": asdict(goodput)} if goodput else {})
 
 
 def calibration_table(calibration: Calibration) -> Table:

@@ -9,7 +9,11 @@
     │   ├── network     NetworkSpec
     │   ├── links       LinkSpec ...
     │   └── intra_node  IntraNodeSpec
-    └── search   SearchSpec     what the planner may choose from
+    ├── search   SearchSpec     what the planner may choose from
+    └── disturbances DisturbanceSpec   what makes one step differ from the next
+        ├── links    LinkChangeSpec ...
+        ├── traffic  TrafficSpec ...
+        └── failures FailureSpec
 
 A TOML key says `bandwidth = "10 Gbit/s"`; its attribute says `bandwidth_bytes_per_s`, a float. Pydantic stays in this folder: everyone
 else sees frozen values. Rules that join several keys are in `check.py`.
@@ -33,6 +37,7 @@ from chinchilla_sim.scenario.fields import (
     MemoryBytes,
     NodeName,
     Options,
+    PositiveSeconds,
     Seconds,
     UsdPerSecond,
     Watt,
@@ -314,6 +319,49 @@ class SearchSpec(_Table):
     runner_ups: int = Field(default=5, ge=0, description="How many next best plans to report.", examples=[5])
 
 
+class LinkChangeSpec(_Table):
+    """All links on the way between two nodes are slower for a while, counted from the start of a step."""
+
+    between: tuple[NodeName, NodeName] = Field(strict=False, description="Two names of nodes.", examples=[["big", "small"]])
+    start_s: Seconds = Field(alias="start", description="When the links slow down.", examples=["10 ms"])
+    end_s: Seconds = Field(alias="end", description="When they recover.", examples=["60 ms"])
+    factor: float = Field(ge=0, le=1, description="Share of the bandwidth that is left; 0 drops the link.", examples=[0.1])
+
+
+class TrafficSpec(_Table):
+    """Others send all the time, as fast as stated or as the shared links let them."""
+
+    between: tuple[NodeName, NodeName] = Field(strict=False, description="Sending and receiving node.", examples=[["big", "small"]])
+    bandwidth_bytes_per_s: BytesPerSecond = Field(alias="bandwidth", description="What they send at most.", examples=["1 Gbit/s"])
+
+
+class FailureSpec(_Table):
+    """How often nodes fail, and what that costs."""
+
+    mean_time_between_failures_s: PositiveSeconds = Field(
+        alias="mean_time_between_failures", description="Of one node; n nodes fail n times as often.", examples=["1000 h"]
+    )
+    checkpoint_s: Seconds = Field(alias="checkpoint", description="Seconds that saving a checkpoint stops the job.", examples=["30 s"])
+    restart_s: Seconds = Field(alias="restart", description="From a failure until the job computes again.", examples=["5 min"])
+    interval_s: PositiveSeconds | None = Field(
+        default=None, alias="interval", description="Work between checkpoints; default: the best by Daly's formula.", examples=["1 h"]
+    )
+
+
+class DisturbanceSpec(_Table):
+    """What makes one step differ from the next; `chinchilla simulate` tells p5, p50 and p95 of the step time."""
+
+    jitter: float = Field(
+        default=0.0, ge=0, le=2, description="Standard deviation of each computation's time over its mean (log-normal).", examples=[0.05]
+    )
+    straggler_chance: float = Field(default=0.0, ge=0, le=1, description="Chance that a rank is slow for a whole step.", examples=[0.01])
+    straggler_factor: float = Field(default=2.0, ge=1, le=1000, description="How much longer a straggler takes.", examples=[2.0])
+    samples: int = Field(default=200, ge=20, le=100_000, description="Steps to draw.", examples=[200])
+    links: tuple[LinkChangeSpec, ...] = Field(default=(), strict=False, description="Links that slow down or drop for a while.")
+    traffic: tuple[TrafficSpec, ...] = Field(default=(), strict=False, description="Traffic of others.")
+    failures: FailureSpec | None = Field(default=None, description="Failures of nodes.")
+
+
 class Scenario(_Table):
     """One question: this job of this model on this cluster, searched like this."""
 
@@ -329,6 +377,7 @@ class Scenario(_Table):
     job: JobSpec = Field(description="What is asked of it.")
     cluster: ClusterSpec = Field(description="What it can run on.")
     search: SearchSpec = Field(default_factory=SearchSpec, description="What the planner may choose from.")
+    disturbances: DisturbanceSpec | None = Field(default=None, description="What makes one step differ from the next.")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able tables from which `parse_scenario` makes an equal Scenario, to the last bit of every float."""

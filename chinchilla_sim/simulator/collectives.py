@@ -79,7 +79,7 @@ def _add_hierarchical(
     """All-reduce in three steps: within nodes, across nodes (one ring for each place in a node), within nodes."""
     nodes: dict[str, list[int]] = {}
     for slot in order:
-        nodes.setdefault(cluster.slots[slot].rpartition("/")[0], []).append(slot)
+        nodes.setdefault(cluster.node_of(slot), []).append(slot)
     sizes = {len(members) for members in nodes.values()}
     if kind != "all_reduce" or len(sizes) != 1:
         raise ValueError(f"hierarchical makes no {kind} over nodes with {sorted(sizes)} members")

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 import simpy
 
 from chinchilla_sim.cluster.topology import Cluster, Device
+from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.program import Program
 from chinchilla_sim.simulator.activities import ActivityGraph, Times, timeline_of
 from chinchilla_sim.simulator.lowering import activities_of
-from chinchilla_sim.simulator.network import FairNetwork
+from chinchilla_sim.simulator.network import Disturbed, FairNetwork
 from chinchilla_sim.simulator.streams import SlowedStreams
 from chinchilla_sim.timeline import Timeline
 
@@ -23,18 +24,21 @@ from chinchilla_sim.timeline import Timeline
 def simulate(program: Program, pricing: Pricing, cluster: Cluster) -> Timeline:
     """Play one step of a program; raises RunError that tells a cycle of waiting actions when it deadlocks."""
     graph = activities_of(program, pricing, cluster)
-    plan = program.plan
-    devices = [cluster.device(plan.slots_of(rank)[0], len(plan.slots)) for rank in range(plan.rank_count)]
-    return timeline_of(graph, play_events(graph, cluster, devices))
+    return timeline_of(graph, play_events(graph, cluster, devices_of(program.plan, cluster)))
 
 
-def play_events(graph: ActivityGraph, cluster: Cluster, devices: Sequence[Device] = ()) -> Times:
+def play_events(graph: ActivityGraph, cluster: Cluster, devices: Sequence[Device] = (), disturbed: Disturbed | None = None) -> Times:
     """When each activity starts and finishes; `devices` of the ranks tell whether communication slows computation."""
-    return _Engine(graph, cluster, devices).run()
+    return _Engine(graph, cluster, devices, disturbed).run()
+
+
+def devices_of(plan: Plan, cluster: Cluster) -> list[Device]:
+    """The device of every rank while all ranks of the plan are busy."""
+    return [cluster.device(plan.slots_of(rank)[0], len(plan.slots)) for rank in range(plan.rank_count)]
 
 
 class _Engine:
-    def __init__(self, graph: ActivityGraph, cluster: Cluster, devices: Sequence[Device]) -> None:
+    def __init__(self, graph: ActivityGraph, cluster: Cluster, devices: Sequence[Device], disturbed: Disturbed | None) -> None:
         self.graph, self.env = graph, simpy.Environment()
         self.starts, self.others, self.lags_s = graph.successors()
         self.waits = graph.waits()
@@ -45,6 +49,8 @@ class _Engine:
         self.streams = SlowedStreams(self.env, graph, devices, self._finish) if slowed else None
         rates_changed = self.streams.rates_changed if self.streams else None
         self.network = FairNetwork(self.env, cluster, self._finish, rates_changed)
+        if disturbed:
+            self.network.disturb(disturbed)
 
     def run(self) -> Times:
         count = len(self.graph)

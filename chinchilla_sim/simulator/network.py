@@ -7,6 +7,7 @@ whole bandwidth. Latencies are the caller's business: a flow's bytes move from `
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import simpy
@@ -17,6 +18,33 @@ from chinchilla_sim.simulator.sharing import INFINITE, FairSharing, Group, Route
 Edge = tuple[str, str]
 BEHIND_ALL_OTHERS = 2
 """SimPy's priority of the sharing: after every event of the same instant."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkChange:
+    """A link (both directions of a cable) has `factor` times its bandwidth from `start_s` to `end_s`; 0 drops it."""
+
+    between: Edge
+    start_s: float
+    end_s: float
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Others move so many bytes/s (less where the links do not give them) from one slot to another all the time."""
+
+    source: int
+    target: int
+    bandwidth_bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Disturbed:
+    """What others do to the network."""
+
+    changes: tuple[LinkChange, ...] = ()
+    traffic: tuple[Traffic, ...] = ()
 
 
 class FairNetwork:
@@ -55,6 +83,23 @@ class FairNetwork:
         self.sharing.start(group, flow_bytes, self.env.now, payload)
         self._share_soon()
 
+    def disturb(self, disturbed: Disturbed) -> None:
+        """Let others use the network, and links change when their time has come."""
+        for traffic in disturbed.traffic:
+            route = self._route(traffic.source, traffic.target)
+            limited = replace(route, limit_bytes_per_s=min(route.limit_bytes_per_s, traffic.bandwidth_bytes_per_s), ends_at=(-1, -1))
+            self.sharing.start(self.sharing.group(limited), INFINITE, self.env.now)
+        for change in disturbed.changes:
+            for edge in (change.between, change.between[::-1]):
+                if edge in self.numbers:
+                    bandwidth = self.cluster.link(edge).bandwidth_bytes_per_s
+                    self._set_later(change.start_s, edge, change.factor * bandwidth)
+                    self._set_later(change.end_s, edge, bandwidth)
+
+    def _set_later(self, time_s: float, edge: Edge, bandwidth_bytes_per_s: float) -> None:
+        event = simpy.Timeout(self.env, time_s)
+        event.callbacks.append(lambda _: self.set_bandwidth(edge, bandwidth_bytes_per_s))
+
     def set_bandwidth(self, edge: Edge, bandwidth_bytes_per_s: float) -> None:
         """A link is slower or faster from now on."""
         self.sharing.set_capacity(self.numbers[edge], bandwidth_bytes_per_s)
@@ -79,7 +124,8 @@ class FairNetwork:
         changed = self.sharing.share(self.env.now)
         if self.rates_changed:
             for group in changed:
-                self.rates_changed(*group.ends_at, group.rate * group.count)
+                if group.ends_at[0] >= 0:
+                    self.rates_changed(*group.ends_at, group.rate * group.count)
         self._set_alarm()
 
     def _set_alarm(self) -> None:

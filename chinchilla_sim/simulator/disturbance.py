@@ -1,0 +1,96 @@
+"""What makes steps differ: jitter, stragglers, links that slow down for a while, traffic of others. All seeded.
+
+A computation takes its seconds times a log-normal factor of mean 1 and the stated variation; a rank is a straggler
+for a whole step with the stated chance. Many steps are drawn at once: the engine plays the step once with the
+disturbed network, and its transfer times hold for every sample of the replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chinchilla_sim.cluster.topology import Cluster, Device
+from chinchilla_sim.simulator.activities import ActivityGraph
+from chinchilla_sim.simulator.engine import play_events
+from chinchilla_sim.simulator.fast import CompiledReplay
+from chinchilla_sim.simulator.network import Disturbed, LinkChange, Traffic
+from chinchilla_sim.simulator.replay import columns_of
+
+SAMPLES_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Disturbances:
+    """`jitter` is the standard deviation of a computation's seconds over their mean; a straggler takes `straggler_factor` times as long."""
+
+    jitter: float = 0.0
+    straggler_chance: float = 0.0
+    straggler_factor: float = 1.0
+    link_changes: tuple[LinkChange, ...] = ()
+    traffic: tuple[Traffic, ...] = ()
+    samples: int = 200
+    seed: int = 0
+
+    @property
+    def network(self) -> Disturbed:
+        """The part that the network plays."""
+        return Disturbed(self.link_changes, self.traffic)
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Step times of many disturbed steps."""
+
+    steps_s: tuple[float, ...] = field(repr=False)
+
+    def quantile_s(self, share: float) -> float:
+        """The step time that this share of steps does not exceed."""
+        return float(np.quantile(self.steps_s, share))
+
+    @property
+    def percentiles_s(self) -> tuple[float, float, float]:
+        """p5, p50 and p95."""
+        return self.quantile_s(0.05), self.quantile_s(0.5), self.quantile_s(0.95)
+
+
+def draw_steps(graph: ActivityGraph, cluster: Cluster, devices: Sequence[Device], disturbances: Disturbances) -> Spread:
+    """Step times of `samples` disturbed steps: Monte Carlo over computations, transfers as one disturbed playing has them."""
+    times = play_events(graph, cluster, devices, disturbances.network)
+    columns = columns_of(graph)
+    seconds = np.asarray(columns.seconds)
+    rank_of = np.full(len(seconds), -1)
+    for activity, row in enumerate(columns.row_of):
+        rank_of[row] = graph.ranks[activity]
+        if activity in graph.flows or graph.ranks[activity] >= 0:
+            # With overlap slowdown computations, too, last as long as they were played.
+            seconds[row] = times.finish_s[activity] - times.start_s[activity]
+    replay, random = CompiledReplay(columns), np.random.default_rng(disturbances.seed)
+    makespans: list[float] = []
+    while len(makespans) < disturbances.samples:
+        count = min(SAMPLES_AT_ONCE, disturbances.samples - len(makespans))
+        makespans += replay.makespans_s(_draw(seconds, rank_of, graph.rank_count, count, disturbances, random)).tolist()
+    return Spread(tuple(makespans))
+
+
+def _draw(
+    seconds: NDArray[np.float64],
+    rank_of: NDArray[np.int64],
+    rank_count: int,
+    count: int,
+    disturbances: Disturbances,
+    random: np.random.Generator,
+) -> NDArray[np.float64]:
+    """Seconds of every row in `count` samples, shape (rows, samples)."""
+    samples = np.repeat(seconds[:, None], count, axis=1)
+    computes = rank_of >= 0
+    if disturbances.jitter:
+        sigma = np.sqrt(np.log1p(disturbances.jitter**2))
+        samples[computes] *= random.lognormal(-(sigma**2) / 2, sigma, size=(int(computes.sum()), count))
+    if disturbances.straggler_chance:
+        slow = random.random((rank_count, count)) < disturbances.straggler_chance
+        samples[computes] *= np.where(slow, disturbances.straggler_factor, 1.0)[rank_of[computes]]
+    return samples
