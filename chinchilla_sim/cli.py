@@ -27,6 +27,8 @@ app = App(
 )
 validate = App(name="validate", help="Compare simulation with reality.")
 app.command(validate)
+bench = App(name="bench", help="Measure how fast chinchilla itself is.")
+app.command(bench)
 
 Overrides = Annotated[
     list[str] | None, Parameter(name="--set", help="Replace a value of the scenario, such as job.global_batch_size=128.", negative=())
@@ -266,6 +268,24 @@ def calibrate(scenario: Path | None = None, *, ranks: int | None = None, overrid
     else:
         print_tables(calibration_table(calibration))
         log(f"stored in {path}")
+
+
+@bench.command(name="simulator")
+def bench_simulator(*, as_json: AsJson = False) -> None:
+    """Measure how fast the three evaluators are here: SimPy engine, replay, closed form; and flows, and a step of 3,072 GPUs."""
+    from chinchilla_sim.report.listing import speed_table
+    from chinchilla_sim.simulator.benchmark import measure_simulator
+
+    figures = []
+    with busy("measuring the simulator (about 20 s)"):
+        for figure in measure_simulator():
+            figures.append(figure)
+    if as_json:
+        print_json(
+            {"figures": [{"name": f.name, "value": f.value, "unit": f.unit, "target": f.target, "reached": f.reached} for f in figures]}
+        )
+    else:
+        print_tables(speed_table(figures))
 
 
 @app.command

@@ -124,9 +124,39 @@ class Cluster:
         """Edges of the lowest-latency path between two slots (fewest hops, then the order of the scenario, break ties)."""
         key = (source, target)
         if key not in self._routes:
-            path = nx.dijkstra_path(self.graph, self.slots[source], self.slots[target], weight=_route_weight)
+            ends = self.slots[source], self.slots[target]
+            path = self._tree_path(*ends) if self._parents else nx.dijkstra_path(self.graph, *ends, weight=_route_weight)
             self._routes[key] = tuple(pairwise(path))
         return self._routes[key]
+
+    @cached_property
+    def _parents(self) -> dict[str, str]:
+        """Where the cables form a tree, there is one path: every vertex with its parent (the root with itself); else empty."""
+        cables = self.graph.to_undirected(as_view=True)
+        if not nx.is_tree(cables) or any(not self.graph.has_edge(b, a) for a, b in self.graph.edges):
+            return {}
+        root = max(cables.degree, key=lambda entry: (entry[1], entry[0]))[0]
+        return {root: root} | {child: parent for parent, child in nx.bfs_edges(cables, root)}
+
+    def _tree_path(self, source: str, target: str) -> list[str]:
+        up, down = self._line_to_root(source), self._line_to_root(target)
+        if len(up) == len(down) == 2 and source != target:
+            return [source, up[1], target]
+        common = 0
+        while common < min(len(up), len(down)) and up[-1 - common] == down[-1 - common]:
+            common += 1
+        return up[: len(up) - common + 1] + down[: len(down) - common][::-1]
+
+    @cached_property
+    def _lines(self) -> dict[str, list[str]]:
+        return {}
+
+    def _line_to_root(self, vertex: str) -> list[str]:
+        """A vertex, its parent and so on up to the root of the tree."""
+        if vertex not in self._lines:
+            parent = self._parents[vertex]
+            self._lines[vertex] = [vertex] if parent == vertex else [vertex, *self._line_to_root(parent)]
+        return self._lines[vertex]
 
     def link(self, edge: tuple[str, str]) -> Link:
         """The link on an edge of the graph."""

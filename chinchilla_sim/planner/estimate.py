@@ -90,7 +90,8 @@ def estimates_s(batch: PlanBatch) -> Floats:
     zero_bubble_s = np.maximum(one_f_one_b_s - ramp_s, batch.microbatch_counts * period_s + end_s)
     forward_only_s = once_s + later * np.maximum(forward_s.max(axis=1), links_s)
     chosen = np.choose(batch.schedules, [gpipe_s, one_f_one_b_s, zero_bubble_s, forward_only_s])
-    return np.maximum(chosen, lower_bounds_s(batch))
+    estimates: Floats = np.maximum(chosen, lower_bounds_s(batch))
+    return estimates
 
 
 def _sums_before(values: Floats) -> Floats:
@@ -129,10 +130,13 @@ def _stage_seconds(plan: Plan, pricing: Pricing, cluster: Cluster, stage: int) -
     seconds = {"F": spent[Op.F] + price.blocking_s.get(Op.F, 0.0) + codec_forward}
     if plan.training:
         codec_back = spent.get(Op.ENCODE_B, 0.0) * packed_below + spent.get(Op.DECODE_B, 0.0) * packed_above
-        seconds["B"] = spent[Op.B] + price.blocking_s.get(Op.B, 0.0) + codec_back
+        later = (plan.microbatches_of(0) - 1) / plan.microbatches_of(0)
+        seconds["B"] = spent[Op.B] + price.blocking_s.get(Op.B, 0.0) + codec_back + later * price.accumulation_s
         seconds["W"] = spent.get(Op.W, 0.0)
         decode_s = spent.get(Op.DECODE_GRAD, 0.0) if plan.gradient_codecs[stage] != "none" else 0.0
-        seconds["E"] = pricing.gradients[stage].idle_s + spent.get(Op.ENCODE_GRAD, 0.0) + spent[Op.OPTIM] + decode_s
+        hidden = plan.gradient_buckets > 1 or plan.zero_stage == 3
+        exchange_s = 0.0 if hidden else pricing.gradients[stage].idle_s + spent.get(Op.ENCODE_GRAD, 0.0) + decode_s
+        seconds["E"] = exchange_s + spent[Op.OPTIM]
     if stage < plan.stage_count - 1:
         here, there = (plan.slots_of(plan.rank_of(index, 0))[0] for index in (stage, stage + 1))
         out, back = cluster.idle_link(here, there), cluster.idle_link(there, here)

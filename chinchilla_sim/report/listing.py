@@ -11,6 +11,7 @@ from chinchilla_sim.cluster.calibration import Calibration
 from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.planner.search import Candidate
 from chinchilla_sim.report.table import Table, candidate_facts, percent, versus
+from chinchilla_sim.simulator.benchmark import Figure
 from chinchilla_sim.simulator.disturbance import Spread
 from chinchilla_sim.simulator.goodput import Goodput
 from chinchilla_sim.units import format_bandwidth, format_bytes, format_flop_per_s, format_seconds
@@ -67,6 +68,18 @@ def disturbed_dict(spread: Spread, goodput: Goodput | None) -> dict[str, Any]:
     p5_s, p50_s, p95_s = spread.percentiles_s
     found: dict[str, Any] = {"p5_s": p5_s, "p50_s": p50_s, "p95_s": p95_s}
     return found | ({"goodput": asdict(goodput)} if goodput else {})
+
+
+def speed_table(figures: Sequence[Figure]) -> Table:
+    """Speeds of the simulator, with the targets of this project."""
+    cells = []
+    for figure in figures:
+        value = f"{figure.value:,.0f}" if figure.value >= 100 else f"{figure.value:.2f}"
+        target = "" if figure.target is None else f"{'<=' if figure.at_most else '>='} {figure.target:,.0f}"
+        cells.append((figure.name, value, figure.unit, target, {None: "", True: "yes", False: "no"}[figure.reached]))
+    return Table(
+        "Speed of the simulator on this machine", ("what", "measured", "unit", "target", "reached"), tuple(cells), text_columns=(0, 2)
+    )
 
 
 def calibration_table(calibration: Calibration) -> Table:

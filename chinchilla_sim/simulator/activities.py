@@ -8,11 +8,13 @@ itself by construction.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.errors import RunError
@@ -73,9 +75,9 @@ class ActivityGraph:
     records: list[Record] = field(default_factory=list)
     held_bytes: list[float] = field(default_factory=list)
     holdings: list[list[Holding]] = field(default_factory=list)
-    _from: list[int] = field(default_factory=list)
-    _to: list[int] = field(default_factory=list)
-    _lag_s: list[float] = field(default_factory=list)
+    _from: array[int] = field(default_factory=lambda: array("i"))
+    _to: array[int] = field(default_factory=lambda: array("i"))
+    _lag_s: array[float] = field(default_factory=lambda: array("d"))
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -115,19 +117,20 @@ class ActivityGraph:
 
     def successors(self) -> Links:
         """Row i holds those that wait for activity i; the last row those that wait for the start of the step."""
-        return self._rows([len(self) if before < 0 else before for before in self._from], self._to)
+        before = np.frombuffer(self._from, dtype=np.int32) if self._from else np.zeros(0, dtype=np.int32)
+        return self._rows(np.where(before < 0, len(self), before), self._to)
 
     def predecessors(self) -> Links:
         """Row i holds what activity i waits for; NO_ACTIVITY is the start of the step."""
         return self._rows(self._to, self._from)
 
-    def _rows(self, keys: Sequence[int], others: Sequence[int]) -> Links:
-        key = np.asarray(keys, dtype=np.int64)
+    def _rows(self, keys: ArrayLike, others: ArrayLike) -> Links:
+        key = np.asarray(keys, dtype=np.int32)
         order = np.argsort(key, kind="stable")
         starts = np.searchsorted(key[order], np.arange(len(self) + 2))
         return Links(
             starts.tolist(),
-            np.asarray(others, dtype=np.int64)[order].tolist(),
+            np.asarray(others, dtype=np.int32)[order].tolist(),
             np.asarray(self._lag_s)[order].tolist(),
         )
 

@@ -17,6 +17,7 @@ from chinchilla_sim.planner.program import Program
 from chinchilla_sim.simulator.activities import ActivityGraph, Times, timeline_of
 from chinchilla_sim.simulator.lowering import activities_of
 from chinchilla_sim.simulator.network import Disturbed, FairNetwork
+from chinchilla_sim.simulator.pause import no_collection
 from chinchilla_sim.simulator.streams import SlowedStreams
 from chinchilla_sim.timeline import Timeline
 
@@ -29,7 +30,8 @@ def simulate(program: Program, pricing: Pricing, cluster: Cluster) -> Timeline:
 
 def play_events(graph: ActivityGraph, cluster: Cluster, devices: Sequence[Device] = (), disturbed: Disturbed | None = None) -> Times:
     """When each activity starts and finishes; `devices` of the ranks tell whether communication slows computation."""
-    return _Engine(graph, cluster, devices, disturbed).run()
+    with no_collection():
+        return _Engine(graph, cluster, devices, disturbed).run()
 
 
 def devices_of(plan: Plan, cluster: Cluster) -> list[Device]:

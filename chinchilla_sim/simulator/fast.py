@@ -40,7 +40,8 @@ class CompiledReplay:
             first_s = finish_s[self.first[row]] + self.first_lag_s[row] if row else 0.0
             second_s = finish_s[self.second[row]] + self.second_lag_s[row] if row else 0.0
             finish_s[row] = np.maximum(first_s, second_s) + samples[row]
-        return finish_s.max(axis=0)
+        makespans_s: Floats = finish_s.max(axis=0)
+        return makespans_s
 
 
 _loop: list[Callable[..., None]] = []

@@ -20,6 +20,7 @@ from chinchilla_sim.planner.prices import Exchange, Pricing, StagePrice, memory_
 from chinchilla_sim.planner.program import Program, needs
 from chinchilla_sim.simulator.activities import NO_ACTIVITY, ActivityGraph, FlowSpec, Holding, Record
 from chinchilla_sim.simulator.collectives import add_exchange
+from chinchilla_sim.simulator.pause import no_collection
 
 MessageKey = tuple[str, int, int, int]
 CollectiveKey = tuple[int, str, int, int]
@@ -31,7 +32,8 @@ PREFETCHED_BUCKETS = 2
 
 def activities_of(program: Program, pricing: Pricing, cluster: Cluster) -> ActivityGraph:
     """The activities of one step; RunError names messages and collectives that miss an end."""
-    return _Lowering(program, pricing, cluster).run()
+    with no_collection():
+        return _Lowering(program, pricing, cluster).run()
 
 
 @dataclass(slots=True)

@@ -62,6 +62,8 @@ class FairNetwork:
     ) -> None:
         self.env, self.cluster, self.finished, self.rates_changed = env, cluster, finished, rates_changed
         self.numbers: dict[Edge | str, int] = {}
+        # Number of the capacity that an edge shares (None: none), and its link.
+        self._edges: dict[Edge, tuple[int | None, Link]] = {}
         capacities: list[float] = []
         for source, target, link in cluster.graph.edges(data="link"):
             key = link.medium or (source, target)
@@ -69,6 +71,7 @@ class FairNetwork:
                 self.numbers[key] = len(capacities)
                 capacities.append(link.bandwidth_bytes_per_s)
             self.numbers[source, target] = self.numbers[key]
+            self._edges[source, target] = (self.numbers[key] if _is_shared(link) else None, link)
         self.sharing = FairSharing(capacities)
         self._groups: dict[tuple[int, int, float], Group] = {}
         self._share_is_due = False
@@ -106,10 +109,14 @@ class FairNetwork:
         self._share_soon()
 
     def _route(self, source: int, target: int) -> Route:
-        edges = [(edge, self.cluster.link(edge)) for edge in self.cluster.route(source, target)]
-        shared = tuple(dict.fromkeys(self.numbers[edge] for edge, link in edges if _is_shared(link)))
-        limit = min((link.bandwidth_bytes_per_s for _, link in edges if link.fat_pipe), default=INFINITE)
-        return Route(shared, limit, (source, target))
+        edges = [self._edges[edge] for edge in self.cluster.route(source, target)]
+        shared = dict.fromkeys(number for number, _ in edges if number is not None)
+        limit = (
+            INFINITE
+            if len(shared) == len(edges)
+            else min((link.bandwidth_bytes_per_s for _, link in edges if link.fat_pipe), default=INFINITE)
+        )
+        return Route(tuple(shared), limit, (source, target))
 
     def _share_soon(self) -> None:
         if not self._share_is_due:

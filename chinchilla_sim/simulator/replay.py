@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chinchilla_sim.simulator.activities import ActivityGraph, Times
+from chinchilla_sim.simulator.pause import no_collection
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,11 @@ class Columns:
 
 def columns_of(graph: ActivityGraph) -> Columns:
     """The graph in rows; RunError names a cycle where there is one."""
+    with no_collection():
+        return _columns_of(graph)
+
+
+def _columns_of(graph: ActivityGraph) -> Columns:
     starts, others, lags = graph.predecessors()
     seconds, first, second = [0.0], [0], [0]
     first_lag_s, second_lag_s = [0.0], [0.0]
