@@ -83,7 +83,7 @@ def plan(scenario: Path, *, overrides: Overrides = None, output: Output = None, 
 
 
 @app.command
-def simulate(*plans: Path, overrides: Overrides = None, as_json: AsJson = False, force: Force = False) -> None:
+def simulate(*plans: Path, overrides: Overrides = None, trace: Path | None = None, as_json: AsJson = False, force: Force = False) -> None:
     """Simulate one step of given plans, also on another cluster, and compare them in one table.
 
     With [disturbances] in the scenario (jitter, stragglers, links that slow down, traffic, failures) a second table tells the
@@ -93,8 +93,11 @@ def simulate(*plans: Path, overrides: Overrides = None, as_json: AsJson = False,
     ----------
     plans
         Plan files (plan.json).
+    trace
+        Write a Chrome trace of all of them (for ui.perfetto.dev): spans, what every idle moment waits for, and the critical path.
     """
     from chinchilla_sim.report.listing import disturbed_dict, disturbed_table, simulated_dict, simulated_table
+    from chinchilla_sim.report.trace import chrome_trace
     from chinchilla_sim.workflow import disturb_plan, open_plan, simulate_plan
 
     if not plans:
@@ -107,6 +110,8 @@ def simulate(*plans: Path, overrides: Overrides = None, as_json: AsJson = False,
         candidate = simulate_plan(setting, file)
         rows.append((str(path), candidate))
         disturbed.append((str(path), disturb_plan(setting, file.plan, candidate.step_s)))
+    if trace:
+        save_json(trace, chrome_trace({name: candidate.timeline for name, candidate in rows}))
     robust = [(name, found.spread, found.goodput) for name, found in disturbed if found]
     if as_json:
         spreads = {name: disturbed_dict(spread, goodput) for name, spread, goodput in robust}
@@ -205,6 +210,26 @@ def validate_network(cases: Path, *, as_json: AsJson = False) -> None:
         sys.exit(1)
 
 
+@validate.command(name="schedules")
+def validate_schedules(profiles: Path, *, as_json: AsJson = False) -> None:
+    """Simulate profiled pipeline stages under the schedules that they were measured with, and print the error of each.
+
+    Parameters
+    ----------
+    profiles
+        CSV of profiled stages (columns of pipeline_stage_profiles.csv: milliseconds of F, B, W and transfer, schedule, measured step).
+    """
+    from chinchilla_sim.report.listing import schedules_dict, schedules_tables
+    from chinchilla_sim.validation.zero_bubble import check_profiles
+
+    with busy("simulating profiled stages"):
+        results = check_profiles(profiles)
+    if as_json:
+        print_json(schedules_dict(results))
+    else:
+        print_tables(*schedules_tables(results))
+
+
 @app.command
 def report(source: Path, *, overrides: Overrides = None, output: Output = None, as_json: AsJson = False) -> None:
     """Write one self-contained HTML page about a scenario, with a Chrome trace, a summary and JSON beside it.
@@ -219,7 +244,7 @@ def report(source: Path, *, overrides: Overrides = None, output: Output = None, 
     from chinchilla_sim.report.page import render_page
     from chinchilla_sim.report.table import search_dict, summary_text
     from chinchilla_sim.report.trace import chrome_trace
-    from chinchilla_sim.workflow import plan_file, study_of
+    from chinchilla_sim.workflow import plan_file, simulate_plan, study_of
 
     scenario_name = _load(source, overrides).name
     folder = writable_folder(output or Path("reports") / scenario_name)
@@ -227,7 +252,7 @@ def report(source: Path, *, overrides: Overrides = None, output: Output = None, 
     file = plan_file(setting, search)
     measurement = _measurement_of(folder / "run", file)
     study = study_of(setting, search, measurement)
-    timelines = {"simulated": search.best.timeline} | ({"measured": measurement.timeline} if measurement else {})
+    timelines = {"simulated": simulate_plan(setting, file).timeline} | ({"measured": measurement.timeline} if measurement else {})
     result = search_dict(study) | {"plan": file.to_dict()}
     file.save(folder / "plan.json")
     (folder / "report.html").write_text(render_page(study), encoding="utf-8")

@@ -43,13 +43,30 @@ class MemorySample:
     held_bytes: float
 
 
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """An idle interval of a rank's compute stream, and why; `on_rank` is whom it waits for (-1: nobody in particular)."""
+
+    rank: int
+    start_s: float
+    end_s: float
+    cause: str
+    on_rank: int = -1
+
+
 @dataclass(frozen=True)
 class Timeline:
-    """All spans of one step over `rank_count` ranks; times share one clock whose zero is arbitrary."""
+    """All spans of one step over `rank_count` ranks; times share one clock whose zero is arbitrary.
+
+    A rank stands for a group of devices where they work in lockstep. Only a simulated timeline that was asked for them
+    has `waits` and a `critical_path` (positions of spans, in order).
+    """
 
     rank_count: int
     spans: tuple[Span, ...]
     memory: tuple[MemorySample, ...] = field(default=())
+    waits: tuple[Wait, ...] = field(default=())
+    critical_path: tuple[int, ...] = field(default=())
 
     @cached_property
     def start_s(self) -> float:

@@ -266,9 +266,9 @@ def open_plan(file: PlanFile, source: str, overrides: Sequence[str] = (), force:
 
 
 def simulate_plan(setting: Setting, file: PlanFile) -> Candidate:
-    """The simulated step of a given plan."""
+    """The simulated step of a given plan, with the causes of idle time."""
     pricing = Pricer(setting.graph, setting.cluster, setting.scenario.job, setting.profile).price(file.plan)
-    timeline = simulate(lower(file.plan), pricing, setting.cluster)
+    timeline = simulate(lower(file.plan), pricing, setting.cluster, causes=True)
     return Candidate(file.plan, pricing, timeline, timeline.step_s)
 
 

@@ -16,6 +16,7 @@ from chinchilla_sim.simulator.disturbance import Spread
 from chinchilla_sim.simulator.goodput import Goodput
 from chinchilla_sim.units import format_bandwidth, format_bytes, format_flop_per_s, format_seconds
 from chinchilla_sim.validation.simgrid import TOLERANCE, CaseResult
+from chinchilla_sim.validation.zero_bubble import ScheduleResult, errors_by_schedule
 
 
 def simulated_table(rows: Sequence[tuple[str, Candidate]]) -> Table:
@@ -68,6 +69,32 @@ def disturbed_dict(spread: Spread, goodput: Goodput | None) -> dict[str, Any]:
     p5_s, p50_s, p95_s = spread.percentiles_s
     found: dict[str, Any] = {"p5_s": p5_s, "p50_s": p50_s, "p95_s": p95_s}
     return found | ({"goodput": asdict(goodput)} if goodput else {})
+
+
+def schedules_tables(results: Sequence[ScheduleResult]) -> tuple[Table, Table]:
+    """Every profiled row, and the errors by schedule."""
+    rows = []
+    for r in results:
+        row = [r.model, r.schedule, str(r.ranks), str(r.microbatches), format_seconds(r.simulated_s)]
+        row += [format_seconds(r.measured_s) if r.measured_s else "", "" if r.error is None else f"{100 * r.error:+.1f} %"]
+        row += [percent(r.bubble), "" if r.published_bubble is None else percent(r.published_bubble)]
+        rows.append(tuple(row))
+    headers = ("model", "schedule", "ranks", "microbatches", "simulated", "measured", "error", "bubble", "bubble by the authors")
+    errors = []
+    for schedule, found in errors_by_schedule(list(results)).items():
+        absolute = [abs(error) for error in found]
+        cells = (f"{100 * sum(found) / len(found):+.1f} %", percent(sum(absolute) / len(absolute)), percent(max(absolute)))
+        errors.append((schedule, str(len(found)), *cells))
+    names = ("schedule", "measured rows", "mean error", "mean absolute error", "largest")
+    note = "optimizer, gradient norm and jitter are not in the profiles: simulated steps are too short by what they take"
+    whole = Table("Profiled pipeline stages", headers, tuple(rows), text_columns=(0, 1))
+    return whole, Table("Error by schedule", names, tuple(errors), text_columns=(0,), note=note)
+
+
+def schedules_dict(results: Sequence[ScheduleResult]) -> dict[str, Any]:
+    """JSON-ready rows and mean absolute errors."""
+    errors = {name: sum(map(abs, found)) / len(found) for name, found in errors_by_schedule(list(results)).items()}
+    return {"rows": [asdict(result) | {"error": result.error} for result in results], "mean_absolute_error": errors}
 
 
 def speed_table(figures: Sequence[Figure]) -> Table:

@@ -1,15 +1,17 @@
 """Timelines as Chrome trace events, for ui.perfetto.dev, chrome://tracing and PyTorch's tools.
 
 A process is a rank of one timeline, a thread one lane of one stream; every span is a complete event ("X") with `ts` and `dur` in
-microseconds since the first span of its timeline, so that a simulated and a measured step lie side by side.
+microseconds since the first span of its timeline, so that a simulated and a measured step lie side by side. Where the
+simulator told causes, idle time stands on a track of its own with what it waits for, and the critical path is a process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from chinchilla_sim.timeline import STREAMS, Span, Timeline
+from chinchilla_sim.timeline import STREAMS, Span, Timeline, Wait
 
 Event = dict[str, Any]
 
@@ -21,6 +23,9 @@ def chrome_trace(timelines: Mapping[str, Timeline]) -> dict[str, Any]:
     for name, timeline in timelines.items():
         for rank in range(timeline.rank_count):
             events += _process_events(process, f"{name} rank {rank}", timeline, rank)
+            process += 1
+        if timeline.critical_path:
+            events += _critical_events(process, f"{name} critical path", timeline)
             process += 1
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 
@@ -36,11 +41,34 @@ def _process_events(process: int, name: str, timeline: Timeline, rank: int) -> l
             events.append(_metadata(process, thread, "thread_sort_index", {"sort_index": thread}))
             events += [_complete(process, thread, span, timeline.start_s) for span in spans]
             thread += 1
+    waits = [wait for wait in timeline.waits if wait.rank == rank]
+    if waits:
+        events.append(_metadata(process, thread, "thread_name", {"name": "idle because"}))
+        events.append(_metadata(process, thread, "thread_sort_index", {"sort_index": thread}))
+        events += [_idle(process, thread, wait, timeline.start_s) for wait in waits]
     for sample in timeline.memory:
         if sample.rank == rank:
             when = {"ts": max(0.0, _microseconds(sample.time_s - timeline.start_s))}
             events.append({"name": "memory", "ph": "C", "pid": process, "tid": 0, **when, "args": {"held_bytes": sample.held_bytes}})
     return events
+
+
+def _critical_events(process: int, name: str, timeline: Timeline) -> list[Event]:
+    """The spans that decide the length of the step, in one row (two where a message leaves before its sender is through)."""
+    events = [_metadata(process, 0, "process_name", {"name": name}), _metadata(process, 0, "process_sort_index", {"sort_index": process})]
+    spans = [
+        replace(timeline.spans[at], label=f"{timeline.spans[at].label} of rank {timeline.spans[at].rank}") for at in timeline.critical_path
+    ]
+    for thread, lane in enumerate(split_lanes(spans)):
+        events.append(_metadata(process, thread, "thread_name", {"name": "critical path"}))
+        events += [_complete(process, thread, span, timeline.start_s) for span in lane]
+    return events
+
+
+def _idle(process: int, thread: int, wait: Wait, zero_s: float) -> Event:
+    start, end = _microseconds(wait.start_s - zero_s), _microseconds(wait.end_s - zero_s)
+    event = {"name": wait.cause, "cat": "idle", "ph": "X", "pid": process, "tid": thread, "ts": start}
+    return event | {"dur": round(max(0.0, end - start), 3), "args": {"waits_for_rank": wait.on_rank}}
 
 
 def _metadata(process: int, thread: int, name: str, args: Event) -> Event:

@@ -15,6 +15,7 @@ from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.program import Program
 from chinchilla_sim.simulator.activities import ActivityGraph, Times, timeline_of
+from chinchilla_sim.simulator.causes import with_causes
 from chinchilla_sim.simulator.lowering import activities_of
 from chinchilla_sim.simulator.network import Disturbed, FairNetwork
 from chinchilla_sim.simulator.pause import no_collection
@@ -22,10 +23,15 @@ from chinchilla_sim.simulator.streams import SlowedStreams
 from chinchilla_sim.timeline import Timeline
 
 
-def simulate(program: Program, pricing: Pricing, cluster: Cluster) -> Timeline:
-    """Play one step of a program; raises RunError that tells a cycle of waiting actions when it deadlocks."""
+def simulate(program: Program, pricing: Pricing, cluster: Cluster, causes: bool = False) -> Timeline:
+    """Play one step of a program; raises RunError that tells a cycle of waiting actions when it deadlocks.
+
+    With `causes` idle time is explained and the critical path marked.
+    """
     graph = activities_of(program, pricing, cluster)
-    return timeline_of(graph, play_events(graph, cluster, devices_of(program.plan, cluster)))
+    times = play_events(graph, cluster, devices_of(program.plan, cluster))
+    timeline = timeline_of(graph, times)
+    return with_causes(graph, times, timeline) if causes else timeline
 
 
 def play_events(graph: ActivityGraph, cluster: Cluster, devices: Sequence[Device] = (), disturbed: Disturbed | None = None) -> Times:

@@ -4,6 +4,7 @@ Plans are random: any schedule, several stages per rank, buckets, ZeRO, unequal 
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from chinchilla_sim.planner.schedules.automatic import PassSeconds, find_rows
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
 from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec
 from chinchilla_sim.simulator.activities import ActivityGraph, Times, makespan_s, timeline_of
-from chinchilla_sim.simulator.engine import play_events
+from chinchilla_sim.simulator.engine import play_events, simulate
 from chinchilla_sim.simulator.fast import CompiledReplay, is_available
 from chinchilla_sim.simulator.lowering import activities_of
 from chinchilla_sim.simulator.replay import columns_of, play, replay
@@ -140,7 +141,7 @@ def test_no_stream_overlaps_itself_and_nothing_is_lost(case: Case) -> None:
     timeline = timeline_of(case.activities, replay(case.activities))
     for rank, row in enumerate(lower(case.plan).actions):
         spans = timeline.spans_of(rank, "compute")
-        assert all(left.end_s <= right.start_s * TIGHT + 1e-12 for left, right in zip(spans, spans[1:], strict=False))
+        assert all(left.end_s <= right.start_s * TIGHT + 1e-12 for left, right in pairwise(spans))
         replica, started, priced_s = case.plan.position[rank][1], set(), 0.0
         for action in row:
             if action.op in COMPUTES:
@@ -190,6 +191,20 @@ def test_batched_bound_is_the_bound_and_below_the_estimate(case: Case) -> None:
     (bound_s,), (estimate_s,) = lower_bounds_s(batch), estimates_s(batch)
     assert bound_s <= step_s * TIGHT
     assert bound_s <= estimate_s * TIGHT
+
+
+@often
+@given(cases())
+def test_idle_time_is_explained_to_the_last_second(case: Case) -> None:
+    """Waits and computation of a rank fill the step; the critical path is connected, and no longer than the step."""
+    timeline = simulate(lower(case.plan), case.pricing, case.cluster, causes=True)
+    for rank in range(timeline.rank_count):
+        waited_s = sum(wait.end_s - wait.start_s for wait in timeline.waits if wait.rank == rank)
+        assert waited_s + timeline.busy_s(rank) == pytest.approx(timeline.end_s, abs=1e-6 * timeline.end_s + 1e-12)
+    path = [timeline.spans[at] for at in timeline.critical_path]
+    assert path[-1].end_s == timeline.end_s
+    assert all(left.start_s <= right.end_s for left, right in pairwise(path))
+    assert sum(span.duration_s for span in path if span.stream == "compute") <= timeline.step_s * TIGHT
 
 
 def test_estimate_is_within_its_stated_error() -> None:
