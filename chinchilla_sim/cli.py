@@ -7,6 +7,7 @@ Results go to stdout or a named file, logs to stderr. Exit codes: 0 done, 1 no f
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,6 +50,10 @@ def main() -> None:
     except ChinchillaError as error:
         log(str(error))
         sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`| head`); the interpreter must not try to flush it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except KeyboardInterrupt:
         log("interrupted")
         sys.exit(130)
@@ -83,7 +88,14 @@ def plan(scenario: Path, *, overrides: Overrides = None, output: Output = None, 
 
 
 @app.command
-def simulate(*plans: Path, overrides: Overrides = None, trace: Path | None = None, as_json: AsJson = False, force: Force = False) -> None:
+def simulate(
+    *plans: Path,
+    overrides: Overrides = None,
+    program: Path | None = None,
+    trace: Path | None = None,
+    as_json: AsJson = False,
+    force: Force = False,
+) -> None:
     """Simulate one step of given plans, also on another cluster, and compare them in one table.
 
     With [disturbances] in the scenario (jitter, stragglers, links that slow down, traffic, failures) a second table tells the
@@ -93,18 +105,22 @@ def simulate(*plans: Path, overrides: Overrides = None, trace: Path | None = Non
     ----------
     plans
         Plan files (plan.json).
+    program
+        Play the rows of this CSV (passes in PyTorch's notation, one row per rank of a replica) instead of the plan's schedule.
     trace
         Write a Chrome trace of all of them (for ui.perfetto.dev): spans, what every idle moment waits for, and the critical path.
     """
     from chinchilla_sim.report.listing import disturbed_dict, disturbed_table, simulated_dict, simulated_table
     from chinchilla_sim.report.trace import chrome_trace
-    from chinchilla_sim.workflow import disturb_plan, open_plan, simulate_plan
+    from chinchilla_sim.workflow import disturb_plan, open_plan, simulate_plan, with_program
 
     if not plans:
         raise ScenarioError([Mistake("", "no plan named", "chinchilla simulate PLAN.json")])
     rows, disturbed = [], []
     for path in plans:
         file = _load_plan(path)
+        if program:
+            file = with_program(file, program)
         # Values that are set on purpose need no hash: the graph's still counts.
         setting = open_plan(file, str(path), overrides or (), force)
         candidate = simulate_plan(setting, file)
@@ -118,6 +134,46 @@ def simulate(*plans: Path, overrides: Overrides = None, trace: Path | None = Non
         print_json({"plans": [{"plan": name} | simulated_dict(candidate) | spreads.get(name, {}) for name, candidate in rows]})
     else:
         print_tables(simulated_table(rows), *([disturbed_table(robust)] if robust else []))
+
+
+@app.command
+def schedule(
+    name: str,
+    *,
+    ranks: int = 4,
+    microbatches: int = 8,
+    stages_per_rank: int | None = None,
+    seconds: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    transfer: float = 0.0,
+    as_csv: Annotated[bool, Parameter(name="--csv", help="Print the rows as CSV in PyTorch's notation.", negative=())] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a pipeline schedule: the passes of every rank, how long they idle, and how many microbatches they hold.
+
+    Parameters
+    ----------
+    name
+        1f1b, gpipe, interleaved-1f1b, looped-bfs, zb-h1, zb-h2, interleaved-zb, zb-1p, zb-2p, zb-v, dualpipe-v, forward; or a CSV
+        of rows in PyTorch's notation.
+    stages_per_rank
+        Stages on each rank (default: 2 where the schedule has several).
+    seconds
+        Of one microbatch on one rank: forward, gradient of the input, gradient of the weights.
+    transfer
+        Seconds from rank to rank.
+    """
+    from chinchilla_sim.report.listing import schedule_dict, schedule_table
+    from chinchilla_sim.report.sketch import sketch
+    from chinchilla_sim.simulator.drawing import draw_schedule
+
+    drawn = draw_schedule(name, ranks, stages_per_rank, microbatches, seconds, transfer)
+    if as_csv:
+        print("\n".join(",".join(row.split()) for row in drawn.rows))
+    elif as_json:
+        print_json(schedule_dict(drawn))
+    else:
+        print_tables(schedule_table(drawn))
+        print(sketch(drawn.timeline))
 
 
 @app.command

@@ -30,18 +30,19 @@ from chinchilla_sim.graph.task import VALUE_BYTES, TaskGraph
 from chinchilla_sim.graph.zoo import FORMULAS, PRESETS, chain, mlp
 from chinchilla_sim.planner.explain import explain_choice
 from chinchilla_sim.planner.plan import CUSTOM, Plan
+from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.plan_file import PlanFile, check_tasks
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import lower
 from chinchilla_sim.planner.search import Candidate, SearchResult, find_plans
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.overrides import apply_overrides
-from chinchilla_sim.scenario.schema import CompressionSpec, DisturbanceSpec, ModelSpec, Scenario
-from chinchilla_sim.simulator.disturbance import Disturbances, Spread, draw_steps
+from chinchilla_sim.scenario.schema import CompressionSpec, ModelSpec, Scenario
+from chinchilla_sim.simulator.disturbance import Spread, disturbances_of, draw_steps
+from chinchilla_sim.simulator.drawing import read_order_file
 from chinchilla_sim.simulator.engine import devices_of, simulate
 from chinchilla_sim.simulator.goodput import Goodput, simulate_goodput
 from chinchilla_sim.simulator.lowering import activities_of
-from chinchilla_sim.simulator.network import LinkChange, Traffic
 
 if TYPE_CHECKING:
     from chinchilla_sim.report.study import Study
@@ -272,6 +273,15 @@ def simulate_plan(setting: Setting, file: PlanFile) -> Candidate:
     return Candidate(file.plan, pricing, timeline, timeline.step_s)
 
 
+def with_program(file: PlanFile, program: Path) -> PlanFile:
+    """The plan with the rows of a CSV in PyTorch's notation in place of its schedule."""
+    plan = replace(file.plan, schedule=CUSTOM, order=read_order_file(program))
+    mistakes = [Mistake(where, what) for where, what in mistakes_of(plan)]
+    if mistakes:
+        raise ScenarioError(mistakes, str(program))
+    return replace(file, plan=plan)
+
+
 @dataclass(frozen=True)
 class Robustness:
     """What disturbances make of a plan: the spread of its steps, and its goodput where nodes fail."""
@@ -295,28 +305,6 @@ def disturb_plan(setting: Setting, plan: Plan, step_s: float) -> Robustness | No
     between_s = failures.mean_time_between_failures_s / len(nodes)
     goodput = simulate_goodput(step_s, failures.checkpoint_s, failures.restart_s, between_s, seed, failures.interval_s)
     return Robustness(spread, goodput)
-
-
-def disturbances_of(spec: DisturbanceSpec, cluster: Cluster, seed: int) -> Disturbances:
-    """The scenario's [disturbances] on the links and slots of its cluster."""
-    mistakes: list[Mistake] = []
-
-    def slots_of(where: str, names: tuple[str, str]) -> tuple[int, int]:
-        found = [cluster.first_slot(name) for name in names]
-        for name, slot in zip(names, found, strict=True):
-            if slot is None:
-                known = ", ".join(sorted({cluster.node_of(slot) for slot in range(cluster.rank_count)})[:20])
-                mistakes.append(Mistake(f"disturbances.{where}.between", f"there is no node {name!r}", f"known are {known}"))
-        return found[0] or 0, found[1] or 0
-
-    changes = []
-    for index, change in enumerate(spec.links):
-        pair = slots_of(f"links.{index}", change.between)
-        changes += [LinkChange(edge, change.start_s, change.end_s, change.factor) for edge in cluster.route(*pair)]
-    traffic = [Traffic(*slots_of(f"traffic.{i}", other.between), other.bandwidth_bytes_per_s) for i, other in enumerate(spec.traffic)]
-    if mistakes:
-        raise ScenarioError(mistakes)
-    return Disturbances(spec.jitter, spec.straggler_chance, spec.straggler_factor, tuple(changes), tuple(traffic), spec.samples, seed)
 
 
 def run_for_real(

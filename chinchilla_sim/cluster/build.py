@@ -92,7 +92,8 @@ def _nodes(spec: ClusterSpec, precision: str) -> Cluster:
     provenance.append(source_of("backends", spec.network.backend))
     return Cluster(
         graph, tuple(slots), tuple(devices), find_backend(spec.network.backend), tuple(provenance),
-        grid_kg_per_joule=spec.grid_intensity_kg_per_joule,
+        grid_kg_per_joule=spec.grid_intensity_kg_per_joule, activation_priority=spec.network.activation_priority,
+        gradient_priority=spec.network.gradient_priority,
     )  # fmt: skip
 
 
@@ -135,19 +136,32 @@ def _cable_devices(graph: nx.DiGraph[str], node: str, slots: Iterable[str], intr
 def _cable_network(graph: nx.DiGraph[str], network: NetworkSpec, names: tuple[str, ...]) -> None:
     if network.bandwidth_bytes_per_s is None or network.latency_s is None or len(names) < 2:
         return
-    whole = Link(network.latency_s, network.bandwidth_bytes_per_s)
+    whole, half_duplex = Link(network.latency_s, network.bandwidth_bytes_per_s), network.duplex == "half"
+    hop = Link(whole.latency_s / 2, whole.bandwidth_bytes_per_s)
     if network.topology == "switch":
         for name in names:
-            _cable(graph, name, SWITCH, Link(whole.latency_s / 2, whole.bandwidth_bytes_per_s))
+            _cable(graph, name, SWITCH, hop, half_duplex)
+    elif network.topology == "bus":
+        for name in names:
+            _cable(graph, name, SWITCH, replace(hop, medium=SWITCH))
+    elif network.topology == "tree":
+        uplink = replace(hop, bandwidth_bytes_per_s=hop.bandwidth_bytes_per_s * network.rack_size / network.oversubscription)
+        for index, name in enumerate(names):
+            rack = f"network/rack-{index // network.rack_size}"
+            _cable(graph, name, rack, hop, half_duplex)
+            if not graph.has_edge(rack, SWITCH):
+                _cable(graph, rack, SWITCH, uplink, half_duplex)
     elif network.topology == "ring":
         for name, neighbour in zip(names, (*names[1:], names[0]), strict=True):
-            _cable(graph, name, neighbour, whole)
+            _cable(graph, name, neighbour, whole, half_duplex)
     elif network.topology == "full-mesh":
         for name, other in combinations(names, 2):
-            _cable(graph, name, other, whole)
+            _cable(graph, name, other, whole, half_duplex)
 
 
-def _cable(graph: nx.DiGraph[str], one: str, other: str, link: Link) -> None:
-    """A full-duplex cable: one edge in each direction."""
+def _cable(graph: nx.DiGraph[str], one: str, other: str, link: Link, half_duplex: bool = False) -> None:
+    """A cable: one edge in each direction, which share its bandwidth where it is half duplex."""
+    if half_duplex:
+        link = replace(link, medium=f"{one} - {other}")
     graph.add_edge(one, other, link=link)
     graph.add_edge(other, one, link=link)

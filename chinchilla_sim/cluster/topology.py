@@ -84,6 +84,7 @@ class Cluster:
     `crowded[n]` replaces all devices while n ranks are busy on one machine (calibration measures that);
     `collective_s[(name, n)]` is a measured table of (bytes, seconds) for n ranks. `provenance` says where the
     figures are from. Vertices of `graph` are slots, nodes and switches; `fixed_routes` come before the shortest paths.
+    The priorities are weights of flows that share a link: messages between stages, and exchanges of replicas.
     """
 
     graph: nx.DiGraph[str]
@@ -94,6 +95,8 @@ class Cluster:
     crowded: Mapping[int, Device] = field(default_factory=dict)
     collective_s: Mapping[tuple[str, int], tuple[tuple[float, float], ...]] = field(default_factory=dict)
     grid_kg_per_joule: float | None = None
+    activation_priority: float = 1.0
+    gradient_priority: float = 1.0
     fixed_routes: Mapping[tuple[int, int], tuple[tuple[str, str], ...]] = field(default_factory=dict)
 
     @property
@@ -197,6 +200,7 @@ class Cluster:
             "edges": sorted((a, b, *astuple(link)) for a, b, link in self.graph.edges(data="link")),
             "backend": asdict(self.backend),
             "crowded": {str(count): asdict(device) for count, device in self.crowded.items()},
+            "priorities": [self.activation_priority, self.gradient_priority],
             "collectives": sorted((name, count, table) for (name, count), table in self.collective_s.items()),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

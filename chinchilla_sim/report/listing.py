@@ -9,14 +9,20 @@ from typing import Any
 
 from chinchilla_sim.cluster.calibration import Calibration
 from chinchilla_sim.graph.profile import Profile
+from chinchilla_sim.planner.action import parse_action
+from chinchilla_sim.planner.schedules.automatic import most_held
 from chinchilla_sim.planner.search import Candidate
 from chinchilla_sim.report.table import Table, candidate_facts, percent, versus
 from chinchilla_sim.simulator.benchmark import Figure
 from chinchilla_sim.simulator.disturbance import Spread
+from chinchilla_sim.simulator.drawing import DrawnSchedule
+from chinchilla_sim.simulator.equal_stages import row_seconds
 from chinchilla_sim.simulator.goodput import Goodput
 from chinchilla_sim.units import format_bandwidth, format_bytes, format_flop_per_s, format_seconds
 from chinchilla_sim.validation.simgrid import TOLERANCE, CaseResult
 from chinchilla_sim.validation.zero_bubble import ScheduleResult, errors_by_schedule
+
+LONGEST_ROW = 120
 
 
 def simulated_table(rows: Sequence[tuple[str, Candidate]]) -> Table:
@@ -95,6 +101,26 @@ def schedules_dict(results: Sequence[ScheduleResult]) -> dict[str, Any]:
     """JSON-ready rows and mean absolute errors."""
     errors = {name: sum(map(abs, found)) / len(found) for name, found in errors_by_schedule(list(results)).items()}
     return {"rows": [asdict(result) | {"error": result.error} for result in results], "mean_absolute_error": errors}
+
+
+def schedule_table(drawn: DrawnSchedule) -> Table:
+    """Passes of every rank, its idle share, and what it holds."""
+    rows = []
+    for rank, (row, length_s) in enumerate(zip(drawn.rows, row_seconds(drawn.timeline), strict=True)):
+        held = most_held([parse_action(word) for word in row.split()])
+        idle = 1.0 - drawn.timeline.busy_s(rank) / length_s if length_s else 0.0
+        words = row if len(row) <= LONGEST_ROW else row[:LONGEST_ROW].rpartition(" ")[0] + " ..."
+        rows.append((str(rank), f"{held:g}", percent(max(0.0, idle)), words))
+    headers = ("rank", "microbatches held", "idle within its row", "passes in PyTorch's notation")
+    bubble = 1.0 - drawn.ideal_s / drawn.timeline.step_s
+    note = f"step {drawn.timeline.step_s:g} s, {drawn.ideal_s:g} s without any bubble: {percent(max(0.0, bubble))} of the step is idle"
+    return Table(drawn.plan.describe(), headers, tuple(rows), text_columns=(0, 3), note=note)
+
+
+def schedule_dict(drawn: DrawnSchedule) -> dict[str, Any]:
+    """JSON-ready rows, and what they take with equal stages."""
+    facts = {"step_s": drawn.timeline.step_s, "ideal_s": drawn.ideal_s, "bubble_fraction": drawn.timeline.bubble_fraction}
+    return {"schedule": drawn.plan.schedule, "rows": [row.split() for row in drawn.rows], **facts, "row_s": row_seconds(drawn.timeline)}
 
 
 def speed_table(figures: Sequence[Figure]) -> Table:

@@ -236,11 +236,29 @@ class NetworkSpec(_Table):
         default=None, alias="bandwidth", description="Bandwidth of each node's link, per direction.", examples=["10 Gbit/s"]
     )
     latency_s: Seconds | None = Field(default=None, alias="latency", description="One way, from node to node.", examples=["50 us"])
-    topology: Literal["switch", "ring", "full-mesh", "links"] = Field(
+    topology: Literal["switch", "tree", "ring", "full-mesh", "bus", "links"] = Field(
         default="switch",
-        description="switch: each node has one link of this bandwidth into one switch; ring, full-mesh: a link between neighbours, "
-        "or between every two nodes; links: only what [[cluster.links]] lists (default when links are given without a bandwidth here).",
+        description="switch: each node has one link of this bandwidth into one switch; tree: racks of rack_size nodes around a core; "
+        "ring, full-mesh: a link between neighbours, or between every two nodes; bus: all nodes share one medium; "
+        "links: only what [[cluster.links]] lists (default when links are given without a bandwidth here).",
         examples=["switch"],
+    )
+    rack_size: Count = Field(default=8, description="Nodes of a rack in topology tree.", examples=[8])
+    oversubscription: float = Field(
+        default=1.0,
+        ge=1,
+        le=1000,
+        description="Bandwidth of a rack's nodes together over that of its uplink, in topology tree.",
+        examples=[4.0],
+    )
+    duplex: Literal["full", "half"] = Field(
+        default="full", description="half: both directions of a link share its bandwidth.", examples=["full"]
+    )
+    activation_priority: float = Field(
+        default=1.0, gt=0, le=1000, description="Weight of messages between stages where they share a link with others.", examples=[4.0]
+    )
+    gradient_priority: float = Field(
+        default=1.0, gt=0, le=1000, description="Weight of gradient and weight exchanges on a shared link.", examples=[1.0]
     )
     backend: Literal["gloo", "nccl", "plain"] = Field(
         default="plain", description="Whose protocol the messages follow; plain has no protocol effects.", examples=["gloo"]

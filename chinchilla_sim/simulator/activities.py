@@ -24,13 +24,14 @@ NO_ACTIVITY = -1
 
 
 class FlowSpec(NamedTuple):
-    """Bytes between two device slots, of two ranks that feel them while they compute."""
+    """Bytes between two device slots, of two ranks that feel them while they compute; `weight` is their priority on shared links."""
 
     source: int
     target: int
     wire_bytes: float
     source_rank: int
     target_rank: int
+    weight: float = 1.0
 
 
 class Record(NamedTuple):

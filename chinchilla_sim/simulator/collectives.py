@@ -60,7 +60,9 @@ def add_rounds(
         for source, target, size in transfers:
             slots = order[source], order[target]
             wire_bytes = size * cluster.backend.header_factor
-            flow = graph.add_flow(cluster, FlowSpec(*slots, wire_bytes, rank_of_slot[slots[0]], rank_of_slot[slots[1]]))
+            flow = graph.add_flow(
+                cluster, FlowSpec(*slots, wire_bytes, rank_of_slot[slots[0]], rank_of_slot[slots[1]], cluster.gradient_priority)
+            )
             # The receiver takes part when it is through with its round before, too.
             for before in dict.fromkeys((*last[source], *last[target])):
                 graph.link(before, flow, hops * hop_s(cluster, *slots))

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chinchilla_sim.cluster.topology import Cluster, Device
+from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.scenario.schema import DisturbanceSpec
 from chinchilla_sim.simulator.activities import ActivityGraph
 from chinchilla_sim.simulator.engine import play_events
 from chinchilla_sim.simulator.fast import CompiledReplay
@@ -94,3 +96,25 @@ def _draw(
         slow = random.random((rank_count, count)) < disturbances.straggler_chance
         samples[computes] *= np.where(slow, disturbances.straggler_factor, 1.0)[rank_of[computes]]
     return samples
+
+
+def disturbances_of(spec: DisturbanceSpec, cluster: Cluster, seed: int) -> Disturbances:
+    """The scenario's [disturbances] on the links and slots of its cluster."""
+    mistakes: list[Mistake] = []
+
+    def slots_of(where: str, names: tuple[str, str]) -> tuple[int, int]:
+        found = [cluster.first_slot(name) for name in names]
+        for name, slot in zip(names, found, strict=True):
+            if slot is None:
+                known = ", ".join(sorted({cluster.node_of(slot) for slot in range(cluster.rank_count)})[:20])
+                mistakes.append(Mistake(f"disturbances.{where}.between", f"there is no node {name!r}", f"known are {known}"))
+        return found[0] or 0, found[1] or 0
+
+    changes = []
+    for index, change in enumerate(spec.links):
+        pair = slots_of(f"links.{index}", change.between)
+        changes += [LinkChange(edge, change.start_s, change.end_s, change.factor) for edge in cluster.route(*pair)]
+    traffic = [Traffic(*slots_of(f"traffic.{i}", other.between), other.bandwidth_bytes_per_s) for i, other in enumerate(spec.traffic)]
+    if mistakes:
+        raise ScenarioError(mistakes)
+    return Disturbances(spec.jitter, spec.straggler_chance, spec.straggler_factor, tuple(changes), tuple(traffic), spec.samples, seed)

@@ -92,7 +92,7 @@ class _Engine:
         self.start_s[number] = self.env.now
         flow = self.graph.flows.get(number)
         if flow:
-            self.network.start(flow.source, flow.target, flow.wire_bytes, number)
+            self.network.start(flow.source, flow.target, flow.wire_bytes, number, flow.weight)
             if self.streams:
                 self.streams.communicate(flow.source_rank, flow.target_rank)
         elif self.streams and self.graph.ranks[number] >= 0:

@@ -114,7 +114,7 @@ class _Lowering:
         for source_slot, target_slot in pairs:
             wire_bytes = payload * cluster.backend.header_factor / len(pairs)
             latency_s = cluster.latency_s(source_slot, target_slot)
-            flow = graph.add_flow(cluster, FlowSpec(source_slot, target_slot, wire_bytes, source, target))
+            flow = graph.add_flow(cluster, FlowSpec(source_slot, target_slot, wire_bytes, source, target, cluster.activation_priority))
             graph.link(message.sent_after, flow, latency_s)
             if cluster.backend.rendezvous:
                 graph.link(message.posted_after, flow, cluster.latency_s(target_slot, source_slot) + latency_s)

@@ -17,19 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import networkx as nx
-
-from chinchilla_sim.cluster.topology import Backend, Cluster, Device, Link
 from chinchilla_sim.errors import Mistake, ScenarioError
-from chinchilla_sim.planner.action import Op
-from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.prices import NO_EXCHANGE, Pricing, StagePrice
-from chinchilla_sim.planner.program import lower
-from chinchilla_sim.planner.schedules.automatic import PassSeconds, find_rows
-from chinchilla_sim.planner.schedules.registry import SCHEDULES
-from chinchilla_sim.simulator.activities import timeline_of
-from chinchilla_sim.simulator.engine import play_events
-from chinchilla_sim.simulator.lowering import activities_of
+from chinchilla_sim.planner.schedules.automatic import PassSeconds
+from chinchilla_sim.simulator.equal_stages import equal_stages_plan, play_equal_stages, row_seconds
 
 NAMES = {"1F1B": "1f1b", "1F1B-I": "interleaved-1f1b", "ZB-H1": "zb-h1", "ZB-H2": "zb-h2", "ZB-1p": "zb-1p", "ZB-2p": "zb-2p"}
 COLUMNS = ("model", "layers", "hidden", "heads", "seq_len", "stages_p", "num_microbatches_m", "T_F_ms", "T_B_ms", "T_W_ms", "T_comm_ms")
@@ -91,9 +81,9 @@ def _check(row: Mapping[str, str]) -> ScheduleResult:
     kept = 32.0 / (34.0 + 5.0 * int(row["heads"]) * int(row["seq_len"]) / int(row["hidden"]))
     # Embedding and head count as a layer each: that makes stages of equal numbers of layers.
     width = (int(row["layers"]) + 2) // ranks if name == "interleaved-1f1b" else 1
-    plan = _plan(name, ranks, width, count, seconds, float(row["T_comm_ms"]) / 1000.0, kept)
-    rows_s, step_s = _play(plan, seconds, float(row["T_comm_ms"]) / 1000.0)
-    simulated_s = max(rows_s) if name.startswith("zb-") else step_s
+    transfer_s = float(row["T_comm_ms"]) / 1000.0
+    timeline = play_equal_stages(equal_stages_plan(name, ranks, width, count, seconds, transfer_s, kept), seconds, transfer_s)
+    simulated_s = max(row_seconds(timeline)) if name.startswith("zb-") else timeline.step_s
     busy_s = count * (seconds.forward_s + seconds.input_s + seconds.weight_s)
     published = row.get("bubble_rate_calculated_by_authors")
     measured = row.get("measured_step_time_s")
@@ -101,45 +91,3 @@ def _check(row: Mapping[str, str]) -> ScheduleResult:
         row["model"], row["schedule"], ranks, count, simulated_s, float(measured) if measured else None, 1.0 - busy_s / simulated_s,
         float(published) if published else None,
     )  # fmt: skip
-
-
-def _plan(name: str, ranks: int, width: int, count: int, seconds: PassSeconds, transfer_s: float, kept: float) -> Plan:
-    stages, schedule = ranks * width, SCHEDULES[name]
-    order: tuple[str, ...] = ()
-    if schedule.row is None:
-        rows = find_rows([seconds] * ranks, transfer_s, count, ranks * (1 if name == "zb-1p" else 2), kept)
-        order = tuple(" ".join(map(str, row)) for row in rows)
-    return Plan(
-        stages=tuple((f"stage{stage}",) for stage in range(stages)),
-        placement=tuple((schedule.rank_of_stage(stage, ranks),) for stage in range(stages)),
-        slots=tuple(range(ranks)),
-        global_batch_size=count,
-        microbatch_count=count,
-        schedule=name,
-        gradient_codecs=("none",) * stages,
-        activation_codecs=("none",) * (stages - 1),
-        receives_in_flight=count,
-        order=order,
-    )
-
-
-def _play(plan: Plan, seconds: PassSeconds, transfer_s: float) -> tuple[list[float], float]:
-    """Seconds of every rank's row, and of the step, over links of a fixed delay."""
-    graph: nx.DiGraph[str] = nx.DiGraph()
-    slots = tuple(f"rank{rank}" for rank in range(plan.rank_count))
-    for slot in slots:
-        graph.add_edge(slot, "network", link=Link(transfer_s / 2, float("inf")))
-        graph.add_edge("network", slot, link=Link(transfer_s / 2, float("inf")))
-    cluster = Cluster(graph, slots, (Device("profiled", 1.0, 1.0),) * len(slots), Backend("plain"))
-    width = plan.stages_per_rank
-    passes = {Op.F: seconds.forward_s, Op.I: seconds.input_s, Op.W: seconds.weight_s, Op.B: seconds.input_s + seconds.weight_s}
-    price = StagePrice({op: spent / width for op, spent in passes.items()} | {Op.OPTIM: 0.0}, 0.0, 0.0, 0.0)
-    none = (0.0,) * (plan.stage_count - 1)
-    pricing = Pricing(((price,),) * plan.stage_count, none, none, (NO_EXCHANGE,) * plan.stage_count)
-    activities = activities_of(lower(plan), pricing, cluster)
-    timeline = timeline_of(activities, play_events(activities, cluster))
-    rows_s = []
-    for rank in range(plan.rank_count):
-        passes_of_rank = [span for span in timeline.spans_of(rank, "compute") if span.category in ("forward", "backward")]
-        rows_s.append(max(span.end_s for span in passes_of_rank) - min(span.start_s for span in passes_of_rank))
-    return rows_s, timeline.step_s
