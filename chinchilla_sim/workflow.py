@@ -226,6 +226,7 @@ def make_plan(setting: Setting, progress: Progress | None = None) -> SearchResul
     if coarse is setting.graph:
         return found
     refined = [_in_own_tasks(setting, coarse, candidate) for candidate in (found.best, *found.runner_ups)]
+    refined.sort(key=lambda candidate: candidate.objective)
     one_rank = _in_own_tasks(setting, coarse, found.one_rank) if found.one_rank else None
     return replace(found, best=refined[0], runner_ups=tuple(refined[1:]), one_rank=one_rank)
 
@@ -234,7 +235,9 @@ def _in_own_tasks(setting: Setting, coarse: TaskGraph, candidate: Candidate) -> 
     """A plan of groups as the same plan of the model's own tasks."""
     plan = replace(candidate.plan, stages=tuple(expand(stage, coarse) for stage in candidate.plan.stages))
     pricing = Pricer(setting.graph, setting.cluster, setting.scenario.job, setting.profile).price(plan)
-    return Candidate(plan, pricing, simulate(lower(plan), pricing, setting.cluster), candidate.objective)
+    timeline = simulate(lower(plan), pricing, setting.cluster)
+    # USD and joule grow with the step as it does itself.
+    return Candidate(plan, pricing, timeline, candidate.objective * (timeline.step_s / candidate.step_s if candidate.step_s else 1.0))
 
 
 def plan_file(setting: Setting, search: SearchResult) -> PlanFile:

@@ -6,6 +6,7 @@ header factor h and fixed time per hop f of the backend:
     ring all-reduce       2 (p-1) (a + f) + 2 (p-1)/p h n beta     ring_all_reduce_s
     ring reduce-scatter     (p-1) (a + f) +   (p-1)/p h n beta     ring_reduce_scatter_s
     ring all-gather         (p-1) (a + f) +     (p-1) h n beta     ring_all_gather_s     n bytes from each rank
+    direct all-to-all       (p-1) (a + f) +   (p-1)/p h n beta     all_to_all_s          n bytes of each rank, 1/p to each
     halving-doubling    2 log p (a + f) + 2 (p-1)/p h n beta     halving_doubling_all_reduce_s     p a power of two
     binomial tree       2 log p (a + f + h n beta)               tree_all_reduce_s
 
@@ -117,7 +118,18 @@ def collective_s(
     return interpolate_s(table, payload_bytes) if table else _FORMULAS[kind](payload_bytes, rank_count, link, backend)
 
 
-_FORMULAS = {"all_reduce": ring_all_reduce_s, "reduce_scatter": ring_reduce_scatter_s, "all_gather": ring_all_gather_s}
+def all_to_all_s(payload_bytes: float, rank_count: int, link: Link, backend: Backend) -> float:
+    """Seconds until every rank has its share of the `payload_bytes` of each other."""
+    moved = sent_bytes("all_to_all", payload_bytes, rank_count) * backend.header_factor
+    return (rank_count - 1) * _hop_s(link, backend) + moved / link.bandwidth_bytes_per_s
+
+
+_FORMULAS = {
+    "all_reduce": ring_all_reduce_s,
+    "reduce_scatter": ring_reduce_scatter_s,
+    "all_gather": ring_all_gather_s,
+    "all_to_all": all_to_all_s,
+}
 
 
 def interpolate_s(table: Sequence[tuple[float, float]], payload_bytes: float) -> float:
@@ -137,4 +149,4 @@ def sent_bytes(kind: str, payload_bytes: float, rank_count: int) -> float:
     """Bytes that one rank puts on the wire in a ring collective, without headers."""
     if kind == "all_gather":
         return (rank_count - 1) * payload_bytes
-    return (1 if kind == "reduce_scatter" else 2) * (rank_count - 1) / rank_count * payload_bytes
+    return (2 if kind == "all_reduce" else 1) * (rank_count - 1) / rank_count * payload_bytes

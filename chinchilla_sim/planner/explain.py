@@ -12,7 +12,7 @@ def explain_choice(search: SearchResult) -> tuple[str, ...]:
     lines = [_composition(best)]
     if search.one_rank and search.one_rank.plan != best.plan:
         lines.append(_against_one_rank(best, search.one_rank))
-    lines += [_against(best, other) for other in search.runner_ups if other.plan.rank_count > 1]
+    lines += [_against(best, other) for other in search.runner_ups if len(other.plan.slots) > 1]
     lines.append(
         f"The best of {search.considered} plans ({search.infeasible} do not fit or cannot be cut); {search.simulated} were simulated, "
         "every other has a lower bound above the best of its split."

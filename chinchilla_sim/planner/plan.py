@@ -80,6 +80,11 @@ class Plan:
         """Devices that one rank stands for."""
         return self.tensor_parallel_degree * self.context_parallel_degree
 
+    @property
+    def exchange_degree(self) -> int:
+        """Devices that hold the same weights and add up their gradients: replicas, and the parts of a context."""
+        return self.data_parallel_degree * self.context_parallel_degree
+
     def slots_of(self, rank: int) -> tuple[int, ...]:
         """Device slots of a rank."""
         return self.slots[rank * self.group_width : (rank + 1) * self.group_width]
@@ -139,7 +144,7 @@ class Plan:
         if self.pipeline_parallel_degree > 1:
             parts += [self.schedule] if self.microbatch_count > 1 else []
             parts += _codec_words("activations", self.activation_codecs)
-        if self.data_parallel_degree > 1 and self.training:
+        if self.exchange_degree > 1 and self.training:
             parts += _codec_words("gradients", self.gradient_codecs)
             parts += [f"{self.gradient_buckets} buckets"] if self.gradient_buckets > 1 else []
             parts += [f"ZeRO {self.zero_stage}"] if self.zero_stage else []

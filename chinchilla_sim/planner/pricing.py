@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from chinchilla_sim.cluster.ring import ring_order
 from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.cost.codec import CODECS, decode_s, encode_s, payload_bytes
-from chinchilla_sim.cost.collective import choose_algorithm, interpolate_s, sent_bytes
+from chinchilla_sim.cost.collective import choose_algorithm, collective_s, interpolate_s, sent_bytes
 from chinchilla_sim.cost.compute import FP32_BYTES, accumulation_s, backward_s, forward_s, optimizer_s, weight_gradient_share
 from chinchilla_sim.cost.memory import state_bytes
 from chinchilla_sim.cost.rounds import rounds_lower_bound_s
 from chinchilla_sim.graph.profile import ACCELERATOR, ANY_DEVICE, Profile
+from chinchilla_sim.graph.shard import Collective, PassCollectives, shard_graph
 from chinchilla_sim.graph.task import Task, TaskGraph
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import NO_EXCHANGE, Bucket, Exchange, Pricing, StagePrice
+from chinchilla_sim.planner.recompute import Blocks
 from chinchilla_sim.scenario.schema import JobSpec
 
 
@@ -55,8 +58,17 @@ class Pricer:
     Times that the `profile` measured come before formulas.
     """
 
-    def __init__(self, graph: TaskGraph, cluster: Cluster, job: JobSpec, profile: Profile | None = None) -> None:
+    def __init__(
+        self,
+        graph: TaskGraph,
+        cluster: Cluster,
+        job: JobSpec,
+        profile: Profile | None = None,
+        collectives: Mapping[str, PassCollectives] | None = None,
+    ) -> None:
         self.graph, self.cluster, self.job, self.profile = graph, cluster, job, profile or Profile()
+        self.collectives = collectives or {}
+        self._device_pricers: dict[tuple[int, bool, int, int], Pricer] = {}
         self.value_bytes = graph.value_bytes
         self._seconds: dict[tuple[str, int, int, Device], tuple[float, float, float]] = {}
         self._rings: dict[tuple[int, ...], tuple[int, ...]] = {}
@@ -95,20 +107,33 @@ class Pricer:
         """Tasks whose outputs cross the boundary behind a stage."""
         return self.graph.live_after(self.graph.position[plan.stages[stage][-1]])
 
+    def for_devices(self, plan: Plan) -> Pricer:
+        """The pricer of what one device does: of its part of the graph where several devices work in lockstep."""
+        key = plan.tensor_parallel_degree, plan.sequence_parallel, plan.context_parallel_degree, plan.expert_parallel_degree
+        if key == (1, False, 1, 1):
+            return self
+        if key not in self._device_pricers:
+            part = shard_graph(self.graph, *key)
+            # What was measured was measured whole.
+            self._device_pricers[key] = Pricer(part.graph, self.cluster, self.job, None, part.collectives)
+        return self._device_pricers[key]
+
     def price(self, plan: Plan) -> Pricing:
         """Seconds and bytes of every action of the plan."""
-        scale = self.scale(plan.microbatch_size)
+        scale, device_pricer = self.scale(plan.microbatch_size), self.for_devices(plan)
         stages = range(plan.stage_count)
         boundaries = [self.boundary_tasks(plan, stage) for stage in stages[:-1]]
         raw = [scale * sum(task.output_bytes for task in tasks) for tasks in boundaries]
         raw_gradients = [scale * sum(task.output_bytes for task in tasks if task.needs_gradient) for tasks in boundaries]
+        # Each device of a rank packs and sends its part of what crosses a boundary.
+        own, own_gradients = ([size / plan.group_width for size in sizes] for sizes in (raw, raw_gradients))
         # Replicas on like devices cost the same: each kind is priced once.
         prices: dict[tuple[int, Device], StagePrice] = {}
         for stage in stages:
             for rank in plan.placement[stage]:
                 device = self.device_of(plan, rank)
                 if (stage, device) not in prices:
-                    prices[stage, device] = self._stage_price(plan, stage, device, raw, raw_gradients)
+                    prices[stage, device] = device_pricer.stage_price(plan, stage, device, own, own_gradients)
         return Pricing(
             stages=tuple(tuple(prices[stage, self.device_of(plan, rank)] for rank in plan.placement[stage]) for stage in stages),
             boundary_bytes=tuple(
@@ -118,18 +143,21 @@ class Pricer:
                 self._message_bytes(codec, [task for task in tasks if task.needs_gradient], scale)
                 for codec, tasks in zip(plan.activation_codecs, boundaries, strict=True)
             ),
-            gradients=tuple(self._gradients(plan, stage, self._trained_bytes(plan, stage)) for stage in stages),
-            weights=tuple(self._exchange(plan, stage, "all_gather", self._trained_bytes(plan, stage)) for stage in stages)
-            if plan.zero_stage
-            else (),
+            gradients=tuple(device_pricer.gradient_exchange(plan, stage) for stage in stages),
+            weights=tuple(device_pricer.weight_exchange(plan, stage) for stage in stages) if plan.zero_stage else (),
         )
 
     def device_of(self, plan: Plan, rank: int) -> Device:
         """Device of a rank while all ranks of the plan are busy."""
         return self.cluster.device(plan.slots_of(rank)[0], len(plan.slots))
 
-    def _trained_bytes(self, plan: Plan, stage: int) -> float:
-        return self.graph.trained_bytes_of(self.tasks_of(plan, stage))
+    def gradient_exchange(self, plan: Plan, stage: int) -> Exchange:
+        """The exchange of all gradients of a stage among its replicas, for one device of a rank."""
+        return self._gradients(plan, stage, self.graph.trained_bytes_of(self.tasks_of(plan, stage)))
+
+    def weight_exchange(self, plan: Plan, stage: int) -> Exchange:
+        """The all-gather of a stage's sharded weights."""
+        return self._exchange(plan, stage, "all_gather", self.graph.trained_bytes_of(self.tasks_of(plan, stage)))
 
     def _message_bytes(self, codec: str, tasks: Sequence[Task], scale: float) -> float:
         """Payload of a message that packs the outputs of several tasks, each on its own."""
@@ -140,9 +168,11 @@ class Pricer:
         total = self.graph.trained_bytes_of(self.graph.tasks)
         return self._gradients(plan, stage, total).idle_s / total if total else 0.0
 
-    def _stage_price(self, plan: Plan, stage: int, device: Device, raw: Sequence[float], raw_gradients: Sequence[float]) -> StagePrice:
+    def stage_price(self, plan: Plan, stage: int, device: Device, raw: Sequence[float], raw_gradients: Sequence[float]) -> StagePrice:
+        """One stage on one device of its rank; `raw` are bytes that this device sends over each boundary."""
         tasks = self.tasks_of(plan, stage)
         times = [self.task_s(task, plan.microbatch_size, device, len(plan.slots)) for task in tasks]
+        blocking_s = self._blocking_s(plan, stage, tasks)
         parameters = self.graph.trained_bytes_of(tasks)
         weights_s = sum(weights for _, _, weights in times)
         backward_s = device.backward_fixed_s + sum(backward for _, backward, _ in times)
@@ -156,18 +186,53 @@ class Pricer:
         action_s |= self._codec_s(plan, stage, raw, raw_gradients, device)
         action_s |= gradient_codec_s(plan, stage, parameters, device)
         buffers = self._buffer_bytes(plan, sum(raw[boundary] for boundary in (stage - 1, stage) if 0 <= boundary < len(raw)))
-        saved = self._saved_bytes(plan, tasks)
+        saved, transient = self._saved_bytes(plan, tasks), 0.0
+        if plan.recompute == "full" and plan.training:
+            found = self._blocks.recompute(tasks)
+            saved, transient = (size * self.scale(plan.microbatch_size) for size in (found.saved_bytes, found.transient_bytes))
+            again_s = sum(forward for task, (forward, _, _) in zip(tasks, times, strict=True) if task.name in found.again)
+            for op in (Op.B, Op.I):
+                action_s[op] += again_s
+                blocking_s[op] = blocking_s.get(op, 0.0) + blocking_s.get(Op.F, 0.0)
         return StagePrice(
             action_s=action_s,
             accumulation_s=accumulation_s(parameters, device),
             held_bytes=self._held_bytes(plan, stage, parameters, self.graph.untrained_bytes_of(tasks)) + buffers,
             saved_bytes=saved,
             kept_bytes=self._kept_bytes(plan, tasks, saved),
+            transient_bytes=transient,
+            blocking_s={op: seconds for op, seconds in blocking_s.items() if seconds},
             buckets=self._buckets(plan, tasks, times),
         )
 
+    @cached_property
+    def _blocks(self) -> Blocks:
+        return Blocks(self.graph)
+
+    def _blocking_s(self, plan: Plan, stage: int, tasks: Sequence[Task]) -> dict[Op, float]:
+        """Seconds of collectives inside a forward and a backward pass (of which I has all)."""
+        if not self.collectives:
+            return {}
+        found = [self.collectives[task.name] for task in tasks]
+        forward = sum(self._collective_s(plan, stage, one) for row in found for one in row.forward)
+        backward = sum(self._collective_s(plan, stage, one) for row in found for one in row.backward)
+        return {Op.F: forward, Op.B: backward, Op.I: backward}
+
+    def _collective_s(self, plan: Plan, stage: int, collective: Collective) -> float:
+        first = plan.slots_of(plan.placement[stage][0])
+        slots: Sequence[int] = {
+            "tensor": first[: plan.tensor_parallel_degree],
+            "context": first[:: plan.tensor_parallel_degree],
+            "expert": [plan.slots_of(rank)[0] for rank in plan.placement[stage][: plan.expert_parallel_degree]],
+        }[collective.axis]
+        if len(slots) < 2:
+            return 0.0
+        table = self.cluster.collective_s.get((collective.kind, len(slots)))
+        payload = collective.payload_bytes * self.scale(plan.microbatch_size)
+        return collective_s(collective.kind, payload, len(slots), self.cluster.slowest_pair(slots), self.cluster.backend, table)
+
     def _optimizer_s(self, plan: Plan, parameters: float, device: Device) -> float:
-        shards = plan.data_parallel_degree if plan.zero_stage else 1
+        shards = plan.exchange_degree if plan.zero_stage else 1
         fp32_bytes = parameters * FP32_BYTES / self.value_bytes / shards
         return optimizer_s(fp32_bytes, self.job.optimizer, self.job.momentum, device)
 
@@ -222,11 +287,11 @@ class Pricer:
         if not plan.training:
             return parameters + frozen
         bucket = 0.0
-        if plan.data_parallel_degree > 1:
+        if plan.exchange_degree > 1:
             payload = payload_bytes(plan.gradient_codecs[stage], parameters, self.value_bytes)
             summable = CODECS[plan.gradient_codecs[stage]].summable
-            bucket = parameters + payload * (1 if summable else plan.data_parallel_degree)
-        replicas = plan.data_parallel_degree
+            bucket = parameters + payload * (1 if summable else plan.exchange_degree)
+        replicas = plan.exchange_degree
         state = state_bytes(parameters, self.job.optimizer, self.job.momentum, self.job.precision, plan.zero_stage, replicas)
         return state + frozen + bucket
 
@@ -258,15 +323,14 @@ class Pricer:
 
     def _exchange(self, plan: Plan, stage: int, kind: str, payload: float) -> Exchange:
         """A collective of a stage's replicas; for an all-gather of sharded weights and for the others `payload` is the whole."""
-        replicas = plan.data_parallel_degree
+        replicas = plan.exchange_degree
         if replicas == 1 or not payload:
             return Exchange(kind)
-        payload /= plan.group_width
         if kind == "all_gather" and plan.zero_stage:
             payload /= replicas
         sent = sent_bytes(kind, payload, replicas)
         table = self.cluster.collective_s.get((kind, replicas))
-        orders = tuple(self._ring(plan, stage, lane) for lane in range(plan.group_width))
+        orders = tuple(self._ring(plan, stage, lane) for lane in range(plan.tensor_parallel_degree))
         if table:
             return Exchange(kind, payload, interpolate_s(table, payload), sent, table=table, orders=orders)
         link = self.cluster.slowest_pair(orders[0])
@@ -277,8 +341,8 @@ class Pricer:
         return Exchange(kind, payload, idle_s, sent, algorithm=algorithm, orders=orders)
 
     def _ring(self, plan: Plan, stage: int, lane: int) -> tuple[int, ...]:
-        """Slots of one device of each replica, in the order of the ring."""
-        slots = tuple(plan.slots_of(rank)[lane] for rank in plan.placement[stage])
+        """Slots that hold the same part of the weights, in the order of the ring."""
+        slots = tuple(slot for rank in plan.placement[stage] for slot in plan.slots_of(rank)[lane :: plan.tensor_parallel_degree])
         if plan.ring_order == "placed":
             return slots
         if slots not in self._rings:
@@ -288,10 +352,10 @@ class Pricer:
 
 def gradient_codec_s(plan: Plan, stage: int, raw_bytes: float, device: Device) -> dict[Op, float]:
     """Seconds to pack the gradients of a stage into its bucket (a copy, then the codec) and to unpack the result."""
-    if plan.data_parallel_degree == 1 or plan.zero_stage == 3:
+    if plan.exchange_degree == 1 or plan.zero_stage == 3:
         return {}
     codec = plan.gradient_codecs[stage]
-    copies = 1 if CODECS[codec].summable else plan.data_parallel_degree
+    copies = 1 if CODECS[codec].summable else plan.exchange_degree
     packing_s = device.elementwise_launch_s + 2 * raw_bytes / device.elementwise_bandwidth_bytes_per_s
     return {
         Op.ENCODE_GRAD: packing_s + encode_s(codec, raw_bytes, device),

@@ -145,13 +145,13 @@ def _with_exchanges(plan: Plan, work: Sequence[Action]) -> list[Action]:
         if exchanges[stage] and plan.gradient_codecs[stage] != "none":
             ordered.append(Action(stage, Op.DECODE_GRAD))
         ordered.append(Action(stage, Op.OPTIM))
-        if plan.zero_stage in (1, 2) and plan.data_parallel_degree > 1:
+        if plan.zero_stage in (1, 2) and plan.exchange_degree > 1:
             ordered.append(Action(stage, Op.UNSHARD))
     return ordered
 
 
 def _gradient_actions(plan: Plan, stage: int) -> list[Action]:
-    if plan.data_parallel_degree == 1 or plan.zero_stage == 3:
+    if plan.exchange_degree == 1 or plan.zero_stage == 3:
         return []
     return [Action(stage, Op.ENCODE_GRAD), Action(stage, Op.REDUCE_GRAD)]
 

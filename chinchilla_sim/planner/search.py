@@ -1,7 +1,7 @@
 """Exhaustive search for the best plan, exact under the simulator.
 
-The space: data-parallel degree x pipeline degree x microbatch count x schedule x placement x gradient codec x
-activation codec; stages are cut by `balance_stages`. Every plan that fits into memory gets a lower bound
+The space: data-parallel degree x pipeline degree x microbatch count x schedule x sharding x placement x gradient
+codec x activation codec; stages are cut by `balance_stages`. Every plan that fits into memory gets a lower bound
 (`bound.py`). Within each split (data-parallel x pipeline degree) plans are simulated in the order of their
 bounds until the next bound is above the best simulated step: the rest cannot win. The winner is therefore the
 best of the whole stated space, not of a sample; other cuts than the balanced one are not in that space.
@@ -10,15 +10,15 @@ best of the whole stated space, not of a sample; other cuts than the balanced on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise, product
 
-from chinchilla_sim.cluster.topology import Cluster, Device
+from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.codec import payload_bytes
 from chinchilla_sim.cost.money import expense
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.graph.profile import Profile
-from chinchilla_sim.graph.task import Task, TaskGraph
+from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.partition import allowed_cuts, balance_stages
@@ -64,6 +64,29 @@ class SearchResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Sharding:
+    """How a stage is divided over devices beside its replicas, and what is kept or computed again; fields as in Plan."""
+
+    tensor_parallel_degree: int = 1
+    sequence_parallel: bool = False
+    context_parallel_degree: int = 1
+    expert_parallel_degree: int = 1
+    zero_stage: int = 0
+    recompute: str = "none"
+    gradient_buckets: int = 1
+
+    @property
+    def group_width(self) -> int:
+        """Devices that work in lockstep."""
+        return self.tensor_parallel_degree * self.context_parallel_degree
+
+    def suits(self, replicas: int) -> bool:
+        """Whether so many replicas make sense of it: ZeRO, buckets and experts divide what replicas hold or exchange."""
+        exchanging = replicas * self.context_parallel_degree > 1
+        return replicas % self.expert_parallel_degree == 0 and (exchanging or (self.zero_stage == 0 and self.gradient_buckets == 1))
+
+
+@dataclass(frozen=True, slots=True)
 class _Shape:
     """The part of a plan that decides its partition."""
 
@@ -72,6 +95,11 @@ class _Shape:
     microbatch_count: int
     schedule: str
     stages_per_rank: int = 1
+    sharding: Sharding = Sharding()
+
+    @property
+    def device_count(self) -> int:
+        return self.data_parallel_degree * self.pipeline_parallel_degree * self.sharding.group_width
 
     @property
     def stage_count(self) -> int:
@@ -123,7 +151,7 @@ class _Search:
                 self.progress(done + 1, len(by_split))
         if not winners:
             raise self._no_plan(shapes, maximum)
-        ranked = sorted(winners, key=lambda candidate: (candidate.objective, candidate.plan.rank_count, candidate.plan.describe()))
+        ranked = sorted(winners, key=lambda candidate: (candidate.objective, len(candidate.plan.slots), candidate.plan.describe()))
         return SearchResult(
             best=ranked[0],
             runner_ups=tuple(ranked[1 : self.search.runner_ups + 1]),
@@ -143,16 +171,25 @@ class _Search:
             raise ScenarioError([Mistake("search.objective", what, f'give the nodes a {name} such as "2 USD/h" or "300 W"')])
 
     def _shapes(self, maximum: int) -> Iterator[_Shape]:
-        """Every split, schedule and microbatch count that divides the batch and uses at most `maximum` ranks."""
+        """Every split, schedule and microbatch count that divides the batch and uses at most `maximum` devices."""
         batch = self.job.global_batch_size
-        for replicas in range(1, maximum + 1):
-            if batch % replicas:
-                continue
-            counts = _divisors(batch // replicas)
-            for ranks in range(1, maximum // replicas + 1):
-                for count in counts:
-                    for schedule, stages_per_rank in self._schedules(ranks, count):
-                        yield _Shape(replicas, ranks, count, schedule, stages_per_rank)
+        for sharding in self._shardings():
+            groups = maximum // sharding.group_width
+            for replicas in range(1, groups + 1):
+                if batch % replicas or not sharding.suits(replicas):
+                    continue
+                counts = _divisors(batch // replicas)
+                for ranks in range(1, groups // replicas + 1):
+                    for count in counts:
+                        for schedule, stages_per_rank in self._schedules(ranks, count):
+                            yield _Shape(replicas, ranks, count, schedule, stages_per_rank, sharding)
+
+    def _shardings(self) -> Iterator[Sharding]:
+        search = self.search
+        axes = (search.tensor_parallel_degrees, search.context_parallel_degrees, search.expert_parallel_degrees)
+        kept = (search.zero_stages, search.recompute, search.gradient_buckets) if self.training else ((0,), ("none",), (1,))
+        for tensor, context, expert, zero_stage, recompute, buckets in product(*axes, *kept):
+            yield Sharding(tensor, search.sequence_parallel and tensor > 1, context, expert, zero_stage, recompute, buckets)
 
     def _schedules(self, ranks: int, count: int) -> Iterator[tuple[str, int]]:
         """Allowed schedules with their stages per rank; one stage or microbatch needs only one of the plain ones."""
@@ -172,7 +209,7 @@ class _Search:
     def _allowed(self, shape: _Shape) -> bool:
         search = self.search
         return (
-            shape.data_parallel_degree * shape.pipeline_parallel_degree >= search.minimum_ranks
+            shape.device_count >= search.minimum_ranks
             and shape.stage_count <= sum(self.cuts)
             and (search.data_parallel_degrees is None or shape.data_parallel_degree in search.data_parallel_degrees)
             and (search.pipeline_parallel_degrees is None or shape.pipeline_parallel_degree in search.pipeline_parallel_degrees)
@@ -212,9 +249,9 @@ class _Search:
 
     def _plans(self, shape: _Shape) -> Iterator[Plan]:
         """Placements and codecs of one shape."""
-        count = shape.data_parallel_degree * shape.pipeline_parallel_degree
-        slots = fastest_slots(self.cluster, count)
-        gradient_codecs = self.search.gradient_codecs if shape.data_parallel_degree > 1 and self.training else ("none",)
+        slots = fastest_slots(self.cluster, shape.device_count)
+        exchanging = shape.data_parallel_degree * shape.sharding.context_parallel_degree > 1
+        gradient_codecs = self.search.gradient_codecs if exchanging and self.training else ("none",)
         activation_codecs = self.search.activation_codecs if shape.pipeline_parallel_degree > 1 else ("none",)
         schedule = SCHEDULES[shape.schedule]
         for line in placements(*shape.split):
@@ -243,6 +280,7 @@ class _Search:
             schedule=shape.schedule,
             gradient_codecs=(gradient_codec,) * stages,
             activation_codecs=(activation_codec,) * (stages - 1),
+            **asdict(shape.sharding),
         )
         # One stage needs no dynamic programme: memory is checked with its exact price.
         sizes = [len(tasks)] if stages == 1 else self._balance(whole)
@@ -271,27 +309,24 @@ class _Search:
 
     def _balance(self, plan: Plan, limited: bool = True) -> list[int] | None:
         """Tasks per stage; weights are seconds per step of computation, gradient exchange and crossing tensors."""
-        size, count = plan.microbatch_size, plan.microbatch_count
+        size, count, pricer = plan.microbatch_size, plan.microbatch_count, self.pricer.for_devices(plan)
         weights = []
         for stage, row in enumerate(plan.placement):
             device = self.pricer.device_of(plan, row[0])
-            exchange_s = self.pricer.exchange_s_per_byte(plan, stage)
+            exchange_s = pricer.exchange_s_per_byte(plan, stage)
             weights.append(
                 [
-                    count * self._passes_s(task, size, device, len(plan.slots)) + exchange_s * self.graph.trained_bytes_of([task])
-                    for task in self.graph.compute_tasks
+                    count * sum(pricer.task_s(task, size, device, len(plan.slots))[:2]) + exchange_s * pricer.graph.trained_bytes_of([task])
+                    for task in pricer.graph.compute_tasks
                 ]
             )
+        limited = limited and plan.recompute == "none"
         fits = self._fit_rule(plan) if limited else lambda _position, _first, _end: True
         return balance_stages(weights, self._boundary_s(plan), self.cuts, fits)
 
-    def _passes_s(self, task: Task, size: int, device: Device, busy_ranks: int) -> float:
-        forward_s, backward_s, _ = self.pricer.task_s(task, size, device, busy_ranks)
-        return forward_s + backward_s
-
     def _boundary_s(self, plan: Plan) -> list[float]:
         """Seconds per step that the tensors behind each task keep an idle link busy, one way."""
-        lower_slot, upper_slot = plan.slots[plan.placement[0][0]], plan.slots[plan.placement[-1][0]]
+        lower_slot, upper_slot = plan.slots_of(plan.placement[0][0])[0], plan.slots_of(plan.placement[-1][0])[0]
         bandwidth = self.cluster.bandwidth_bytes_per_s(lower_slot, upper_slot)
         scale = self.pricer.scale(plan.microbatch_size)
         codec = plan.activation_codecs[0]
@@ -300,15 +335,15 @@ class _Search:
 
     def _fit_rule(self, plan: Plan) -> Callable[[int, int, int], bool]:
         """Whether tasks j..i-1 fit on a pipeline position."""
-        task_count = len(self.graph.compute_tasks)
+        task_count, pricer = len(self.graph.compute_tasks), self.pricer.for_devices(plan)
 
         def fits(position: int, first: int, end: int) -> bool:
-            limit = min(self.cluster.device(plan.slots[rank]).memory_bytes for rank in plan.placement[position])
+            limit = min(self.cluster.device(plan.slots_of(rank)[0]).memory_bytes for rank in plan.placement[position])
             in_flight = microbatches_in_flight(
                 plan.schedule, position, plan.pipeline_parallel_degree, len(plan.placement), plan.microbatch_count
             )
             crossing = sum(self.crossing_bytes[behind - 1] for behind in (first, end) if 0 < behind < task_count)
-            return self.pricer.stage_bytes(plan, position, first, end, in_flight, crossing) <= limit
+            return pricer.stage_bytes(plan, position, first, end, in_flight, crossing / plan.group_width) <= limit
 
         return fits
 
@@ -316,17 +351,17 @@ class _Search:
         for replica in range(plan.data_parallel_degree):
             for rank, passes in zip(plan.pipeline(replica), passes_of(plan, replica), strict=True):
                 peak_bytes = pricing.peak_bytes(plan, rank, passes)
-                limit = self.cluster.device(plan.slots[rank]).memory_bytes
+                limit = self.cluster.device(plan.slots_of(rank)[0]).memory_bytes
                 if peak_bytes > limit:
                     self.infeasible += 1
-                    self.shortfalls.append((peak_bytes - limit, _shortfall(peak_bytes, limit, plan, self.cluster, rank)))
+                    self.shortfalls.append((peak_bytes - limit, _shortfall(peak_bytes, limit, plan, self.cluster, plan.slots_of(rank)[0])))
                     return False
         return True
 
     def _one_rank(self, ranked: Sequence[Candidate]) -> Candidate | None:
         """One rank alone, also where the scenario asks for more."""
         for candidate in ranked:
-            if candidate.plan.rank_count == 1:
+            if len(candidate.plan.slots) == 1:
                 return candidate
         counts = _divisors(self.job.global_batch_size)
         shapes = [_Shape(1, 1, count, schedule) for count in counts for schedule, _ in self._schedules(1, count)]
@@ -348,9 +383,9 @@ class _Search:
         return NoFeasiblePlanError("device memory", shortfall, cure)
 
 
-def _shortfall(needed: float, limit: float, plan: Plan, cluster: Cluster, rank: int) -> str:
+def _shortfall(needed: float, limit: float, plan: Plan, cluster: Cluster, slot: int) -> str:
     return (
-        f"the closest plan ({plan.describe()}) needs {format_bytes(needed)} on {cluster.slots[plan.slots[rank]]}, "
+        f"the closest plan ({plan.describe()}) needs {format_bytes(needed)} on {cluster.slots[slot]}, "
         f"which has {format_bytes(limit)}: {format_bytes(needed - limit)} too little"
     )
 

@@ -32,7 +32,7 @@ def simulated_table(rows: Sequence[tuple[str, Candidate]]) -> Table:
     for name, candidate in rows:
         facts = candidate_facts(candidate)
         compared = "fastest" if candidate.step_s == fastest_s else versus(candidate.step_s, fastest_s, "step_time")
-        row = [name, candidate.plan.describe(), str(candidate.plan.rank_count), format_seconds(candidate.step_s), compared]
+        row = [name, candidate.plan.describe(), str(len(candidate.plan.slots)), format_seconds(candidate.step_s), compared]
         row += [format_seconds(facts["exposed_communication_s"]), percent(facts["bubble_fraction"])]
         row += [format_bytes(facts["sent_bytes"]), format_bytes(facts["peak_memory_bytes"])]
         cells.append(tuple(row))
@@ -44,7 +44,7 @@ def simulated_dict(candidate: Candidate) -> dict[str, Any]:
     """JSON-ready simulation of one given plan."""
     return {
         "summary": candidate.plan.describe(),
-        "rank_count": candidate.plan.rank_count,
+        "rank_count": len(candidate.plan.slots),
         "simulated_step_s": candidate.step_s,
         **candidate_facts(candidate),
         "timeline": candidate.timeline.to_dict(),

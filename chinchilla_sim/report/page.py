@@ -65,7 +65,7 @@ def _figures(study: Study) -> dict[str, Any]:
     from chinchilla_sim.report.figures import alternatives_svg, gantt_svg, memory_svg
 
     best = study.search.best
-    capacities = [study.cluster.device(slot, best.plan.rank_count).memory_bytes for slot in best.plan.slots]
+    capacities = [study.cluster.device(slot, len(best.plan.slots)).memory_bytes for slot in best.plan.slots]
     drawn = {
         "gantt": gantt_svg(best.timeline, study.measurement.timeline if study.measurement else None),
         "memory": memory_svg(best.timeline, capacities),
@@ -84,7 +84,7 @@ def _key_figures(study: Study) -> list[tuple[str, str]]:
         found.append(("error of the simulation", signed_percent(study.comparison.relative_error)))
     if best.step_s:
         found.append(("samples per second, simulated", f"{float(f'{study.plan.global_batch_size / best.step_s:.3g}'):,g}"))
-    found.append(("ranks in use", f"{study.plan.rank_count} of {study.cluster.rank_count}"))
+    found.append(("ranks in use", f"{len(study.plan.slots)} of {study.cluster.rank_count}"))
     found.append(("idle share of all ranks", percent(best.timeline.bubble_fraction)))
     if study.measurement:
         metrics = sorted(study.measurement.metrics.items())

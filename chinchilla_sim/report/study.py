@@ -40,5 +40,5 @@ class Study:
     @property
     def step_expense(self) -> Expense:
         """USD, modelled joule and CO2 of one simulated step on the ranks in use."""
-        devices = [self.cluster.device(slot, self.plan.rank_count) for slot in self.plan.slots]
+        devices = [self.cluster.device(slot, len(self.plan.slots)) for slot in self.plan.slots]
         return expense(self.search.best.step_s, devices, self.cluster.grid_kg_per_joule)

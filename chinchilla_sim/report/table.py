@@ -80,7 +80,7 @@ def candidates_table(search: SearchResult, objective: str = "step_time") -> Tabl
     rows = []
     for name, candidate in listed_candidates(search):
         facts = candidate_facts(candidate)
-        cells = [name, str(candidate.plan.rank_count), format_seconds(candidate.step_s)]
+        cells = [name, str(len(candidate.plan.slots)), format_seconds(candidate.step_s)]
         cells.append("chosen" if candidate is best else versus(candidate.step_s, best.step_s, "step_time"))
         if objective != "step_time":
             cells.append(_FORMAT_OBJECTIVE[objective](candidate.objective) if candidate.objective else NOT_STATED)
@@ -161,7 +161,7 @@ def cost_table(study: Study) -> Table:
 
 
 def _cost_note(study: Study) -> str:
-    devices = [study.cluster.device(slot, study.plan.rank_count) for slot in study.plan.slots]
+    devices = [study.cluster.device(slot, len(study.plan.slots)) for slot in study.plan.slots]
     note = "energy: full power for the whole step on every rank in use, an upper bound"
     for what, given in (("price", [d.usd_per_s for d in devices]), ("power", [d.power_watt for d in devices])):
         missing = given.count(0.0)
@@ -216,13 +216,13 @@ def answer(study: Study) -> str:
     parts = [f"The {_SUPERLATIVE[objective]} plan found is {best.plan.describe()}: {step}"]
     alternative = search.runner_ups[0] if search.runner_ups else None
     if alternative:
-        name = "one rank alone" if alternative.plan.rank_count == 1 else alternative.plan.describe()
+        name = "one rank alone" if len(alternative.plan.slots) == 1 else alternative.plan.describe()
         parts.append(f"the best alternative, {name}, is {_compared(alternative, best, objective)}")
     else:
         parts.append("no plan of another split is reported")
     if alone is None:
         parts.append("one rank alone does not fit into memory")
-    elif best.plan.rank_count > 1 and alone is not alternative:
+    elif len(best.plan.slots) > 1 and alone is not alternative:
         # Were it allowed it would have been chosen: the objective says so.
         name = "but one rank alone, which this search excludes," if alone.objective < best.objective else "one rank alone"
         parts.append(f"{name} is {_compared(alone, best, objective)} ({format_seconds(alone.step_s)})")
@@ -312,7 +312,7 @@ def _rank_dict(study: Study, rank: int) -> dict[str, Any]:
 
 
 def _candidate_dict(candidate: Candidate) -> dict[str, Any]:
-    named = {"describe": candidate.plan.describe(), "rank_count": candidate.plan.rank_count}
+    named = {"describe": candidate.plan.describe(), "rank_count": len(candidate.plan.slots)}
     return {**named, "step_s": candidate.step_s, "objective": candidate.objective, **candidate_facts(candidate)}
 
 

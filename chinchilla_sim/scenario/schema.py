@@ -20,7 +20,7 @@ else sees frozen values. Rules that join several keys are in `check.py`.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -319,6 +319,35 @@ class SearchSpec(_Table):
     )
     stages_per_rank: Counts = Field(
         default=(2,), description="Stages that a rank has in schedules that loop over the ranks.", examples=[[2, 4]]
+    )
+    tensor_parallel_degrees: Counts = Field(
+        default=(1,), description="Devices that share every product of a stage (Megatron); neighbours in the cluster.", examples=[[1, 8]]
+    )
+    sequence_parallel: bool = Field(
+        default=False, description="With tensor parallelism: divide by positions what is not split otherwise.", examples=[True]
+    )
+    context_parallel_degrees: Counts = Field(
+        default=(1,), description="Devices that share the positions of every sample.", examples=[[1, 2]]
+    )
+    expert_parallel_degrees: Counts = Field(
+        default=(1,), description="Replicas among which the experts of a mixture are divided.", examples=[[1, 8]]
+    )
+    zero_stages: tuple[Annotated[int, Field(ge=0, le=3)], ...] = Field(
+        default=(0,),
+        strict=False,
+        min_length=1,
+        description="What replicas divide: 1 optimizer state, 2 gradients too, 3 weights too.",
+        examples=[[0, 1, 3]],
+    )
+    recompute: tuple[Literal["none", "full"], ...] = Field(
+        default=("none",),
+        strict=False,
+        min_length=1,
+        description="full keeps a layer's input only and computes the rest again.",
+        examples=[["none", "full"]],
+    )
+    gradient_buckets: Counts = Field(
+        default=(1,), description="Buckets in which gradients leave during the last backward pass.", examples=[[1, 4]]
     )
     gradient_codecs: tuple[Codec, ...] = Field(
         default=("none",),

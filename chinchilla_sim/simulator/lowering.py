@@ -280,8 +280,8 @@ class _Row:
         """The activities of a pass: one, or one per bucket where buckets are gathered before or exchanged behind it."""
         lowering, plan, price = self.lowering, self.lowering.plan, self._price(action.stage)
         op, label = action.op, str(action)
-        sharded = plan.zero_stage == 3 and plan.data_parallel_degree > 1 and op is not Op.W
-        leaves = plan.data_parallel_degree > 1 and op in (Op.B, Op.W) and (plan.zero_stage == 3 or (last and self._split))
+        sharded = plan.zero_stage == 3 and plan.exchange_degree > 1 and op is not Op.W
+        leaves = plan.exchange_degree > 1 and op in (Op.B, Op.W) and (plan.zero_stage == 3 or (last and self._split))
         if not (sharded or leaves):
             begin = end = self._append(label, action, seconds)
         else:

@@ -86,7 +86,10 @@ def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
     [
         ("bandwith", "did you mean 'bandwidth'?"),
         ("Latency", "did you mean 'latency'?"),
-        ("xyz", "known are bandwidth, latency, topology, backend"),
+        (
+            "xyz",
+            "known are bandwidth, latency, topology, rack_size, oversubscription, duplex, activation_priority, gradient_priority, backend",
+        ),
     ],
 )
 def test_an_unknown_key_names_the_nearest_known_one(tmp_path: Path, key: str, cure: str) -> None:
