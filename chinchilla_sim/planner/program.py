@@ -89,10 +89,10 @@ def passes_of(plan: Plan, replica: int) -> list[list[Action]]:
     ]
 
 
-def lower(plan: Plan) -> Program:
-    """The program of a plan."""
+def lower(plan: Plan, folded: bool = False) -> Program:
+    """The program of a plan; `folded` leaves all replicas but the first without actions."""
     rows: list[tuple[Action, ...]] = [()] * plan.rank_count
-    for replica in range(plan.data_parallel_degree):
+    for replica in range(1 if folded else plan.data_parallel_degree):
         for rank, passes in zip(plan.pipeline(replica), passes_of(plan, replica), strict=True):
             work = _with_messages(plan, passes)
             if plan.training:

@@ -192,15 +192,29 @@ def step_of_3072_gpus() -> tuple[float, float]:
 def play_folded() -> tuple[float, float]:
     """What `step_of_3072_gpus` runs: wall seconds and peak megabytes of this process."""
     start_s = perf_counter()
-    graph, _ = folded_pipeline(tensor=8, ranks=64, replicas=6, microbatches=512)
+    graph = folded_pipeline(tensor=8, ranks=64, replicas=6, microbatches=512)
     assert makespan_s(replay(graph)) > 0
     return perf_counter() - start_s, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def folded_pipeline(tensor: int, ranks: int, replicas: int, microbatches: int) -> tuple[ActivityGraph, Cluster]:
-    """One replica of a pipeline of equal stages, with the exchange of its gradients among all replicas as a collective of known seconds."""
-    plan, cluster = _pipeline_plan(ranks, microbatches), star(ranks, Link(1e-5, 2.5e10))
-    price = StagePrice({Op.F: 0.01, Op.B: 0.02, Op.OPTIM: 0.05}, 0.0, 1e10, 1e7, blocking_s={})
-    exchange = Exchange("all_reduce", 1e9 / tensor, 0.1, 2e9 * (replicas - 1) / replicas, table=((0.0, 0.1),), orders=((0,),))
-    pricing = Pricing(((price,),) * ranks, (2e6 / tensor,) * (ranks - 1), (2e6 / tensor,) * (ranks - 1), (exchange,) * ranks)
-    return activities_of(lower(plan), pricing, cluster), cluster
+def folded_pipeline(tensor: int, ranks: int, replicas: int, microbatches: int) -> ActivityGraph:
+    """Equal stages on groups of devices in nodes around a switch; the first replica stands for all."""
+    groups, none = ranks * replicas, ("none",) * ranks
+    plan = Plan(
+        stages=tuple((f"task{stage}",) for stage in range(ranks)),
+        placement=tuple(tuple(replica * ranks + stage for replica in range(replicas)) for stage in range(ranks)),
+        slots=tuple(range(groups * tensor)),
+        global_batch_size=microbatches * replicas,
+        microbatch_count=microbatches,
+        schedule="1f1b",
+        gradient_codecs=none,
+        activation_codecs=none[1:],
+        tensor_parallel_degree=tensor,
+    )
+    cluster = star(groups * tensor, Link(1e-5, 2.5e10))
+    seconds = {Op.F: 0.01, Op.B: 0.02, Op.OPTIM: 0.05, Op.ENCODE_GRAD: 0.001}
+    price = StagePrice(seconds, 0.0, 1e10, 1e7, blocking_s={Op.F: 0.002, Op.B: 0.002})
+    exchange = Exchange("all_reduce", 1e9 / tensor, 0.1, 2e9 / tensor * (replicas - 1) / replicas)
+    boundary = (2e6,) * (ranks - 1)
+    pricing = Pricing(((price,) * replicas,) * ranks, boundary, boundary, (exchange,) * ranks)
+    return activities_of(lower(plan, folded=True), pricing, cluster, folded=True)

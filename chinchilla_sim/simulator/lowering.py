@@ -30,10 +30,14 @@ PREFETCHED_BUCKETS = 2
 """ZeRO 3 gathers the weights of so many buckets ahead of their use (FSDP's default: the next one, beside the present)."""
 
 
-def activities_of(program: Program, pricing: Pricing, cluster: Cluster) -> ActivityGraph:
-    """The activities of one step; RunError names messages and collectives that miss an end."""
+def activities_of(program: Program, pricing: Pricing, cluster: Cluster, folded: bool = False) -> ActivityGraph:
+    """The activities of one step; RunError names messages and collectives that miss an end.
+
+    `folded` lets the first replica stand for all, and the first device of a rank for its group: right where they are alike
+    and share no links but in exchanges, which take their idle seconds (the program is lowered `folded`, too).
+    """
     with no_collection():
-        return _Lowering(program, pricing, cluster).run()
+        return _Lowering(program, pricing, cluster, folded).run()
 
 
 @dataclass(slots=True)
@@ -55,8 +59,8 @@ class _Collective:
 
 
 class _Lowering:
-    def __init__(self, program: Program, pricing: Pricing, cluster: Cluster) -> None:
-        self.program, self.plan, self.pricing, self.cluster = program, program.plan, pricing, cluster
+    def __init__(self, program: Program, pricing: Pricing, cluster: Cluster, folded: bool) -> None:
+        self.program, self.plan, self.pricing, self.cluster, self.folded = program, program.plan, pricing, cluster, folded
         ranks = self.plan.rank_count
         self.graph = ActivityGraph(ranks, holdings=[[] for _ in range(ranks)])
         self.graph.held_bytes = [pricing.held_bytes(self.plan, rank) for rank in range(ranks)]
@@ -111,7 +115,7 @@ class _Lowering:
         payload = self.pricing.message_bytes(direction, boundary)
         pairs = list(zip(self.plan.slots_of(source), self.plan.slots_of(target), strict=True))
         flows = []
-        for source_slot, target_slot in pairs:
+        for source_slot, target_slot in pairs[: 1 if self.folded else None]:
             wire_bytes = payload * cluster.backend.header_factor / len(pairs)
             latency_s = cluster.latency_s(source_slot, target_slot)
             flow = graph.add_flow(cluster, FlowSpec(source_slot, target_slot, wire_bytes, source, target, cluster.activation_priority))
@@ -145,7 +149,7 @@ class _Lowering:
         exits: dict[CollectiveKey, int] = {}
         for key, collective in self.collectives.items():
             stage = key[0]
-            members = self.plan.placement[stage]
+            members = self.plan.placement[stage][: 1 if self.folded else None]
             absent = [rank for rank in members if rank not in collective.joined_after]
             if absent:
                 waiting = next(iter(collective.joined_after))
@@ -153,7 +157,10 @@ class _Lowering:
                     f"the program deadlocks: {collective.action} of rank {waiting} waits for rank {absent[0]}, which never joins"
                 )
             entries[key] = self.graph.join(collective.joined_after.values(), always=True)
-            exits[key] = add_exchange(self.graph, self.cluster, collective.exchange, collective.share, self.rank_of_slot, entries[key])
+            if self.folded:
+                exits[key] = self.graph.add(collective.exchange.idle_s * collective.share, after=entries[key])
+            else:
+                exits[key] = add_exchange(self.graph, self.cluster, collective.exchange, collective.share, self.rank_of_slot, entries[key])
             sent = collective.exchange.sent_bytes * collective.share * self.plan.group_width
             for rank in members:
                 self.graph.records.append(Record(rank, "collective", "collective", str(collective.action), entries[key], exits[key], sent))

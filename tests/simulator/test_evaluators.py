@@ -207,6 +207,21 @@ def test_idle_time_is_explained_to_the_last_second(case: Case) -> None:
     assert sum(span.duration_s for span in path if span.stream == "compute") <= timeline.step_s * TIGHT
 
 
+@often
+@given(cases())
+def test_folded_replicas_take_as_long(case: Case) -> None:
+    """Where replicas are alike and exchange on idle links, the first one alone shows the step."""
+    plan = case.plan
+    alike = len({id(price) for row in case.pricing.stages for price in row}) == plan.stage_count
+    assume(alike and not plan.replica_microbatch_counts and plan.gradient_buckets == 1 and plan.zero_stage in (0, 1))
+    graph = case.activities
+    times = replay(graph)
+    small = activities_of(lower(plan, folded=True), case.pricing, case.cluster, folded=True)
+    assume(case.cluster.graph.has_node("network/switch"))
+    assert len(small) <= len(graph)
+    assert makespan_s(replay(small)) == pytest.approx(makespan_s(times), rel=1e-6)
+
+
 def test_estimate_is_within_its_stated_error() -> None:
     """500 random plans of equal replicas on uncontended links: median error below 2 %, nine of ten below 15 %."""
     found: list[float] = []

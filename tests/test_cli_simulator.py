@@ -1,0 +1,106 @@
+"""Commands around the simulator: schedules drawn, rows from CSV played, traces with causes, disturbed steps."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chinchilla_sim.cli import app
+from chinchilla_sim.errors import ScenarioError
+
+SCENARIO = """
+model = { formula = "mlp", widths = [64, 256, 256, 10] }
+job = { global_batch_size = 32 }
+cluster.nodes = [{ name = "n", count = 2, peak = "10 Gflop/s", memory = "1 GiB" }]
+cluster.network = { bandwidth = "100 Mbit/s", latency = "1 ms" }
+search = { minimum_ranks = 2, pipeline_parallel_degrees = [2], microbatch_counts = [4], schedules = ["zb-h1"] }
+disturbances = { jitter = 0.1, failures = { mean_time_between_failures = "100 h", checkpoint = "10 s", restart = "1 min" } }
+"""
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """What a command prints."""
+    app([str(word) for word in words], exit_on_error=False, result_action="return_value")
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A plan of two stages."""
+    (tmp_path / "s.toml").write_text(SCENARIO)
+    call(capsys, "plan", tmp_path / "s.toml", "-o", tmp_path / "plan.json")
+    return tmp_path / "plan.json"
+
+
+def test_schedule_prints_what_pytorch_reads(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """1F1B of two ranks as CSV; the CSV drawn again is the same program; --json tells its times."""
+    text = call(capsys, "schedule", "1f1b", "--ranks", 2, "--microbatches", 3, "--csv")
+    assert text == "0F0,0F1,0B0,0F2,0B1,0B2\n1F0,1B0,1F1,1B1,1F2,1B2\n"
+    (tmp_path / "rows.csv").write_text(text)
+    assert call(capsys, "schedule", tmp_path / "rows.csv", "--csv") == text
+    drawn = json.loads(call(capsys, "schedule", "1f1b", "--ranks", 2, "--microbatches", 3, "--json"))
+    assert (drawn["step_s"], drawn["ideal_s"]) == (12, 9)
+
+
+def test_schedule_draws_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    """A table of rows and a sketch."""
+    text = call(capsys, "schedule", "zb-v", "--ranks", 3, "--microbatches", 6)
+    assert "7I0" not in text and "5I0" in text and "rank 2" in text and "of the step is idle" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["1f1c"], "did you mean '1f1b'"),
+        (["dualpipe-v", "--ranks", "4", "--microbatches", "4"], "needs 8 microbatches"),
+        (["none.csv"], "cannot be read"),
+    ],
+)
+def test_schedule_refuses_with_a_cure(words: list[str], what: str) -> None:
+    """Unknown names, sizes that do not fit, files that are not there."""
+    with pytest.raises(ScenarioError, match=what):
+        app(["schedule", *words], exit_on_error=False, result_action="return_value")
+
+
+def test_rows_from_csv_take_the_place_of_the_schedule(plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """GPipe's rows typed by hand are what is simulated; wrong rows are told with their rank."""
+    rows = tmp_path / "gpipe.csv"
+    rows.write_text("0F0,0F1,0F2,0F3,0B0,0B1,0B2,0B3\n1F0,1F1,1F2,1F3,1B0,1B1,1B2,1B3\n")
+    given, typed = (json.loads(call(capsys, "simulate", plan, *more, "--json"))["plans"][0] for more in ([], ["--program", rows]))
+    assert "zb-h1" in given["summary"] and "custom" in typed["summary"]
+    assert typed["simulated_step_s"] != given["simulated_step_s"]
+    rows.write_text("0F0,0F1,0F2,0F3,0B0,0B1,0B2\n1F0,1B0\n")
+    with pytest.raises(ScenarioError, match="microbatch 3 of stage 0 needs F then B"):
+        call(capsys, "simulate", plan, "--program", rows)
+
+
+def test_trace_tells_causes_and_the_critical_path(plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Idle events name what is waited for; the critical path is a process of its own that ends with the step."""
+    call(capsys, "simulate", plan, "--trace", tmp_path / "trace.json")
+    events: list[dict[str, Any]] = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    idle = [event["name"] for event in events if event.get("cat") == "idle"]
+    assert any("waits for 0SEND_F0 of rank 0, which follows 0F0 of rank 0" in name for name in idle)
+    assert any("data is on the way" in name for name in idle)
+    names = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    (critical,) = (pid for pid, name in names.items() if name.endswith("critical path"))
+    path = [event for event in events if event["ph"] == "X" and event["pid"] == critical]
+    last = max(event["ts"] + event["dur"] for event in events if event["ph"] == "X" and event.get("cat") != "idle")
+    assert max(event["ts"] + event["dur"] for event in path) == pytest.approx(last)
+
+
+def test_disturbed_steps_and_goodput(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """p5 < p50 < p95, goodput beside Daly's formula; the same seed prints the same bytes."""
+    first, second = (call(capsys, "simulate", plan, "--json") for _ in range(2))
+    assert first == second
+    found = json.loads(first)["plans"][0]
+    assert found["p5_s"] < found["p50_s"] < found["p95_s"]
+    assert found["goodput"]["simulated"] == pytest.approx(found["goodput"]["expected"], rel=0.02)
+    assert "Daly" in call(capsys, "simulate", plan)
+
+
+def test_disturbance_of_an_unknown_node_is_named(plan: Path) -> None:
+    """The mistake stands with its place and the known names."""
+    text = 'disturbances.traffic=[{between=["n-0","m"],bandwidth="1 Mbit/s"}]'
+    with pytest.raises(ScenarioError, match=r"disturbances\.traffic\.0\.between: there is no node 'm'; known are n-0, n-1"):
+        app(["simulate", str(plan), "--set", text], exit_on_error=False, result_action="return_value")
