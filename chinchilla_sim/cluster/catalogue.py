@@ -60,6 +60,7 @@ def find_device(name: str, precision: str, where: str) -> Device:
         elementwise_bandwidth_bytes_per_s=bandwidth,
         elementwise_launch_s=parse_seconds(entry["forward_launch"]),
         power_watt=parse_watt(entry["power"]),
+        overlap_slowdown=float(entry.get("overlap_slowdown", 0.0)),
     )
 
 

@@ -13,13 +13,25 @@ from __future__ import annotations
 STATE_COPIES = {"adam": 2.0, "sgd": 0.0, "sgd-momentum": 1.0}
 
 
-def state_bytes(parameter_bytes: float, optimizer: str, momentum: float, precision: str, zero_stage: int = 0, replicas: int = 1) -> float:
-    """Weights, gradients, fp32 masters and optimizer state of trained `parameter_bytes` (as stored at this precision).
+def state_parts(
+    parameter_bytes: float, optimizer: str, momentum: float, precision: str, zero_stage: int = 0, replicas: int = 1
+) -> dict[str, float]:
+    """Bytes of weights, gradients, and optimizer state with fp32 masters, of trained `parameter_bytes` (as stored at this precision).
 
-    >>> state_bytes(4.0, "adam", 0.0, "fp32"), state_bytes(4.0, "adam", 0.0, "fp32", zero_stage=3, replicas=4)
-    (16.0, 4.0)
+    >>> state_parts(4.0, "adam", 0.0, "fp32", zero_stage=1, replicas=4)
+    {'weights': 4.0, 'gradients': 4.0, 'optimizer state': 2.0}
     """
     copies = STATE_COPIES["sgd-momentum" if optimizer == "sgd" and momentum else optimizer]
     optimizer_copies = copies if precision == "fp32" else 2.0 * (1.0 + copies)
     weights, gradients, state = (1.0 / replicas if zero_stage >= stage else 1.0 for stage in (3, 2, 1))
-    return parameter_bytes * (weights + gradients + optimizer_copies * state)
+    parts = {"weights": weights, "gradients": gradients, "optimizer state": optimizer_copies * state}
+    return {name: parameter_bytes * share for name, share in parts.items()}
+
+
+def state_bytes(parameter_bytes: float, optimizer: str, momentum: float, precision: str, zero_stage: int = 0, replicas: int = 1) -> float:
+    """All of `state_parts`.
+
+    >>> state_bytes(4.0, "adam", 0.0, "fp32"), state_bytes(4.0, "adam", 0.0, "fp32", zero_stage=3, replicas=4)
+    (16.0, 4.0)
+    """
+    return sum(state_parts(parameter_bytes, optimizer, momentum, precision, zero_stage, replicas).values())

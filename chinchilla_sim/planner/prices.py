@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from chinchilla_sim.planner.action import Action, Op
@@ -24,18 +24,23 @@ class StagePrice:
 
     `action_s` is per microbatch (or step); `accumulation_s` comes on top of every backward pass but the first.
     `blocking_s` are collectives inside a pass, for which it waits (tensor, sequence, context and expert parallelism).
-    `held_bytes` are there all the time; a microbatch adds `saved_bytes` from its F on, of which `kept_bytes` stay from
+    `held_parts` are there all the time, by what they are; a microbatch adds `saved_bytes` from its F on, of which `kept_bytes` stay from
     its I until its W, and `transient_bytes` while its backward pass runs (recompute).
     """
 
     action_s: dict[Op, float]
     accumulation_s: float
-    held_bytes: float
+    held_parts: Mapping[str, float]
     saved_bytes: float
     kept_bytes: float = 0.0
     transient_bytes: float = 0.0
     blocking_s: dict[Op, float] = field(default_factory=dict)
     buckets: tuple[Bucket, ...] = ()
+
+    @property
+    def held_bytes(self) -> float:
+        """All that is there all the time."""
+        return sum(self.held_parts.values())
 
     def compute_s(self, op: Op, first: bool = True) -> float:
         """Seconds of a compute action; the `first` backward pass of a step has nothing to add its gradients to."""
@@ -81,8 +86,16 @@ class Pricing:
 
     def held_bytes(self, plan: Plan, rank: int) -> float:
         """Bytes that a rank holds all the time."""
+        return sum(self.held_parts(plan, rank).values())
+
+    def held_parts(self, plan: Plan, rank: int) -> dict[str, float]:
+        """The same by what they are: weights, gradients, optimizer state, buffers."""
         stages, replica = plan.position[rank]
-        return sum(self.stages[stage][replica].held_bytes for stage in stages)
+        parts: dict[str, float] = {}
+        for stage in stages:
+            for name, size in self.stages[stage][replica].held_parts.items():
+                parts[name] = parts.get(name, 0.0) + size
+        return parts
 
     def peak_bytes(self, plan: Plan, rank: int, passes: Sequence[Action]) -> float:
         """Most bytes that a rank holds at once while it plays these passes."""

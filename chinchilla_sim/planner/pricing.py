@@ -11,7 +11,7 @@ from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.cost.codec import CODECS, decode_s, encode_s, payload_bytes
 from chinchilla_sim.cost.collective import choose_algorithm, collective_s, interpolate_s, sent_bytes
 from chinchilla_sim.cost.compute import FP32_BYTES, accumulation_s, backward_s, forward_s, optimizer_s, weight_gradient_share
-from chinchilla_sim.cost.memory import state_bytes
+from chinchilla_sim.cost.memory import state_parts
 from chinchilla_sim.cost.rounds import rounds_lower_bound_s
 from chinchilla_sim.graph.profile import ACCELERATOR, ANY_DEVICE, Profile
 from chinchilla_sim.graph.shard import Collective, PassCollectives, shard_graph
@@ -197,7 +197,7 @@ class Pricer:
         return StagePrice(
             action_s=action_s,
             accumulation_s=accumulation_s(parameters, device),
-            held_bytes=self._held_bytes(plan, stage, parameters, self.graph.untrained_bytes_of(tasks)) + buffers,
+            held_parts=self._held_parts(plan, stage, parameters, self.graph.untrained_bytes_of(tasks)) | {"receive buffers": buffers},
             saved_bytes=saved,
             kept_bytes=self._kept_bytes(plan, tasks, saved),
             transient_bytes=transient,
@@ -274,7 +274,7 @@ class Pricer:
         holding = self._holdings(first)[end - first - 1]
         scale = self.scale(plan.microbatch_size)
         saved = holding.saved_bytes if plan.training else self.graph.compute_tasks[end - 1].output_bytes
-        held = self._held_bytes(plan, stage, holding.trained_bytes, holding.untrained_bytes)
+        held = sum(self._held_parts(plan, stage, holding.trained_bytes, holding.untrained_bytes).values())
         return held + self._buffer_bytes(plan, crossing_bytes * scale) + in_flight * scale * saved
 
     def _holdings(self, first: int) -> list[Holding]:
@@ -283,17 +283,20 @@ class Pricer:
             self._holdings_from[first] = list(_growing(self.graph, first))
         return self._holdings_from[first]
 
-    def _held_bytes(self, plan: Plan, stage: int, parameters: float, frozen: float) -> float:
+    def _held_parts(self, plan: Plan, stage: int, parameters: float, frozen: float) -> dict[str, float]:
+        """What a stage holds all the time; ZeRO 3 beside its shards two gathered buckets and one of whole gradients."""
         if not plan.training:
-            return parameters + frozen
-        bucket = 0.0
-        if plan.exchange_degree > 1:
+            return {"weights": parameters + frozen}
+        replicas, job = plan.exchange_degree, self.job
+        parts = state_parts(parameters, job.optimizer, job.momentum, job.precision, plan.zero_stage, replicas)
+        parts["weights"] += frozen
+        if replicas > 1 and plan.zero_stage == 3:
+            parts["exchange buffers"] = 3 * parameters / plan.gradient_buckets
+        elif replicas > 1:
             payload = payload_bytes(plan.gradient_codecs[stage], parameters, self.value_bytes)
             summable = CODECS[plan.gradient_codecs[stage]].summable
-            bucket = parameters + payload * (1 if summable else plan.exchange_degree)
-        replicas = plan.exchange_degree
-        state = state_bytes(parameters, self.job.optimizer, self.job.momentum, self.job.precision, plan.zero_stage, replicas)
-        return state + frozen + bucket
+            parts["exchange buffers"] = parameters + payload * (1 if summable else replicas)
+        return parts
 
     def _saved_bytes(self, plan: Plan, tasks: Sequence[Task]) -> float:
         """Distinct tensors that the stage keeps per microbatch until its backward pass."""

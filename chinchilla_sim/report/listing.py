@@ -40,6 +40,35 @@ def simulated_table(rows: Sequence[tuple[str, Candidate]]) -> Table:
     return Table("Simulated plans", headers, tuple(cells), text_columns=(0, 1))
 
 
+def memory_table(candidate: Candidate) -> Table:
+    """What holds the peak of every rank, and when it is reached."""
+    plan, timeline = candidate.plan, candidate.timeline
+    found = [peak_of(candidate, rank) for rank in range(plan.rank_count)]
+    names = list(dict.fromkeys(name for peak in found for name in peak["parts"]))
+    rows = []
+    for rank, peak in enumerate(found):
+        row = [str(rank), format_bytes(peak["peak_bytes"]), format_seconds(peak["time_s"] - timeline.start_s), peak["during"]]
+        rows.append((*row, *(format_bytes(peak["parts"].get(name, 0.0)) for name in names)))
+    return Table("Memory at its peak", ("rank", "peak", "at", "during", *names), tuple(rows), text_columns=(0, 3))
+
+
+def peak_of(candidate: Candidate, rank: int) -> dict[str, Any]:
+    """When a rank holds most, what it computes then, and bytes by what they are."""
+    timeline = candidate.timeline
+    samples = [sample for sample in timeline.memory if sample.rank == rank]
+    top = max(samples, key=lambda sample: sample.held_bytes)
+    running = [span for span in timeline.spans_of(rank, "compute") if span.start_s <= top.time_s <= span.end_s]
+    parts = candidate.pricing.held_parts(candidate.plan, rank)
+    parts["activations"] = max(0.0, top.held_bytes - sum(parts.values()))
+    during = running[-1].label if running else ""
+    return {
+        "peak_bytes": top.held_bytes,
+        "time_s": top.time_s,
+        "during": during,
+        "parts": {name: size for name, size in parts.items() if size},
+    }
+
+
 def simulated_dict(candidate: Candidate) -> dict[str, Any]:
     """JSON-ready simulation of one given plan."""
     return {
@@ -47,6 +76,7 @@ def simulated_dict(candidate: Candidate) -> dict[str, Any]:
         "rank_count": len(candidate.plan.slots),
         "simulated_step_s": candidate.step_s,
         **candidate_facts(candidate),
+        "memory_peaks": [peak_of(candidate, rank) for rank in range(candidate.plan.rank_count)],
         "timeline": candidate.timeline.to_dict(),
     }
 

@@ -212,6 +212,13 @@ class NodeSpec(_Table):
     memory_bandwidth_bytes_per_s: BytesPerSecond | None = Field(
         default=None, alias="memory_bandwidth", description="Memory bandwidth per device; overrides the catalogue.", examples=["50 GB/s"]
     )
+    overlap_slowdown: float | None = Field(
+        default=None,
+        ge=0,
+        le=10,
+        description="By how much longer computation takes while the device communicates; overrides the catalogue.",
+        examples=[0.19],
+    )
     price_usd_per_s: UsdPerSecond | None = Field(default=None, alias="price", description="Price per node.", examples=["2 USD/h"])
     power_watt: Watt | None = Field(default=None, alias="power", description="Electric power per device.", examples=["300 W"])
 

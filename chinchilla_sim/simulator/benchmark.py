@@ -118,7 +118,7 @@ def _pipeline_plan(ranks: int, microbatches: int) -> Plan:
 def _pipeline(ranks: int, microbatches: int, bandwidth: float) -> tuple[ActivityGraph, Cluster]:
     """Equal stages, messages of 8 B, 1F1B."""
     plan, cluster = _pipeline_plan(ranks, microbatches), star(ranks, Link(0.01, bandwidth))
-    price = StagePrice({Op.F: 1.0, Op.B: 2.0, Op.OPTIM: 0.1}, 0.0, 100.0, 10.0)
+    price = StagePrice({Op.F: 1.0, Op.B: 2.0, Op.OPTIM: 0.1}, 0.0, {"weights": 100.0}, 10.0)
     pricing = Pricing(((price,),) * ranks, (8.0,) * (ranks - 1), (8.0,) * (ranks - 1), (NO_EXCHANGE,) * ranks)
     return activities_of(lower(plan), pricing, cluster), cluster
 
@@ -213,7 +213,7 @@ def folded_pipeline(tensor: int, ranks: int, replicas: int, microbatches: int) -
     )
     cluster = star(groups * tensor, Link(1e-5, 2.5e10))
     seconds = {Op.F: 0.01, Op.B: 0.02, Op.OPTIM: 0.05, Op.ENCODE_GRAD: 0.001}
-    price = StagePrice(seconds, 0.0, 1e10, 1e7, blocking_s={Op.F: 0.002, Op.B: 0.002})
+    price = StagePrice(seconds, 0.0, {"weights": 1e10}, 1e7, blocking_s={Op.F: 0.002, Op.B: 0.002})
     exchange = Exchange("all_reduce", 1e9 / tensor, 0.1, 2e9 / tensor * (replicas - 1) / replicas)
     boundary = (2e6,) * (ranks - 1)
     pricing = Pricing(((price,) * replicas,) * ranks, boundary, boundary, (exchange,) * ranks)

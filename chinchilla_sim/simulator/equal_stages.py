@@ -76,7 +76,7 @@ def play_equal_stages(plan: Plan, seconds: PassSeconds, transfer_s: float = 0.0)
     cluster = Cluster(graph, slots, (Device("equal", 1.0, 1.0),) * len(slots), Backend("plain"))
     passes = {Op.F: seconds.forward_s, Op.I: seconds.input_s, Op.W: seconds.weight_s, Op.B: seconds.input_s + seconds.weight_s}
     width = plan.stages_per_rank
-    price = StagePrice({op: spent / width for op, spent in passes.items()} | {Op.OPTIM: 0.0}, 0.0, 0.0, 1.0, 1.0)
+    price = StagePrice({op: spent / width for op, spent in passes.items()} | {Op.OPTIM: 0.0}, 0.0, {}, 1.0, 1.0)
     none = (0.0,) * (plan.stage_count - 1)
     pricing = Pricing(((price,),) * plan.stage_count, none, none, (NO_EXCHANGE,) * plan.stage_count)
     return simulate(lower(plan), pricing, cluster)

@@ -35,7 +35,7 @@ def pipeline(stages: int, count: int, schedule: str = "1f1b") -> tuple[Plan, Pri
         gradient_codecs=("none",) * stages,
         activation_codecs=("none",) * (stages - 1),
     )
-    price = StagePrice({Op.F: 1.0, Op.B: 2.0, Op.OPTIM: 0.0}, 0.0, 0.0, 0.0)
+    price = StagePrice({Op.F: 1.0, Op.B: 2.0, Op.OPTIM: 0.0}, 0.0, {}, 0.0)
     boundaries = (20.0,) * (stages - 1)
     return plan, Pricing(((price,),) * stages, boundaries, boundaries, (Exchange("all_reduce"),) * stages)
 

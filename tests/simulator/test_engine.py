@@ -48,7 +48,7 @@ def grid(stages: int, replicas: int = 1, count: int = 1, schedule: str = "1f1b",
 def prices(plan: Plan, message_bytes: float = 20.0, seconds: Mapping[Op, float] = SECONDS, collective_s: float = 0.0) -> Pricing:
     """Every stage alike: F 1 s, B 2 s, 20 B over a boundary, 100 B held and 10 B saved per microbatch."""
     boundaries = (message_bytes,) * (plan.pipeline_parallel_degree - 1)
-    price = StagePrice(dict(seconds), 0.0, held_bytes=100.0, saved_bytes=10.0)
+    price = StagePrice(dict(seconds), 0.0, held_parts={"weights": 100.0}, saved_bytes=10.0)
     replicas = plan.data_parallel_degree
     stages = plan.pipeline_parallel_degree
     exchanges = tuple(

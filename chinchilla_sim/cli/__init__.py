@@ -1,0 +1,10 @@
+"""The command line: every command is a plain function whose docstring is its help; heavy imports are inside.
+
+Results go to stdout or a named file, logs to stderr. Exit codes: 0 done, 1 no feasible plan or a run failed,
+2 bad input.
+"""
+
+from chinchilla_sim.cli import checks, plans
+from chinchilla_sim.cli.app import app, main
+
+__all__ = ["app", "checks", "main", "plans"]

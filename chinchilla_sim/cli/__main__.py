@@ -1,0 +1,5 @@
+"""`python -m chinchilla_sim.cli`."""
+
+from chinchilla_sim.cli import main
+
+main()

@@ -1,0 +1,137 @@
+"""Commands about the tool itself: is it right, how fast is it, what does this machine do, what may a scenario say?"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from chinchilla_sim.cli.app import AsJson, Force, Overrides, app, bench, validate
+from chinchilla_sim.cli.shared import calibrate_tasks, load_plan_file
+from chinchilla_sim.console import busy, log, print_json, print_tables
+
+VALIDATION_STEPS = 200
+
+
+@validate.command(name="run")
+def validate_run(plan: Path, *, steps: int = VALIDATION_STEPS, as_json: AsJson = False, force: Force = False) -> None:
+    """Run a plan again for some steps and print simulated against measured, with the spread of the measurement.
+
+    Parameters
+    ----------
+    plan
+        A plan file (plan.json).
+    steps
+        Optimizer steps to measure.
+    """
+    import tempfile
+
+    from chinchilla_sim.report.table import categories_table, comparison_table
+    from chinchilla_sim.validation.compare import compare
+    from chinchilla_sim.workflow import open_plan, run_for_real, simulate_plan
+
+    file = load_plan_file(plan)
+    setting = open_plan(file, str(plan), force=force)
+    candidate = simulate_plan(setting, file)
+    with tempfile.TemporaryDirectory(prefix="chinchilla-") as folder:
+        comparison = compare(candidate.timeline, run_for_real(file, Path(folder), steps))
+    if as_json:
+        print_json(comparison.to_dict())
+    else:
+        print_tables(comparison_table(comparison), categories_table(comparison))
+
+
+@validate.command(name="network")
+def validate_network(cases: Path, *, as_json: AsJson = False) -> None:
+    """Play SimGrid's network cases and compare every finish time; exit 1 where one differs by more than 1e-6.
+
+    Parameters
+    ----------
+    cases
+        Folder of cases (*.json): platform, tasks, and SimGrid's finish times under `fair` sharing.
+    """
+    from chinchilla_sim.report.listing import network_table
+    from chinchilla_sim.validation.simgrid import check_cases
+
+    results = check_cases(cases)
+    if as_json:
+        print_json({"cases": [{"case": result.case, "worst_relative_error": result.worst_relative_error} for result in results]})
+    else:
+        print_tables(network_table(results))
+    if not all(result.passed for result in results):
+        sys.exit(1)
+
+
+@validate.command(name="schedules")
+def validate_schedules(profiles: Path, *, as_json: AsJson = False) -> None:
+    """Simulate profiled pipeline stages under the schedules that they were measured with, and print the error of each.
+
+    Parameters
+    ----------
+    profiles
+        CSV of profiled stages (columns of pipeline_stage_profiles.csv: milliseconds of F, B, W and transfer, schedule, measured step).
+    """
+    from chinchilla_sim.report.listing import schedules_dict, schedules_tables
+    from chinchilla_sim.validation.zero_bubble import check_profiles
+
+    with busy("simulating profiled stages"):
+        results = check_profiles(profiles)
+    if as_json:
+        print_json(schedules_dict(results))
+    else:
+        print_tables(*schedules_tables(results))
+
+
+@app.command
+def calibrate(scenario: Path | None = None, *, ranks: int | None = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Measure this machine (products, memory, messages and collectives of local ranks) and store the result.
+
+    Parameters
+    ----------
+    scenario
+        Measure every task of this scenario's model instead, forward and backward, at several microbatch sizes, with as many
+        busy ranks as the scenario has; planner and simulator then use these times for it on this machine.
+    ranks
+        Ranks that will be busy at once (default: one per core).
+    """
+    from chinchilla_sim.cluster.calibration import core_count, stale_entries
+    from chinchilla_sim.report.listing import calibration_table
+    from chinchilla_sim.workflow import calibrate as measure
+
+    if scenario:
+        calibrate_tasks(scenario, overrides, ranks, as_json)
+        return
+    with busy("measuring this machine (about 20 s)"):
+        calibration, path = measure(ranks or core_count())
+    for reason in stale_entries(calibration.key):
+        log(f"stale calibration: {reason}")
+    if as_json:
+        print_json(calibration.to_dict())
+    else:
+        print_tables(calibration_table(calibration))
+        log(f"stored in {path}")
+
+
+@bench.command(name="simulator")
+def bench_simulator(*, as_json: AsJson = False) -> None:
+    """Measure how fast the three evaluators are here: SimPy engine, replay, closed form; and flows, and a step of 3,072 GPUs."""
+    from chinchilla_sim.report.listing import speed_table
+    from chinchilla_sim.simulator.benchmark import measure_simulator
+
+    figures = []
+    with busy("measuring the simulator (about 20 s)"):
+        for figure in measure_simulator():
+            figures.append(figure)
+    if as_json:
+        print_json(
+            {"figures": [{"name": f.name, "value": f.value, "unit": f.unit, "target": f.target, "reached": f.reached} for f in figures]}
+        )
+    else:
+        print_tables(speed_table(figures))
+
+
+@app.command
+def schema() -> None:
+    """Print the JSON schema of scenario files; editors complete from it."""
+    from chinchilla_sim.scenario.load import json_schema
+
+    print_json(json_schema())

@@ -1,0 +1,207 @@
+"""Commands about a job: plan, simulate, schedule, run, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from chinchilla_sim.cli.app import AsJson, Force, Output, Overrides, app
+from chinchilla_sim.cli.shared import find_plan, load_plan_file, load_scenario_file, measurement_of, plan_to_run, print_plan
+from chinchilla_sim.console import log, print_json, print_tables, save_json, show_epochs, writable_folder
+from chinchilla_sim.errors import Mistake, ScenarioError
+
+
+@app.command
+def plan(scenario: Path, *, overrides: Overrides = None, output: Output = None, as_json: AsJson = False) -> None:
+    """Find the best split of a scenario's job over its machines and say why it wins.
+
+    Parameters
+    ----------
+    scenario
+        A scenario file (TOML).
+    output
+        Write the chosen plan to this file (plan.json), which `simulate`, `run` and `validate run` read.
+    """
+    from chinchilla_sim.report.table import search_dict
+    from chinchilla_sim.workflow import plan_file, study_of
+
+    if output:
+        writable_folder(output.parent)
+    setting, search = find_plan(scenario, overrides)
+    file = plan_file(setting, search)
+    if output:
+        file.save(output)
+    if as_json:
+        print_json(search_dict(study_of(setting, search)) | {"plan": file.to_dict()})
+    else:
+        print_plan(setting, search)
+        if output:
+            log(f"plan written to {output}")
+
+
+@app.command
+def simulate(
+    *plans: Path,
+    overrides: Overrides = None,
+    program: Path | None = None,
+    trace: Path | None = None,
+    as_json: AsJson = False,
+    force: Force = False,
+) -> None:
+    """Simulate one step of given plans, also on another cluster, and compare them in one table.
+
+    With [disturbances] in the scenario (jitter, stragglers, links that slow down, traffic, failures) a second table tells the
+    spread of the step time and the goodput.
+
+    Parameters
+    ----------
+    plans
+        Plan files (plan.json).
+    program
+        Play the rows of this CSV (passes in PyTorch's notation, one row per rank of a replica) instead of the plan's schedule.
+    trace
+        Write a Chrome trace of all of them (for ui.perfetto.dev): spans, what every idle moment waits for, and the critical path.
+    """
+    from chinchilla_sim.report.listing import disturbed_dict, disturbed_table, memory_table, simulated_dict, simulated_table
+    from chinchilla_sim.report.trace import chrome_trace
+    from chinchilla_sim.workflow import disturb_plan, open_plan, simulate_plan, with_program
+
+    if not plans:
+        raise ScenarioError([Mistake("", "no plan named", "chinchilla simulate PLAN.json")])
+    rows, disturbed = [], []
+    for path in plans:
+        file = load_plan_file(path)
+        if program:
+            file = with_program(file, program)
+        # Values that are set on purpose need no hash: the graph's still counts.
+        setting = open_plan(file, str(path), overrides or (), force)
+        candidate = simulate_plan(setting, file)
+        rows.append((str(path), candidate))
+        disturbed.append((str(path), disturb_plan(setting, file.plan, candidate.step_s)))
+    if trace:
+        save_json(trace, chrome_trace({name: candidate.timeline for name, candidate in rows}))
+    robust = [(name, found.spread, found.goodput) for name, found in disturbed if found]
+    if as_json:
+        spreads = {name: disturbed_dict(spread, goodput) for name, spread, goodput in robust}
+        print_json({"plans": [{"plan": name} | simulated_dict(candidate) | spreads.get(name, {}) for name, candidate in rows]})
+    else:
+        memory = [memory_table(rows[0][1])] if len(rows) == 1 else []
+        print_tables(simulated_table(rows), *memory, *([disturbed_table(robust)] if robust else []))
+
+
+@app.command
+def schedule(
+    name: str,
+    *,
+    ranks: int = 4,
+    microbatches: int = 8,
+    stages_per_rank: int | None = None,
+    seconds: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    transfer: float = 0.0,
+    as_csv: Annotated[bool, Parameter(name="--csv", help="Print the rows as CSV in PyTorch's notation.", negative=())] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a pipeline schedule: the passes of every rank, how long they idle, and how many microbatches they hold.
+
+    Parameters
+    ----------
+    name
+        1f1b, gpipe, interleaved-1f1b, looped-bfs, zb-h1, zb-h2, interleaved-zb, zb-1p, zb-2p, zb-v, dualpipe-v, forward; or a CSV
+        of rows in PyTorch's notation.
+    stages_per_rank
+        Stages on each rank (default: 2 where the schedule has several).
+    seconds
+        Of one microbatch on one rank: forward, gradient of the input, gradient of the weights.
+    transfer
+        Seconds from rank to rank.
+    """
+    from chinchilla_sim.report.listing import schedule_dict, schedule_table
+    from chinchilla_sim.report.sketch import sketch
+    from chinchilla_sim.simulator.drawing import draw_schedule
+
+    drawn = draw_schedule(name, ranks, stages_per_rank, microbatches, seconds, transfer)
+    if as_csv:
+        print("\n".join(",".join(row.split()) for row in drawn.rows))
+    elif as_json:
+        print_json(schedule_dict(drawn))
+    else:
+        print_tables(schedule_table(drawn))
+        print(sketch(drawn.timeline))
+
+
+@app.command
+def run(
+    source: Path,
+    *,
+    overrides: Overrides = None,
+    output: Output = None,
+    as_json: AsJson = False,
+    force: Force = False,
+    steps: int | None = None,
+) -> None:
+    """Plan, simulate and run a job for real on this machine, and compare prediction and measurement.
+
+    Parameters
+    ----------
+    source
+        A scenario (TOML), or a plan (JSON) that is run as it is.
+    output
+        Folder for plan.json, weights.pt, metrics.jsonl and measurement.json (default: reports/NAME/run).
+    steps
+        Stop after so many optimizer steps.
+    """
+    from chinchilla_sim.report.table import categories_table, comparison_table, metrics_table
+    from chinchilla_sim.validation.compare import compare
+    from chinchilla_sim.workflow import run_for_real, simulate_plan
+
+    file, setting = plan_to_run(source, overrides, force, as_json)
+    folder = writable_folder(output or Path("reports") / setting.scenario.name / "run")
+    candidate = simulate_plan(setting, file)
+    (folder / "measurement.json").unlink(missing_ok=True)
+    with show_epochs(file.scenario.job.epochs) as watch:
+        measurement = run_for_real(file, folder, steps, watch)
+    comparison = compare(candidate.timeline, measurement)
+    save_json(folder / "measurement.json", measurement.to_dict())
+    if as_json:
+        summary = {"plan": file.to_dict(), **comparison.to_dict(), **measurement.metrics, "weights": measurement.weights}
+        print_json(summary)
+    else:
+        print_tables(comparison_table(comparison), categories_table(comparison), metrics_table(measurement))
+        log(f"weights, metrics and measurement are in {folder}; `chinchilla report` shows them")
+
+
+@app.command
+def report(source: Path, *, overrides: Overrides = None, output: Output = None, as_json: AsJson = False) -> None:
+    """Write one self-contained HTML page about a scenario, with a Chrome trace, a summary and JSON beside it.
+
+    Parameters
+    ----------
+    source
+        A scenario (TOML). What `chinchilla run` measured in the same folder is shown beside the simulation.
+    output
+        Folder to write to (default: reports/NAME).
+    """
+    from chinchilla_sim.report.page import render_page
+    from chinchilla_sim.report.table import search_dict, summary_text
+    from chinchilla_sim.report.trace import chrome_trace
+    from chinchilla_sim.workflow import plan_file, simulate_plan, study_of
+
+    scenario_name = load_scenario_file(source, overrides).name
+    folder = writable_folder(output or Path("reports") / scenario_name)
+    setting, search = find_plan(source, overrides)
+    file = plan_file(setting, search)
+    measurement = measurement_of(folder / "run", file)
+    study = study_of(setting, search, measurement)
+    timelines = {"simulated": simulate_plan(setting, file).timeline} | ({"measured": measurement.timeline} if measurement else {})
+    result = search_dict(study) | {"plan": file.to_dict()}
+    file.save(folder / "plan.json")
+    (folder / "report.html").write_text(render_page(study), encoding="utf-8")
+    (folder / "summary.txt").write_text(summary_text(study), encoding="utf-8")
+    save_json(folder / "trace.json", chrome_trace(timelines))
+    save_json(folder / "report.json", result)
+    if as_json:
+        print_json(result)
+    else:
+        print(folder / "report.html")

@@ -1,0 +1,99 @@
+"""What several commands do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chinchilla_sim.console import busy, log, print_json, print_tables, searching
+from chinchilla_sim.errors import Mistake, ScenarioError
+
+if TYPE_CHECKING:
+    from chinchilla_sim.planner.plan_file import PlanFile
+    from chinchilla_sim.planner.search import SearchResult
+    from chinchilla_sim.workflow import Setting
+
+
+def load_scenario_file(path: Path, overrides: list[str] | None) -> Any:
+    from chinchilla_sim.scenario.load import load_scenario
+
+    return load_scenario(path, overrides or ())
+
+
+def load_plan_file(path: Path) -> PlanFile:
+    from chinchilla_sim.planner.plan_file import load_plan
+
+    return load_plan(path)
+
+
+def find_plan(path: Path, overrides: list[str] | None) -> tuple[Setting, SearchResult]:
+    from chinchilla_sim.workflow import make_plan, prepare
+
+    setting = prepare(load_scenario_file(path, overrides))
+    for note in setting.notes:
+        log(note)
+    with searching() as progress:
+        return setting, make_plan(setting, progress)
+
+
+def plan_to_run(source: Path, overrides: list[str] | None, force: bool, quiet: bool) -> tuple[PlanFile, Setting]:
+    """The plan to run and its setting; this machine is calibrated first where it was not."""
+    from chinchilla_sim.workflow import ensure_calibration, make_plan, open_plan, plan_file, prepare
+
+    is_plan = source.suffix == ".json"
+    if is_plan and overrides:
+        raise ScenarioError([Mistake("--set", "a plan is run as it is", "set values when planning")])
+    file = load_plan_file(source) if is_plan else None
+    scenario = file.scenario if file else load_scenario_file(source, overrides)
+    with busy("measuring this machine (about 20 s, once)"):
+        for note in ensure_calibration(scenario):
+            log(note)
+    if file:
+        return file, open_plan(file, str(source), force=force)
+    setting = prepare(scenario)
+    with searching() as progress:
+        search = make_plan(setting, progress)
+    if not quiet:
+        print_plan(setting, search)
+    return plan_file(setting, search), setting
+
+
+def measurement_of(folder: Path, file: PlanFile) -> Any:
+    """What was measured for the same plan, or None."""
+    from chinchilla_sim.validation.compare import Measurement
+
+    try:
+        same = load_plan_file(folder / "plan.json").plan == file.plan
+        return Measurement.from_dict(json.loads((folder / "measurement.json").read_text())) if same else None
+    except (OSError, ValueError, KeyError, TypeError, ScenarioError):
+        return None
+
+
+def print_plan(setting: Setting, search: SearchResult) -> None:
+    from chinchilla_sim.report.sketch import sketch
+    from chinchilla_sim.report.table import candidates_table, cost_table, ranks_table
+    from chinchilla_sim.workflow import study_of
+
+    study = study_of(setting, search)
+    print_tables(candidates_table(search, setting.scenario.search.objective), ranks_table(search.best, setting.cluster), cost_table(study))
+    print(sketch(search.best.timeline), "", *study.explanation, sep="\n")
+
+
+def calibrate_tasks(scenario: Path, overrides: list[str] | None, ranks: int | None, as_json: bool) -> None:
+    """Measure the tasks of a scenario's model."""
+    from chinchilla_sim.report.listing import profile_table
+    from chinchilla_sim.scenario.load import load_scenario
+    from chinchilla_sim.workflow import profile_scenario
+
+    loaded = load_scenario(scenario, [*(overrides or ()), *([f"cluster.ranks={ranks}"] if ranks else ())])
+    if loaded.cluster.kind != "this-machine":
+        cure = 'set cluster.kind = "this-machine"; other machines are described by the catalogue'
+        raise ScenarioError([Mistake("cluster.kind", "only this machine's tasks can be measured here", cure)], str(scenario))
+    with busy("measuring every task of the model"):
+        profile, path = profile_scenario(loaded)
+    if as_json:
+        print_json(profile.to_dict())
+    else:
+        print_tables(profile_table(profile))
+        log(f"stored in {path}")
