@@ -61,9 +61,6 @@ def tree_all_reduce_s(payload_bytes: float, rank_count: int, link: Link, backend
     return rounds * (_hop_s(link, backend) + payload_bytes * backend.header_factor / link.bandwidth_bytes_per_s)
 
 
-ALGORITHMS = ("ring", "halving-doubling", "tree", "hierarchical", "direct")
-
-
 def choose_algorithm(kind: str, payload_bytes: float, rank_count: int, link: Link, backend: Backend) -> str:
     """What a library would run for this size: gloo rings, others what is estimated fastest (as NCCL's tuner does)."""
     if kind == "all_to_all":

@@ -26,12 +26,3 @@ def state_parts(
     weights, gradients, state = (1.0 / replicas if zero_stage >= stage else 1.0 for stage in (3, 2, 1))
     parts = {"weights": weights, "gradients": gradients, "optimizer state": optimizer_copies * state}
     return {name: parameter_bytes * share for name, share in parts.items()}
-
-
-def state_bytes(parameter_bytes: float, optimizer: str, momentum: float, precision: str, zero_stage: int = 0, replicas: int = 1) -> float:
-    """All of `state_parts`.
-
-    >>> state_bytes(4.0, "adam", 0.0, "fp32"), state_bytes(4.0, "adam", 0.0, "fp32", zero_stage=3, replicas=4)
-    (16.0, 4.0)
-    """
-    return sum(state_parts(parameter_bytes, optimizer, momentum, precision, zero_stage, replicas).values())

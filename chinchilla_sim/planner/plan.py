@@ -11,8 +11,6 @@ CUSTOM = "custom"
 SCHEDULE_NAMES = (*SCHEDULES, CUSTOM)
 """`forward` is the only schedule of inference; `custom` plays the rows of `order`."""
 
-RECOMPUTE = ("none", "full")
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -25,8 +23,8 @@ class Plan:
     `gradient_codecs[s]` the gradients of stage s, which are exchanged in `gradient_buckets` buckets.
     `replica_microbatch_counts` gives replicas unequal work. `order` are the passes of each pipeline position in
     PyTorch's notation where no formula draws them (custom and automatic schedules). `receives_in_flight`
-    receives are posted ahead of their use on every rank. `collective_algorithm` is auto or one of
-    `cost.collective.ALGORITHMS`; rings go from neighbour to neighbour (`ring_order` near) or as placed.
+    receives are posted ahead of their use on every rank. `collective_algorithm` is auto, ring,
+    halving-doubling, tree or hierarchical; rings go from neighbour to neighbour (`ring_order` near) or as placed.
     """
 
     stages: tuple[tuple[str, ...], ...]

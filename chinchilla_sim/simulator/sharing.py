@@ -132,10 +132,6 @@ class FairSharing:
             self._fill(crowded, changed, now_s)
         return list(self._touched)
 
-    def rates(self) -> dict[Group, float]:
-        """Rate of each flow, by group, of all groups under way."""
-        return {group: group.rate for group in self._groups.values() if group.count}
-
     def _enter(self, group: Group) -> None:
         """Bring the links' lists of users up to date with a group's flows."""
         count = len(group.ends)

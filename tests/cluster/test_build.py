@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import networkx as nx
 import pytest
 
 from chinchilla_sim.cluster.build import build_cluster, this_machine_ranks
@@ -172,3 +173,35 @@ def test_node_may_be_called_switch() -> None:
     """The latency between two nodes does not depend on what they are called."""
     cluster = build(nodes=[{"name": "switch", **NODE}, {"name": "other", **NODE}])
     assert cluster.latency_s(0, 1) == pytest.approx(2e-3)
+
+
+def test_tree_has_racks_with_a_slower_way_out() -> None:
+    """Four nodes in racks of two, uplinks oversubscribed 4:1: half the bandwidth of one node, one latency more."""
+    cluster = build(network={**NETWORK, "topology": "tree", "rack_size": 2, "oversubscription": 4})
+    assert (cluster.latency_s(0, 1), cluster.latency_s(0, 2)) == pytest.approx((2e-3, 4e-3))
+    assert (cluster.bandwidth_bytes_per_s(0, 1), cluster.bandwidth_bytes_per_s(0, 2)) == (1e9, 0.5e9)
+    assert hops(cluster, 0, 2)[1:-1] == ["network/rack-0", "network/switch", "network/rack-1"]
+
+
+@pytest.mark.parametrize(("network", "media"), [({"topology": "bus"}, 1), ({"duplex": "half"}, 4), ({}, 0)])
+def test_media_are_shared_as_stated(network: dict[str, str], media: int) -> None:
+    """A bus is one medium, half duplex one for each cable, full duplex none."""
+    cluster = build(network=NETWORK | network)
+    assert len({link.medium for *_, link in cluster.graph.edges(data="link") if link.medium}) == media
+
+
+def test_overlap_slowdown_comes_from_the_node_or_the_catalogue() -> None:
+    """A GPU has the published mean; a node may say otherwise, one described by hand has none unless it says so."""
+    nodes = [{"name": "a", "device": "a100-sxm-80gb"}, {"name": "b", "device": "a100-sxm-80gb", "overlap_slowdown": 0.4}]
+    cluster = build(nodes=[*nodes, {"name": "c", **NODE}, {"name": "d", **NODE, "overlap_slowdown": 0.1}])
+    assert [device.overlap_slowdown for device in cluster.devices] == [0.19, 0.4, 0.0, 0.1]
+
+
+def test_tree_paths_are_those_of_dijkstra() -> None:
+    """The shortcut for trees finds the path that the general search finds."""
+    network = {**NETWORK, "topology": "tree", "rack_size": 2}
+    cluster = build(nodes=[{"name": "n", "count": 5, "devices": 2, **NODE}], network=network)
+    for source in range(cluster.rank_count):
+        for target in range(cluster.rank_count):
+            path = nx.dijkstra_path(cluster.graph, cluster.slots[source], cluster.slots[target], weight=lambda *_: 1)
+            assert [edge[0] for edge in cluster.route(source, target)] == path[:-1]
