@@ -61,6 +61,30 @@ def validate_network(cases: Path, *, as_json: AsJson = False) -> None:
         sys.exit(1)
 
 
+@validate.command(name="kernels")
+def validate_kernels(products: Path, *, device: str = "a100-sxm-80gb", precision: str = "bf16", as_json: AsJson = False) -> None:
+    """Compare measured matrix products with the catalogue's curve of a device, and fit a new one, scored on products left out.
+
+    Parameters
+    ----------
+    products
+        CSV with columns m, n, k, latency_ms.
+    device
+        Device of the catalogue that they were measured on.
+    precision
+        fp32, fp16 or bf16: which peak counts.
+    """
+    from chinchilla_sim.report.listing import kernels_dict, kernels_table
+    from chinchilla_sim.validation.kernels import check_kernels
+
+    with busy("fitting"):
+        result = check_kernels(products, device, precision)
+    if as_json:
+        print_json(kernels_dict(result))
+    else:
+        print_tables(kernels_table(result))
+
+
 @validate.command(name="schedules")
 def validate_schedules(profiles: Path, *, as_json: AsJson = False) -> None:
     """Simulate profiled pipeline stages under the schedules that they were measured with, and print the error of each.

@@ -79,7 +79,7 @@ class Calibration:
             "version": VERSION,
             "date": self.date,
             "key": asdict(self.key),
-            "devices": {str(count): asdict(device) for count, device in self.devices.items()},
+            "devices": {str(count): _figures_of(device) for count, device in self.devices.items()},
             "fit_error": {str(count): error for count, error in self.fit_error.items()},
             "transfer_latency_s": self.transfer_latency_s,
             "transfer_bandwidth_bytes_per_s": self.transfer_bandwidth_bytes_per_s,
@@ -107,6 +107,11 @@ class Calibration:
     def digest(self) -> str:
         """SHA-256 of all constants."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def _figures_of(device: Device) -> dict[str, Any]:
+    """Name and numbers of a device; this machine's have no curves."""
+    return {key: value for key, value in asdict(device).items() if value is not None}
 
 
 def _device_of(data: Mapping[str, Any]) -> Device:

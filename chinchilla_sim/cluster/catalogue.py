@@ -9,6 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from chinchilla_sim.cluster.curves import ProductCurve
 from chinchilla_sim.cluster.topology import Backend, Device, Link
 from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.units import parse_bandwidth, parse_bytes, parse_flop_per_s, parse_seconds, parse_watt
@@ -61,6 +62,26 @@ def find_device(name: str, precision: str, where: str) -> Device:
         elementwise_launch_s=parse_seconds(entry["forward_launch"]),
         power_watt=parse_watt(entry["power"]),
         overlap_slowdown=float(entry.get("overlap_slowdown", 0.0)),
+        products=_curve(entry.get("products")),
+        peak_flop_per_s=parse_flop_per_s(entry["peak"][precision]),
+        peak_bytes_per_s=parse_bandwidth(entry["memory_bandwidth"]),
+    )
+
+
+def _curve(name: str | None) -> ProductCurve | None:
+    """A curve by the name of the device that it was fitted on."""
+    if name is None:
+        return None
+    entry = _catalogue()["products"][name]
+    return ProductCurve(
+        launch_s=parse_seconds(entry["launch"]),
+        fill_s=parse_seconds(entry["fill"]),
+        fill_depth=entry["fill_depth"],
+        compute_efficiency=entry["compute_efficiency"],
+        compute_depth=entry["compute_depth"],
+        memory_efficiency=entry["memory_efficiency"],
+        first_bytes=parse_bytes(entry["first_bytes"]),
+        corner=entry["corner"],
     )
 
 

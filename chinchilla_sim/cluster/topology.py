@@ -15,6 +15,7 @@ from itertools import pairwise
 
 import networkx as nx
 
+from chinchilla_sim.cluster.curves import ProductCurve
 from chinchilla_sim.errors import Mistake, ScenarioError
 
 
@@ -44,7 +45,8 @@ class Device:
     microbatch and stage, `step_fixed_s` per step. `optimizer_bandwidth_bytes_per_s` and `optimizer_launch_s` (per step) describe
     the parameter update, `elementwise_bandwidth_bytes_per_s` and `elementwise_launch_s` (per kernel) the
     passes of a codec. While a rank communicates its computation takes `1 + overlap_slowdown` times as long, and every
-    byte that it sends or receives takes `communication_s_per_byte` from its cores.
+    byte that it sends or receives takes `communication_s_per_byte` from its cores. Where `products` is known kernels follow that
+    curve from the peak rates, and sustained rates and launch times do not count for them.
     """
 
     name: str
@@ -64,6 +66,9 @@ class Device:
     usd_per_s: float = 0.0
     overlap_slowdown: float = 0.0
     communication_s_per_byte: float = 0.0
+    products: ProductCurve | None = None
+    peak_flop_per_s: float = 0.0
+    peak_bytes_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Seconds of computation on one device (additive roofline).
+"""Seconds of computation on one device (additive roofline, or a measured curve where a device has one: products.py).
 
     kernel       t = launches * launch_s + flop / flop_per_s + bytes / memory_bandwidth
     group        sum of its kernels
@@ -12,10 +12,20 @@ were measured, loading weights does not hide behind products (64x784x512 and 8x7
 
 from __future__ import annotations
 
+from math import prod
+
+from chinchilla_sim.cluster.curves import ProductCurve
 from chinchilla_sim.cluster.topology import Device
+from chinchilla_sim.cost.products import product_s, stream_s
 from chinchilla_sim.graph.task import Task
 
 FP32_BYTES = 4
+SHALLOWEST = 4.0
+"""Fewer multiplications per output than this are no product, but work on single values."""
+
+DEFAULT_DEPTH = 1024.0
+"""Where a graph has no shapes."""
+
 OPTIMIZER_BYTES_PER_VALUE = {"adam": 28.0, "sgd": 12.0, "sgd-momentum": 20.0}
 
 
@@ -36,6 +46,8 @@ def weight_gradient_share(task: Task) -> float:
 
 def _forward_kernel_s(task: Task, scale: float, device: Device) -> float:
     moved = task.weight_bytes + scale * (task.read_bytes + task.written_bytes - task.weight_bytes)
+    if device.products:
+        return _on_curve(device, device.products, task.launch_count, scale * task.forward_flop, moved, _depth(task))
     return (
         task.launch_count * device.forward_launch_s
         + scale * task.forward_flop / device.flop_per_s
@@ -49,11 +61,31 @@ def _backward_kernel_s(task: Task, scale: float, device: Device) -> float:
     gradients = float(bool(task.input_gradient_flop)) + float(bool(task.weight_gradient_flop)) or 1.0
     total = task.backward_read_bytes + task.backward_written_bytes
     moved = task.backward_weight_bytes + scale * (total - task.backward_weight_bytes)
+    if device.products:
+        width = float(task.shapes[0][-1]) if task.shapes and task.shapes[0] else _depth(task)
+        rows = scale * prod(task.shapes[0][:-1]) if task.shapes and task.shapes[0] else _depth(task)
+        parts = [(task.input_gradient_flop, width), (task.weight_gradient_flop, rows)]
+        made = [(flop, depth) for flop, depth in parts if flop] or [(0.0, 1.0)]
+        launches, share = task.launch_count, moved / len(made)
+        return sum(_on_curve(device, device.products, launches, scale * flop, share, depth) for flop, depth in made)
     return (
         gradients * task.launch_count * device.backward_launch_s
         + scale * task.backward_flop / device.flop_per_s
         + moved / device.memory_bandwidth_bytes_per_s
     )
+
+
+def _on_curve(device: Device, curve: ProductCurve, launches: int, flop: float, moved: float, depth: float) -> float:
+    """Seconds of one product, or of kernels that only move bytes; views take none."""
+    if flop and depth >= SHALLOWEST:
+        return product_s(curve, flop, moved, depth, device.peak_flop_per_s, device.peak_bytes_per_s)
+    return launches * curve.launch_s + (stream_s(curve, moved, device.peak_bytes_per_s) - curve.launch_s if moved else 0.0)
+
+
+def _depth(task: Task) -> float:
+    """Length of the sums that make one output of a product."""
+    values = float(prod(task.shapes[0])) if task.shapes and task.shapes[0] else 0.0
+    return task.forward_flop / (2.0 * values) if values else DEFAULT_DEPTH
 
 
 def accumulation_s(parameter_bytes: float, device: Device) -> float:

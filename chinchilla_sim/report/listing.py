@@ -19,6 +19,7 @@ from chinchilla_sim.simulator.drawing import DrawnSchedule
 from chinchilla_sim.simulator.equal_stages import row_seconds
 from chinchilla_sim.simulator.goodput import Goodput
 from chinchilla_sim.units import format_bandwidth, format_bytes, format_flop_per_s, format_seconds
+from chinchilla_sim.validation.kernels import KernelResult
 from chinchilla_sim.validation.simgrid import TOLERANCE, CaseResult
 from chinchilla_sim.validation.zero_bubble import ScheduleResult, errors_by_schedule
 
@@ -105,6 +106,20 @@ def disturbed_dict(spread: Spread, goodput: Goodput | None) -> dict[str, Any]:
     p5_s, p50_s, p95_s = spread.percentiles_s
     found: dict[str, Any] = {"p5_s": p5_s, "p50_s": p50_s, "p95_s": p95_s}
     return found | ({"goodput": asdict(goodput)} if goodput else {})
+
+
+def kernels_table(result: KernelResult) -> Table:
+    """Errors on measured products, and the constants of the new fit."""
+    shipped = "no curve" if result.shipped_error is None else percent(result.shipped_error)
+    rows = [("products", str(result.rows)), ("mean error of the catalogue's curve", shipped)]
+    rows.append(("mean error of fits on products left out", percent(result.cross_validated_error)))
+    rows += [(name, f"{value:.4g}") for name, value in asdict(result.fitted).items()]
+    return Table("Matrix products", ("what", "value"), tuple(rows), text_columns=(0,))
+
+
+def kernels_dict(result: KernelResult) -> dict[str, Any]:
+    """JSON-ready."""
+    return asdict(result)
 
 
 def schedules_tables(results: Sequence[ScheduleResult]) -> tuple[Table, Table]:
