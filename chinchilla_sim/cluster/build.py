@@ -9,7 +9,7 @@ from itertools import combinations
 import networkx as nx
 
 from chinchilla_sim.cluster.calibration import Calibration, core_count
-from chinchilla_sim.cluster.catalogue import CPU_CORE, find_backend, find_device, find_link, source_of
+from chinchilla_sim.cluster.catalogue import CPU_CORE, find_backend, find_device, find_link, node_link, source_of
 from chinchilla_sim.cluster.topology import Cluster, Device, Link, check_connected
 from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.scenario.schema import ClusterSpec, IntraNodeSpec, NetworkSpec, NodeSpec
@@ -80,7 +80,7 @@ def _nodes(spec: ClusterSpec, precision: str) -> Cluster:
             node_slots = [f"{name}/{number}" for number in range(node.devices)]
             slots += node_slots
             devices += [device] * node.devices
-            _cable_devices(graph, name, node_slots, spec.intra_node)
+            _cable_devices(graph, name, node_slots, spec.intra_node, node.device or "")
     if mistakes:
         raise ScenarioError(mistakes)
     _cable_network(graph, spec.network, spec.node_names())
@@ -127,10 +127,10 @@ def _device(node: NodeSpec, precision: str, where: str) -> Device:
     )
 
 
-def _cable_devices(graph: nx.DiGraph[str], node: str, slots: Iterable[str], intra_node: IntraNodeSpec | None) -> None:
+def _cable_devices(graph: nx.DiGraph[str], node: str, slots: Iterable[str], intra_node: IntraNodeSpec | None, device: str) -> None:
     """Join the devices of a node; one device alone sits directly at the node's network interface."""
     slots = list(slots)
-    link = Link(intra_node.latency_s, intra_node.bandwidth_bytes_per_s) if intra_node else find_link("pcie-4-x16")
+    link = Link(intra_node.latency_s, intra_node.bandwidth_bytes_per_s) if intra_node else node_link(device)
     if len(slots) == 1:
         link = Link(0.0, float("inf"))
     for slot in slots:

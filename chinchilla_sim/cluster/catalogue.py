@@ -15,6 +15,8 @@ from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.units import parse_bandwidth, parse_bytes, parse_flop_per_s, parse_seconds, parse_watt
 
 CPU_CORE = "cpu-core"
+TF32 = "tf32"
+"""Products of fp32 values on tensor cores; devices without them compute in fp32."""
 
 
 @cache
@@ -46,6 +48,8 @@ def source_of(kind: str, name: str) -> str:
 def find_device(name: str, precision: str, where: str) -> Device:
     """The device at one precision; an unknown name is a ScenarioError that offers the nearest one."""
     entry = _entry("devices", name, where)
+    if precision == TF32 and TF32 not in entry["peak"]:
+        precision = "fp32"
     efficiency = entry["memory_efficiency"]
     bandwidth = parse_bandwidth(entry["memory_bandwidth"]) * efficiency
     return Device(
@@ -83,6 +87,11 @@ def _curve(name: str | None) -> ProductCurve | None:
         first_bytes=parse_bytes(entry["first_bytes"]),
         corner=entry["corner"],
     )
+
+
+def node_link(device_name: str) -> Link:
+    """What joins the devices of a node, where the scenario does not say."""
+    return find_link(_catalogue()["devices"].get(device_name, {}).get("node_link", "pcie-4-x16"))
 
 
 def find_link(name: str) -> Link:

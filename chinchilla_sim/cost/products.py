@@ -30,7 +30,8 @@ def product_s(curve: ProductCurve, flop: float, moved_bytes: float, depth: float
     memory_s = (moved_bytes + curve.first_bytes) / (bytes_per_s * curve.memory_efficiency)
     fill_s = curve.fill_s * depth / (depth + curve.fill_depth)
     longer, shorter = max(compute_s, memory_s), min(compute_s, memory_s)
-    return curve.launch_s + fill_s + longer * (1.0 + (shorter / longer) ** curve.corner) ** (1.0 / curve.corner)
+    rounded: float = (1.0 + (shorter / longer) ** curve.corner) ** (1.0 / curve.corner)
+    return curve.launch_s + fill_s + longer * rounded
 
 
 def stream_s(curve: ProductCurve, moved_bytes: float, bytes_per_s: float) -> float:

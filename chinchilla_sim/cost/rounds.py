@@ -32,12 +32,20 @@ def rounds_of(kind: str, algorithm: str, members: int, payload_bytes: float) -> 
     return build(members, payload_bytes)
 
 
-def _ring(count: Callable[[int], int], share: Callable[[int], float]) -> Callable[[int, float], list[Round]]:
-    def build(members: int, payload: float) -> list[Round]:
-        size = payload * share(members)
-        return [[(member, (member + 1) % members, size) for member in range(members)] for _ in range(count(members))]
+RING_ROUNDS: dict[str, Callable[[int], int]] = {
+    "all_reduce": lambda p: 2 * (p - 1),
+    "reduce_scatter": lambda p: p - 1,
+    "all_gather": lambda p: p - 1,
+}
 
-    return build
+
+def _ring_rounds(kind: str, members: int, payload: float, count: int) -> list[Round]:
+    size = payload if kind == "all_gather" else payload / members
+    return [[(member, (member + 1) % members, size) for member in range(members)] for _ in range(count)]
+
+
+def _ring(kind: str) -> Callable[[int, float], list[Round]]:
+    return lambda members, payload: _ring_rounds(kind, members, payload, RING_ROUNDS[kind](members))
 
 
 def _direct(share: Callable[[int], float]) -> Callable[[int, float], list[Round]]:
@@ -67,9 +75,7 @@ def _tree(members: int, payload: float) -> list[Round]:
 
 
 _ROUNDS: dict[tuple[str, str], Callable[[int, float], list[Round]]] = {
-    ("all_reduce", "ring"): _ring(lambda p: 2 * (p - 1), lambda p: 1 / p),
-    ("reduce_scatter", "ring"): _ring(lambda p: p - 1, lambda p: 1 / p),
-    ("all_gather", "ring"): _ring(lambda p: p - 1, lambda _: 1.0),
+    **{(kind, "ring"): _ring(kind) for kind in RING_ROUNDS},
     ("all_gather", "direct"): _direct(lambda _: 1.0),
     ("all_to_all", "direct"): _direct(lambda p: 1 / p),
     ("all_reduce", "halving-doubling"): _halving_doubling,
@@ -88,9 +94,12 @@ def rounds_lower_bound_s(cluster: Cluster, kind: str, algorithm: str, order: Seq
     """What the busiest member's own sends take one behind the other on idle links: exact where all links are alike."""
     header = cluster.backend.header_factor
     seconds = [0.0] * len(order)
-    rounds = rounds_of(kind, algorithm, len(order), payload_bytes)
-    alike = len(rounds) if algorithm == "ring" else 1  # all rounds of a ring are the same
-    for transfers in rounds[:1] if alike > 1 else rounds:
+    # All rounds of a ring are the same.
+    alike = RING_ROUNDS[kind](len(order)) if algorithm == "ring" else 1
+    rounds = (
+        _ring_rounds(kind, len(order), payload_bytes, 1) if algorithm == "ring" else rounds_of(kind, algorithm, len(order), payload_bytes)
+    )
+    for transfers in rounds:
         for source, target, size in transfers:
             pair = order[source], order[target]
             seconds[source] += alike * (hop_s(cluster, *pair) + size * header / cluster.bandwidth_bytes_per_s(*pair))
