@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from chinchilla_sim.cli.app import AsJson, Force, Overrides, app, bench, validate
+from chinchilla_sim.cli.app import AsJson, Force, Output, Overrides, app, bench, validate
 from chinchilla_sim.cli.shared import calibrate_tasks, load_plan_file
-from chinchilla_sim.console import busy, log, print_json, print_tables
+from chinchilla_sim.console import busy, log, print_json, print_tables, searching, writable_folder
 
 VALIDATION_STEPS = 200
 
@@ -59,6 +59,33 @@ def validate_network(cases: Path, *, as_json: AsJson = False) -> None:
         print_tables(network_table(results))
     if not all(result.passed for result in results):
         sys.exit(1)
+
+
+@validate.command(name="published")
+def validate_published(rows: Path, *, output: Output = None, as_json: AsJson = False) -> None:
+    """Simulate training steps that others measured, and print how far off the simulator is, per source.
+
+    Parameters
+    ----------
+    rows
+        CSV in the columns of measured_training_steps.csv: model, hardware, plan and measured step of each row.
+    output
+        Write one line per row: id, simulated_step_s, p5_s, p95_s, simulated_peak_memory_bytes, fits, not_predicted_because.
+    """
+    from chinchilla_sim.report.listing import ledger_dict, ledger_tables
+    from chinchilla_sim.validation.ledger import ledger, predict_rows, regret, write_predictions
+
+    if output:
+        writable_folder(output.parent)
+    with searching() as progress:
+        predicted = predict_rows(rows, progress)
+    if output:
+        write_predictions(predicted, output)
+    lines, lost = ledger(predicted), regret(predicted)
+    if as_json:
+        print_json(ledger_dict(predicted, lines, lost))
+    else:
+        print_tables(*ledger_tables(predicted, lines, lost))
 
 
 @validate.command(name="kernels")

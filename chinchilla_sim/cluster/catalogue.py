@@ -66,6 +66,8 @@ def find_device(name: str, precision: str, where: str) -> Device:
         elementwise_launch_s=parse_seconds(entry["forward_launch"]),
         power_watt=parse_watt(entry["power"]),
         overlap_slowdown=float(entry.get("overlap_slowdown", 0.0)),
+        sustained_share=float(entry.get("sustained_share", 1.0)),
+        host_launch_s=parse_seconds(entry.get("host_launch", "0 s")),
         products=_curve(entry.get("products")),
         peak_flop_per_s=parse_flop_per_s(entry["peak"][precision]),
         peak_bytes_per_s=parse_bandwidth(entry["memory_bandwidth"]),

@@ -46,7 +46,8 @@ class Device:
     the parameter update, `elementwise_bandwidth_bytes_per_s` and `elementwise_launch_s` (per kernel) the
     passes of a codec. While a rank communicates its computation takes `1 + overlap_slowdown` times as long, and every
     byte that it sends or receives takes `communication_s_per_byte` from its cores. Where `products` is known kernels follow that
-    curve from the peak rates, and sustained rates and launch times do not count for them.
+    curve from the peak rates, and sustained rates and launch times do not count for them. Within a long job kernels run
+    at `sustained_share` of the curve's speed. A pass takes no less than `host_launch_s` for each kernel that its program has to start.
     """
 
     name: str
@@ -66,6 +67,8 @@ class Device:
     usd_per_s: float = 0.0
     overlap_slowdown: float = 0.0
     communication_s_per_byte: float = 0.0
+    host_launch_s: float = 0.0
+    sustained_share: float = 1.0
     products: ProductCurve | None = None
     peak_flop_per_s: float = 0.0
     peak_bytes_per_s: float = 0.0

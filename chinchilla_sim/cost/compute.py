@@ -62,8 +62,7 @@ def _backward_kernel_s(task: Task, scale: float, device: Device) -> float:
     total = task.backward_read_bytes + task.backward_written_bytes
     moved = task.backward_weight_bytes + scale * (total - task.backward_weight_bytes)
     if device.products:
-        width = float(task.shapes[0][-1]) if task.shapes and task.shapes[0] else _depth(task)
-        rows = scale * prod(task.shapes[0][:-1]) if task.shapes and task.shapes[0] else _depth(task)
+        width, rows = _backward_depths(task, scale)
         parts = [(task.input_gradient_flop, width), (task.weight_gradient_flop, rows)]
         made = [(flop, depth) for flop, depth in parts if flop] or [(0.0, 1.0)]
         launches, share = task.launch_count, moved / len(made)
@@ -78,8 +77,30 @@ def _backward_kernel_s(task: Task, scale: float, device: Device) -> float:
 def _on_curve(device: Device, curve: ProductCurve, launches: int, flop: float, moved: float, depth: float) -> float:
     """Seconds of one product, or of kernels that only move bytes; views take none."""
     if flop and depth >= SHALLOWEST:
-        return product_s(curve, flop, moved, depth, device.peak_flop_per_s, device.peak_bytes_per_s)
-    return launches * curve.launch_s + (stream_s(curve, moved, device.peak_bytes_per_s) - curve.launch_s if moved else 0.0)
+        return product_s(curve, flop, moved, depth, device.peak_flop_per_s, device.peak_bytes_per_s) / device.sustained_share
+    streaming_s = stream_s(curve, moved, device.peak_bytes_per_s) - curve.launch_s if moved else 0.0
+    return (launches * curve.launch_s + streaming_s) / device.sustained_share
+
+
+def launches(task: Task) -> tuple[int, int]:
+    """Kernels that a program starts for a task's forward and backward pass."""
+    forward = backward = 0
+    for kernel in task.kernels:
+        forward += kernel.launch_count
+        products = int(bool(kernel.input_gradient_flop)) + int(bool(kernel.weight_gradient_flop))
+        backward += kernel.launch_count * (products or 1) if kernel.needs_gradient else 0
+    return forward, backward
+
+
+def _backward_depths(task: Task, scale: float) -> tuple[float, float]:
+    """Length of the sums of the input's gradient (output features) and of the weights' (rows of the batch)."""
+    if not task.shapes or not task.shapes[0]:
+        return _depth(task), _depth(task)
+    shape = task.shapes[0]
+    if "conv" in task.op and len(shape) > 2:
+        # Sums run over output channels and the kernel's window, about as long as the forward pass's; rows are batch and positions.
+        return _depth(task), scale * prod(shape) / shape[1]
+    return float(shape[-1]), scale * prod(shape[:-1])
 
 
 def _depth(task: Task) -> float:

@@ -10,7 +10,7 @@ from chinchilla_sim.cluster.ring import ring_order
 from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.cost.codec import CODECS, decode_s, encode_s, payload_bytes
 from chinchilla_sim.cost.collective import choose_algorithm, collective_s, interpolate_s, sent_bytes
-from chinchilla_sim.cost.compute import FP32_BYTES, accumulation_s, backward_s, forward_s, optimizer_s, weight_gradient_share
+from chinchilla_sim.cost.compute import FP32_BYTES, accumulation_s, backward_s, forward_s, launches, optimizer_s, weight_gradient_share
 from chinchilla_sim.cost.memory import state_parts
 from chinchilla_sim.cost.rounds import rounds_lower_bound_s
 from chinchilla_sim.graph.profile import ACCELERATOR, ANY_DEVICE, Profile
@@ -183,6 +183,11 @@ class Pricer:
             Op.W: weights_s,
             Op.OPTIM: self._optimizer_s(plan, parameters, device),
         }
+        if device.host_launch_s:
+            started = [launches(task) for task in tasks]
+            forward_floor, backward_floor = (device.host_launch_s * sum(column) for column in zip(*started, strict=True))
+            action_s[Op.F] = max(action_s[Op.F], forward_floor)
+            action_s[Op.B] = max(action_s[Op.B], backward_floor)
         action_s |= self._codec_s(plan, stage, raw, raw_gradients, device)
         action_s |= gradient_codec_s(plan, stage, parameters, device)
         buffers = self._buffer_bytes(plan, sum(raw[boundary] for boundary in (stage - 1, stage) if 0 <= boundary < len(raw)))

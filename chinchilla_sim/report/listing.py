@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from statistics import median
@@ -20,6 +21,7 @@ from chinchilla_sim.simulator.equal_stages import row_seconds
 from chinchilla_sim.simulator.goodput import Goodput
 from chinchilla_sim.units import format_bandwidth, format_bytes, format_flop_per_s, format_seconds
 from chinchilla_sim.validation.kernels import KernelResult
+from chinchilla_sim.validation.ledger import LedgerLine, PredictedRow
 from chinchilla_sim.validation.simgrid import TOLERANCE, CaseResult
 from chinchilla_sim.validation.zero_bubble import ScheduleResult, errors_by_schedule
 
@@ -106,6 +108,36 @@ def disturbed_dict(spread: Spread, goodput: Goodput | None) -> dict[str, Any]:
     p5_s, p50_s, p95_s = spread.percentiles_s
     found: dict[str, Any] = {"p5_s": p5_s, "p50_s": p50_s, "p95_s": p95_s}
     return found | ({"goodput": asdict(goodput)} if goodput else {})
+
+
+def ledger_tables(
+    predicted: Sequence[PredictedRow], lines: Sequence[LedgerLine], lost: tuple[int, float, float] | None
+) -> tuple[Table, ...]:
+    """Errors per source, and why rows were not predicted."""
+    rows = []
+    for line in lines:
+        row = [line.source, str(line.scored), percent(line.mean), percent(line.median), percent(line.p90), f"{100 * line.bias:+.1f} %"]
+        row += [f"{line.rank_correlation:.2f}", percent(line.inside), "" if line.memory is None else percent(line.memory)]
+        rows.append(tuple(row))
+    headers = ("source", "rows", "mean error", "median", "p90", "bias (median)", "rank correlation", "inside p5 to p95", "memory error")
+    told = sum(one.prediction is not None for one in predicted)
+    note = f"{told} of {len(predicted)} rows predicted; rows of quality C and failed runs are not scored"
+    if lost:
+        note += f"; regret in {lost[0]} groups of plans: {percent(lost[1])} mean, {percent(lost[2])} worst"
+    tables = [Table("Published training steps, simulated out of the box", headers, tuple(rows), text_columns=(0,), note=note)]
+    reasons = Counter(one.reason for one in predicted if one.reason)
+    if reasons:
+        tables.append(
+            Table("Not predicted", ("rows", "because"), tuple((str(n), why) for why, n in reasons.most_common(12)), text_columns=(1,))
+        )
+    return tuple(tables)
+
+
+def ledger_dict(predicted: Sequence[PredictedRow], lines: Sequence[LedgerLine], lost: tuple[int, float, float] | None) -> dict[str, Any]:
+    """JSON-ready ledger."""
+    found: dict[str, Any] = {"rows": len(predicted), "predicted": sum(one.prediction is not None for one in predicted)}
+    found["sources"] = [asdict(line) for line in lines]
+    return found | ({"regret": {"groups": lost[0], "mean": lost[1], "worst": lost[2]}} if lost else {})
 
 
 def kernels_table(result: KernelResult) -> Table:

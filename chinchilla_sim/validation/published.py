@@ -21,6 +21,7 @@ from chinchilla_sim.cluster.catalogue import find_backend, find_device, find_lin
 from chinchilla_sim.cluster.topology import Cluster, Device, Link
 from chinchilla_sim.cost.collective import collective_s
 from chinchilla_sim.errors import ChinchillaError
+from chinchilla_sim.graph.attention import with_separate_attention
 from chinchilla_sim.graph.repeats import Repeat, find_repeats
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.zoo import FORMULAS
@@ -38,6 +39,9 @@ from chinchilla_sim.simulator.replay import replay
 Row = Mapping[str, str]
 SPREAD = (0.75, 1.35)
 """p5 and p95 over the simulated step, out of the box: quantiles of measured over simulated on the rows of ../shared."""
+
+FUSED_FAMILIES = ("mpt", "llama2", "llama3", "internlm", "nemotron", "qwen3", "mixtral")
+"""Models of 2023 and later, whose training code keeps attention scores on chip unless a row says otherwise."""
 
 OVERLAPPED_BUCKETS = 8
 INTERNODE_LATENCY_S = 10e-6
@@ -128,6 +132,7 @@ class Model:
     formula: str
     options: tuple[tuple[str, Any], ...]
     value_bytes: float
+    separate_attention: bool = False
 
 
 def _model_of(row: Row) -> Model:
@@ -148,12 +153,15 @@ def _model_of(row: Row) -> Model:
             "inner_width": "ffn_hidden",
         }
         options = {ours: _count(row, theirs) for ours, theirs in shape.items() if row[theirs]}
+        if "ONE LAYER" in name:
+            options["vocabulary"] = 8  # the layer was measured without embedding and head
         missing = [theirs for ours, theirs in shape.items() if ours in ("layers", "width", "heads") and ours not in options]
         if missing:
             raise NotPredictedError(f"{', '.join(missing)} of the model are not stated")
         options |= _family_options(formula, row, options)
     value_bytes = 2.0 if _precision(row) in ("fp16", "bf16") else 4.0
-    return Model(formula, tuple(sorted(options.items())), value_bytes)
+    fused = family in FUSED_FAMILIES or "flash" in row["other_config"].lower()
+    return Model(formula, tuple(sorted(options.items())), value_bytes, not fused)
 
 
 def _formula(family: str, row: Row) -> str:
@@ -161,7 +169,7 @@ def _formula(family: str, row: Row) -> str:
         return "mixture_of_experts"
     known = {"gpt": "gpt", "gpt2": "gpt", "gpt3": "gpt", "opt": "gpt", "mpt": "mpt", "bert": "bert", "t5": "t5", "vit": "vit",
              "transformer-xl": "transformer_xl", "llama2": "llama", "llama3": "llama", "internlm": "llama", "nemotron": "llama",
-             "qwen3": "llama"}  # fmt: skip
+             "qwen3": "llama", "bart": "t5", "transformer": "t5"}  # fmt: skip
     if family not in known:
         raise NotPredictedError(f"there is no formula for models of family {family}")
     return known[family]
@@ -192,7 +200,8 @@ def _family_options(formula: str, row: Row, options: dict[str, Any]) -> dict[str
 @lru_cache(maxsize=256)
 def _graph(model: Model) -> TaskGraph:
     try:
-        return FORMULAS[model.formula](batch_size=1, training=True, value_bytes=model.value_bytes, **dict(model.options))
+        graph = FORMULAS[model.formula](batch_size=1, training=True, value_bytes=model.value_bytes, **dict(model.options))
+        return with_separate_attention(graph) if model.separate_attention else graph
     except ChinchillaError as error:
         raise NotPredictedError(f"the model cannot be built: {error}") from error
 
@@ -335,9 +344,13 @@ def _stages(model: Model, count: int) -> tuple[tuple[str, ...], ...]:
     if count == 1:
         return (tuple(names),)
     starts = [repeat.start + repeat.length * index for repeat in _repeats(model) for index in range(repeat.count)]
-    if len(starts) < count:
-        raise NotPredictedError(f"{len(starts)} layers cannot be divided over {count} stages")
-    cuts = [0, *(starts[round(len(starts) * stage / count)] for stage in range(1, count)), len(names)]
+    layers = len(starts)
+    # Megatron counts embedding and head as a layer each where that makes the stages equal.
+    spared = 1 if layers % count and (layers + 2) % count == 0 else 0
+    if layers + 2 * spared < count:
+        raise NotPredictedError(f"{layers} layers cannot be divided over {count} stages")
+    ends = [*starts, starts[-1] + _repeats(model)[0].length]
+    cuts = [0, *(ends[round((layers + 2 * spared) * stage / count) - spared] for stage in range(1, count)), len(names)]
     return tuple(tuple(names[first:end]) for first, end in pairwise(cuts))
 
 

@@ -1,0 +1,167 @@
+"""How far simulated steps of published rows are off: per source and over all, sources weighted equally."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.validation.published import NotPredictedError, Prediction, Row, predict
+
+Floats = NDArray[np.float64]
+
+NEEDED = ("id", "source_id", "model_family", "hardware", "n_gpus", "tp", "pp", "global_batch", "precision")
+OUTPUT = ("id", "simulated_step_s", "p5_s", "p95_s", "simulated_peak_memory_bytes", "fits", "not_predicted_because")
+FEWEST_ROWS = 8
+"""Sources with fewer rows do not count in the mean over sources."""
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedRow:
+    """A row of the file with its prediction, or why there is none; `measured_s` is None where a row has no step time to score."""
+
+    row: Row
+    prediction: Prediction | None
+    reason: str
+
+    @property
+    def measured_s(self) -> float | None:
+        """Measured step, for rows of quality A and B that ended well."""
+        text = self.row.get("step_time_s_calc", "")
+        scored = self.row.get("quality", "A") in ("A", "B") and self.row.get("status", "ok") in ("ok", "")
+        return float(text) if text and scored else None
+
+    @property
+    def error(self) -> float | None:
+        """Simulated over measured, less 1."""
+        if self.prediction is None or not self.measured_s:
+            return None
+        return self.prediction.step_s / self.measured_s - 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerLine:
+    """Errors of one source (or the mean over sources); `inside` is the share of measurements between p5 and p95."""
+
+    source: str
+    rows: int
+    scored: int
+    mean: float
+    median: float
+    p90: float
+    bias: float
+    rank_correlation: float
+    inside: float
+    memory: float | None
+
+
+def predict_rows(path: Path, progress: Callable[[int, int], None] | None = None) -> list[PredictedRow]:
+    """Every row of a file in the columns of measured_training_steps.csv; ScenarioError where they are missing."""
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ScenarioError([Mistake("", f"cannot be read: {error}", "name a CSV of published rows")], str(path)) from error
+    missing = [name for name in NEEDED if not rows or name not in rows[0]]
+    if missing:
+        raise ScenarioError([Mistake(name, "there is no such column", f"needed are {', '.join(NEEDED)}") for name in missing], str(path))
+    found = []
+    for number, row in enumerate(rows):
+        filled = {key: value or "" for key, value in row.items()}
+        try:
+            found.append(PredictedRow(filled, predict(filled), ""))
+        except NotPredictedError as error:
+            found.append(PredictedRow(filled, None, str(error)))
+        if progress:
+            progress(number + 1, len(rows))
+    return found
+
+
+def write_predictions(predicted: Iterable[PredictedRow], path: Path) -> None:
+    """One line per row, in the order of the file."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(OUTPUT)
+        for one in predicted:
+            told = one.prediction
+            figures = [told.step_s, told.p5_s, told.p95_s, told.peak_bytes, told.fits] if told else [""] * 5
+            writer.writerow([one.row["id"], *figures, one.reason])
+
+
+def ledger(predicted: Sequence[PredictedRow]) -> list[LedgerLine]:
+    """A line per source that has scored rows, and one over all sources of FEWEST_ROWS or more, each weighted equally."""
+    sources: dict[str, list[PredictedRow]] = {}
+    for one in predicted:
+        sources.setdefault(one.row["source_id"], []).append(one)
+    lines = [_line(source, rows) for source, rows in sorted(sources.items()) if any(row.error is not None for row in rows)]
+    counted = [line for line in lines if line.scored >= FEWEST_ROWS]
+    return [*lines, _mean_line(counted, len(predicted), sum(line.scored for line in lines))] if counted else lines
+
+
+def _line(source: str, rows: Sequence[PredictedRow]) -> LedgerLine:
+    scored = [row for row in rows if row.error is not None]
+    errors = np.array([row.error for row in scored], dtype=float)
+    simulated = np.array([row.prediction.step_s for row in scored if row.prediction])
+    measured = np.array([row.measured_s for row in scored], dtype=float)
+    inside = [row.prediction.p5_s <= (row.measured_s or 0.0) <= row.prediction.p95_s for row in scored if row.prediction]
+    size = np.abs(errors)
+    return LedgerLine(
+        source, len(rows), len(scored), float(size.mean()), float(np.median(size)), float(np.quantile(size, 0.9)), float(np.median(errors)),
+        _rank_correlation(simulated, measured), float(np.mean(inside)), _memory_error(rows),
+    )  # fmt: skip
+
+
+def _mean_line(lines: Sequence[LedgerLine], rows: int, scored: int) -> LedgerLine:
+    memory = [line.memory for line in lines if line.memory is not None]
+
+    def mean(values: Iterable[float]) -> float:
+        return float(np.mean(list(values)))
+
+    return LedgerLine(
+        "all sources, weighted equally", rows, scored, mean(line.mean for line in lines), mean(line.median for line in lines),
+        mean(line.p90 for line in lines), mean(line.bias for line in lines), mean(line.rank_correlation for line in lines),
+        mean(line.inside for line in lines), mean(memory) if memory else None,
+    )  # fmt: skip
+
+
+def _rank_correlation(left: Floats, right: Floats) -> float:
+    """Spearman's; 1 where there is nothing to order."""
+    if len(left) < 2:
+        return 1.0
+    ranks = [np.argsort(np.argsort(values)).astype(float) for values in (left, right)]
+    spread = float(ranks[0].std() * ranks[1].std())
+    return float(((ranks[0] - ranks[0].mean()) * (ranks[1] - ranks[1].mean())).mean() / spread) if spread else 1.0
+
+
+def _memory_error(rows: Sequence[PredictedRow]) -> float | None:
+    """Mean absolute relative error of peak memory, where a row states it."""
+    errors = [
+        abs(one.prediction.peak_bytes / (float(one.row["peak_mem_gb"]) * 1e9) - 1.0)
+        for one in rows
+        if one.prediction and one.row.get("peak_mem_gb") and one.row.get("quality") != "C"
+    ]
+    return float(np.mean(errors)) if errors else None
+
+
+def regret(predicted: Sequence[PredictedRow]) -> tuple[int, float, float] | None:
+    """Groups that differ only in the plan, and how much slower than the best measured the first choice is: mean and worst.
+
+    A group has one source, model, sequence length, number of GPUs and global batch.
+    """
+    groups: dict[tuple[str, ...], list[PredictedRow]] = {}
+    for one in predicted:
+        if one.error is not None:
+            key = tuple(one.row[name] for name in ("source_id", "model_name", "seq_len", "hardware", "n_gpus", "global_batch", "precision"))
+            groups.setdefault(key, []).append(one)
+    losses = []
+    for rows in groups.values():
+        plans = {tuple(row.row[name] for name in ("tp", "pp", "dp", "micro_batch")) for row in rows}
+        if len(plans) >= 2:
+            chosen = min(rows, key=lambda row: row.prediction.step_s if row.prediction else np.inf)
+            losses.append((chosen.measured_s or 0.0) / min(row.measured_s or np.inf for row in rows) - 1.0)
+    return (len(losses), float(np.mean(losses)), float(np.max(losses))) if losses else None

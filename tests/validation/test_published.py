@@ -1,0 +1,161 @@
+"""Rows of published training steps: what becomes of a row, and what is said about one that cannot be expressed."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from chinchilla_sim.cli import app
+from chinchilla_sim.errors import ScenarioError
+from chinchilla_sim.validation.ledger import ledger, predict_rows, regret
+from chinchilla_sim.validation.published import NotPredictedError, predict
+
+ROW = {
+    "id": "a",
+    "source_id": "s",
+    "model_family": "gpt",
+    "model_name": "m",
+    "layers": "8",
+    "hidden": "1024",
+    "heads": "16",
+    "kv_heads": "16",
+    "ffn_hidden": "4096",
+    "vocab": "50257",
+    "seq_len": "1024",
+    "n_experts": "",
+    "moe_topk": "",
+    "hardware": "A100-SXM-80GB",
+    "n_gpus": "8",
+    "gpus_per_node": "8",
+    "interconnect": "NVLink3",
+    "inter_node_gbps": "",
+    "tp": "2",
+    "pp": "2",
+    "vpp": "1",
+    "dp": "2",
+    "cp": "1",
+    "ep": "1",
+    "zero_stage": "0",
+    "sequence_parallel": "0",
+    "recompute": "none",
+    "micro_batch": "2",
+    "global_batch": "32",
+    "precision": "bf16",
+    "pp_schedule": "",
+    "optimizer": "adam",
+    "other_config": "",
+    "step_time_s_calc": "0.25",
+    "quality": "A",
+    "status": "ok",
+    "peak_mem_gb": "",
+}
+
+
+def test_more_of_the_same_takes_longer() -> None:
+    """Twice the batch, twice the layers, full recompute, slower GPUs: each takes longer; and memory follows."""
+    step_s = predict(ROW).step_s
+    for change in ({"global_batch": "64"}, {"layers": "16"}, {"recompute": "full"}, {"hardware": "V100-SXM2-32GB", "precision": "fp16"}):
+        assert predict(ROW | change).step_s > step_s
+    assert predict(ROW | {"recompute": "full"}).peak_bytes < predict(ROW).peak_bytes
+    assert predict(ROW | {"zero_stage": "1"}).peak_bytes < predict(ROW).peak_bytes
+    told = predict(ROW)
+    assert told.fits and told.p5_s < told.step_s < told.p95_s
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_family": "llama2", "model_name": "L", "kv_heads": "8"},
+        {"model_family": "mpt"},
+        {"model_family": "t5"},
+        {"pp": "1", "dp": "4", "zero_stage": "3"},
+        {"model_family": "bert", "seq_len": "128"},
+        {"model_family": "transformer-xl"},
+        {"model_family": "vit", "pp": "1", "dp": "4"},
+        {"model_family": "cnn", "model_name": "ResNet-50", "tp": "1", "pp": "1", "dp": "8"},
+        {"vpp": "2"},
+        {"cp": "2", "dp": "1"},
+        {"n_experts": "4", "moe_topk": "2", "model_family": "qwen3", "ep": "2"},
+        {"n_gpus": "16", "dp": "4", "inter_node_gbps": "400"},
+    ],
+)
+def test_all_families_and_ways_to_split_are_predicted(change: dict[str, str]) -> None:
+    """Seconds and bytes of every kind of row."""
+    told = predict(ROW | change)
+    assert 1e-3 < told.step_s < 10 and told.peak_bytes > 1e8
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"hardware": "abacus"}, "abacus is not in the catalogue"),
+        ({"model_family": "rnn"}, "no formula for models of family rnn"),
+        ({"precision": "fp8"}, "precision fp8"),
+        ({"global_batch": ""}, "global_batch is not stated"),
+        ({"dp": "8"}, "more than the 8 GPUs"),
+        ({"layers": ""}, "layers of the model are not stated"),
+        ({"n_gpus": "many"}, "'many', not a number"),
+        ({"pp": "16", "dp": "1", "tp": "1", "n_gpus": "16"}, "8 layers cannot be divided over 16 stages"),
+    ],
+)
+def test_what_cannot_be_expressed_says_why(change: dict[str, str], why: str) -> None:
+    """No guess where the row does not say."""
+    with pytest.raises(NotPredictedError, match=why):
+        predict(ROW | change)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Ten rows of one source that differ in their plan, and one that cannot be predicted."""
+    rows = [
+        ROW | {"id": f"r{i}", "tp": tp, "pp": pp, "dp": str(8 // int(tp) // int(pp)), "step_time_s_calc": str(0.2 + 0.01 * i)}
+        for i, (tp, pp) in enumerate(
+            [("1", "1"), ("1", "2"), ("2", "1"), ("2", "2"), ("4", "1"), ("1", "4"), ("4", "2"), ("2", "4"), ("8", "1"), ("1", "8")]
+        )
+    ]
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, list(ROW))
+        writer.writeheader()
+        writer.writerows([*rows, ROW | {"id": "no", "precision": "fp8"}])
+    return path
+
+
+def test_command_writes_a_line_per_row(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The columns that DESIGN names, empty where there is no prediction; the same file gives the same bytes."""
+    texts = []
+    for name in ("a.csv", "b.csv"):
+        app(["validate", "published", str(file), "-o", str(tmp_path / name), "--json"], exit_on_error=False, result_action="return_value")
+        texts.append((tmp_path / name).read_text())
+    found = json.loads(capsys.readouterr().out.split("\n}\n{")[0] + "\n}")
+    assert (found["rows"], found["predicted"]) == (11, 10) and found["regret"]["groups"] == 1
+    assert texts[0] == texts[1]
+    lines = list(csv.DictReader(texts[0].splitlines()))
+    assert list(lines[0]) == ["id", "simulated_step_s", "p5_s", "p95_s", "simulated_peak_memory_bytes", "fits", "not_predicted_because"]
+    assert [line["id"] for line in lines] == [*(f"r{i}" for i in range(10)), "no"]
+    assert lines[-1]["simulated_step_s"] == "" and "fp8" in lines[-1]["not_predicted_because"]
+
+
+def test_ledger_adds_up(file: Path) -> None:
+    """Mean, bias and regret of ten rows, recomputed here."""
+    predicted = predict_rows(file)
+    source, overall = ledger(predicted)
+    errors = [one.prediction.step_s / float(one.row["step_time_s_calc"]) - 1 for one in predicted if one.prediction]
+    assert source.scored == overall.scored == 10
+    assert source.mean == overall.mean == pytest.approx(sum(map(abs, errors)) / 10)
+    chosen = min((one for one in predicted if one.prediction), key=lambda one: one.prediction.step_s if one.prediction else 0.0)
+    assert regret(predicted) == (
+        1,
+        pytest.approx(float(chosen.row["step_time_s_calc"]) / 0.2 - 1),
+        pytest.approx(float(chosen.row["step_time_s_calc"]) / 0.2 - 1),
+    )
+
+
+def test_wrong_files_are_named(tmp_path: Path) -> None:
+    """A file that is not there, and one without the columns."""
+    with pytest.raises(ScenarioError, match="cannot be read"):
+        predict_rows(tmp_path / "none.csv")
+    (tmp_path / "bad.csv").write_text("id\n1\n")
+    with pytest.raises(ScenarioError, match="there is no such column"):
+        predict_rows(tmp_path / "bad.csv")
