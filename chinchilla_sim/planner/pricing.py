@@ -183,22 +183,21 @@ class Pricer:
             Op.W: weights_s,
             Op.OPTIM: self._optimizer_s(plan, parameters, device),
         }
-        if device.host_launch_s:
-            started = [launches(task) for task in tasks]
-            forward_floor, backward_floor = (device.host_launch_s * sum(column) for column in zip(*started, strict=True))
-            action_s[Op.F] = max(action_s[Op.F], forward_floor)
-            action_s[Op.B] = max(action_s[Op.B], backward_floor)
         action_s |= self._codec_s(plan, stage, raw, raw_gradients, device)
         action_s |= gradient_codec_s(plan, stage, parameters, device)
         buffers = self._buffer_bytes(plan, sum(raw[boundary] for boundary in (stage - 1, stage) if 0 <= boundary < len(raw)))
         saved, transient = self._saved_bytes(plan, tasks), 0.0
+        again: frozenset[str] = frozenset()
         if plan.recompute == "full" and plan.training:
             found = self._blocks.recompute(tasks)
+            again = found.again
             saved, transient = (size * self.scale(plan.microbatch_size) for size in (found.saved_bytes, found.transient_bytes))
             again_s = sum(forward for task, (forward, _, _) in zip(tasks, times, strict=True) if task.name in found.again)
             for op in (Op.B, Op.I):
                 action_s[op] += again_s
                 blocking_s[op] = blocking_s.get(op, 0.0) + blocking_s.get(Op.F, 0.0)
+        for op, floor_s in self._host_floors_s(tasks, again, device).items():
+            action_s[op] = max(action_s[op], floor_s - blocking_s.get(op, 0.0))
         return StagePrice(
             action_s=action_s,
             accumulation_s=accumulation_s(parameters, device),
@@ -209,6 +208,20 @@ class Pricer:
             blocking_s={op: seconds for op, seconds in blocking_s.items() if seconds},
             buckets=self._buckets(plan, tasks, times),
         )
+
+    def _host_floors_s(self, tasks: Sequence[Task], again: frozenset[str], device: Device) -> dict[Op, float]:
+        """What the host program takes to start all kernels and collectives of a pass: nothing runs faster than it is started."""
+        if not device.host_launch_s:
+            return {}
+        forward = backward = 0
+        for task in tasks:
+            forward_launches, backward_launches = launches(task)
+            inside = self.collectives.get(task.name)
+            forward_launches += len(inside.forward) if inside else 0
+            backward_launches += len(inside.backward) if inside else 0
+            forward += forward_launches
+            backward += backward_launches + (forward_launches if task.name in again else 0)
+        return {Op.F: device.host_launch_s * forward, Op.B: device.host_launch_s * backward}
 
     @cached_property
     def _blocks(self) -> Blocks:

@@ -189,7 +189,10 @@ def _family_options(formula: str, row: Row, options: dict[str, Any]) -> dict[str
         return {"positions": max(512, options.get("tokens", 512)), "head": "mlm"}
     if formula in ("t5", "transformer_xl"):
         options.setdefault("inner_width", 4 * options["width"])
-        return {"layers": max(1, options["layers"] // 2)} if formula == "t5" else {}
+        if formula == "transformer_xl":
+            return {}
+        # NeMo and Megatron train T5 with a decoder a quarter as long as the encoder.
+        return {"layers": max(1, options["layers"] // 2), "decoder_tokens": max(1, options.get("tokens", 512) // 4)}
     if formula == "vit":
         for name in ("tokens", "vocabulary"):
             options.pop(name, None)
@@ -259,7 +262,7 @@ def _machines_of(row: Row) -> Machines:
         else node_link(device_name)
     )
     gbit = float(row["inter_node_gbps"]) if row["inter_node_gbps"] else _gbit_of(link)
-    tcp = "TCP" in link or "Ethernet" in link
+    tcp = ("TCP" in link and "RoCE" not in link) or "Ethernet" in link
     device = find_device(device_name, _precision(row), "hardware")
     return Machines(device, gpus, width, inner, gbit / 8 * 1e9 * (0.6 if tcp else 0.85))
 
