@@ -1,7 +1,7 @@
 """Training steps measured by others, simulated: one row of `measured_training_steps.csv` becomes model, cluster and plan.
 
-What a row does not say is assumed, always alike: 1F1B (interleaved where vpp > 1), microbatches of one sample in pipelines and one
-microbatch elsewhere, no recompute, adam, gradients in buckets that overlap with the backward pass where there is no pipeline. Layers are
+What a row does not say is assumed, always alike: 1F1B (interleaved where vpp > 1), microbatches of one sample in pipelines, one microbatch
+elsewhere and where no global batch is stated, no recompute, adam, gradients in buckets that overlap with the backward pass where there is no pipeline. Layers are
 divided evenly over the stages. Replicas are folded: the first stands for all, and its exchanges share the node's network
 interface with the other rings of the node. A row that cannot be expressed says why.
 """
@@ -298,9 +298,9 @@ def _plan_of(row: Row, model: Model) -> Plan:
     tensor, ranks, context = (_count(row, name, 1) for name in ("tp", "pp", "cp"))
     gpus, width = _count(row, "n_gpus"), _count(row, "vpp", 1)
     replicas = _count(row, "dp", 0) or max(1, gpus // (tensor * ranks * context))
-    batch = _count(row, "global_batch", 0)
+    batch = _count(row, "global_batch", 0) or _count(row, "micro_batch", 0) * replicas
     if not batch:
-        raise NotPredictedError("global_batch is not stated")
+        raise NotPredictedError("neither global_batch nor micro_batch is stated")
     size = _count(row, "micro_batch", 0) or (1 if ranks > 1 else max(1, batch // replicas))
     count = max(1, round(batch / (size * replicas)))
     name = "1f1b" if width == 1 else "interleaved-1f1b"

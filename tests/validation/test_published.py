@@ -92,7 +92,7 @@ def test_all_families_and_ways_to_split_are_predicted(change: dict[str, str]) ->
         ({"hardware": "abacus"}, "abacus is not in the catalogue"),
         ({"model_family": "rnn"}, "no formula for models of family rnn"),
         ({"precision": "fp8"}, "precision fp8"),
-        ({"global_batch": ""}, "global_batch is not stated"),
+        ({"global_batch": "", "micro_batch": ""}, "neither global_batch nor micro_batch is stated"),
         ({"dp": "8"}, "more than the 8 GPUs"),
         ({"layers": ""}, "layers of the model are not stated"),
         ({"n_gpus": "many"}, "'many', not a number"),
