@@ -118,6 +118,6 @@ def _entry(kind: str, name: str, where: str) -> dict[str, Any]:
     entries: dict[str, dict[str, Any]] = _catalogue()[kind]
     if name not in entries:
         near = [entry for entry in sorted(entries) if name.lower() in entry] or difflib.get_close_matches(name, entries, n=1)
-        cure = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(entries))}"
+        cure = f"did you mean {' or '.join(map(repr, near[:5]))}?" if near else f"known: {', '.join(sorted(entries))}"
         raise ScenarioError([Mistake(where, f"{name!r} is not in the catalogue", cure)])
     return entries[name]

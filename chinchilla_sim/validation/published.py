@@ -1,9 +1,9 @@
 """Training steps measured by others, simulated: one row of `measured_training_steps.csv` becomes model, cluster and plan.
 
-What a row does not say is assumed, always alike: 1F1B (interleaved where vpp > 1), microbatches of one sample in pipelines, one microbatch
-elsewhere and where no global batch is stated, no recompute, adam, gradients in buckets that overlap with the backward pass where there is no pipeline. Layers are
-divided evenly over the stages. Replicas are folded: the first stands for all, and its exchanges share the node's network
-interface with the other rings of the node. A row that cannot be expressed says why.
+What a row does not say is assumed, always alike: 1F1B (interleaved where vpp > 1), microbatches of one sample in pipelines, one
+microbatch elsewhere and where no global batch is stated, no recompute, adam, gradients in buckets that overlap with the backward
+pass where there is no pipeline. Layers are divided evenly over the stages. Replicas are folded: the first stands for all, and its
+exchanges share the node's network interface with the other rings of the node. A row that cannot be expressed says why.
 """
 
 from __future__ import annotations
