@@ -62,7 +62,7 @@ def validate_network(cases: Path, *, as_json: AsJson = False) -> None:
 
 
 @validate.command(name="published")
-def validate_published(rows: Path, *, output: Output = None, as_json: AsJson = False) -> None:
+def validate_published(rows: Path, *, output: Output = None, calibrate: int | None = None, as_json: AsJson = False) -> None:
     """Simulate training steps that others measured, and print how far off the simulator is, per source.
 
     Parameters
@@ -71,8 +71,11 @@ def validate_published(rows: Path, *, output: Output = None, as_json: AsJson = F
         CSV in the columns of measured_training_steps.csv: model, hardware, plan and measured step of each row.
     output
         Write one line per row: id, simulated_step_s, p5_s, p95_s, simulated_peak_memory_bytes, fits, not_predicted_because.
+    calibrate
+        Fit five constants to so many random rows of each source with at least twice as many, and score them on the others.
     """
-    from chinchilla_sim.report.listing import ledger_dict, ledger_tables
+    from chinchilla_sim.report.listing import fits_table, ledger_dict, ledger_tables
+    from chinchilla_sim.validation.fitting import fit_sources
     from chinchilla_sim.validation.ledger import ledger, predict_rows, regret, write_predictions
 
     if output:
@@ -82,10 +85,14 @@ def validate_published(rows: Path, *, output: Output = None, as_json: AsJson = F
     if output:
         write_predictions(predicted, output)
     lines, lost = ledger(predicted), regret(predicted)
+    fits = []
+    if calibrate:
+        with busy(f"fitting constants to {calibrate} rows of each source"):
+            fits = fit_sources(predicted, calibrate)
     if as_json:
-        print_json(ledger_dict(predicted, lines, lost))
+        print_json(ledger_dict(predicted, lines, lost, fits))
     else:
-        print_tables(*ledger_tables(predicted, lines, lost))
+        print_tables(*ledger_tables(predicted, lines, lost), *([fits_table(fits)] if fits else []))
 
 
 @validate.command(name="kernels")

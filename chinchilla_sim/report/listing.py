@@ -20,6 +20,7 @@ from chinchilla_sim.simulator.drawing import DrawnSchedule
 from chinchilla_sim.simulator.equal_stages import row_seconds
 from chinchilla_sim.simulator.goodput import Goodput
 from chinchilla_sim.units import format_bandwidth, format_bytes, format_flop_per_s, format_seconds
+from chinchilla_sim.validation.fitting import SourceFit
 from chinchilla_sim.validation.kernels import KernelResult
 from chinchilla_sim.validation.ledger import LedgerLine, PredictedRow
 from chinchilla_sim.validation.simgrid import TOLERANCE, CaseResult
@@ -133,11 +134,41 @@ def ledger_tables(
     return tuple(tables)
 
 
-def ledger_dict(predicted: Sequence[PredictedRow], lines: Sequence[LedgerLine], lost: tuple[int, float, float] | None) -> dict[str, Any]:
+def ledger_dict(
+    predicted: Sequence[PredictedRow],
+    lines: Sequence[LedgerLine],
+    lost: tuple[int, float, float] | None,
+    fits: Sequence[SourceFit] = (),
+) -> dict[str, Any]:
     """JSON-ready ledger."""
     found: dict[str, Any] = {"rows": len(predicted), "predicted": sum(one.prediction is not None for one in predicted)}
     found["sources"] = [asdict(line) for line in lines]
+    if fits:
+        found["calibrated"] = [asdict(fit) for fit in fits]
     return found | ({"regret": {"groups": lost[0], "mean": lost[1], "worst": lost[2]}} if lost else {})
+
+
+def fits_table(fits: Sequence[SourceFit]) -> Table:
+    """Errors on rows that a fit has not seen, and its constants."""
+    rows = []
+    for fit in fits:
+        row = [fit.source, str(fit.fitted_rows), str(fit.scored_rows), percent(fit.shipped_error), percent(fit.fitted_error)]
+        constants = fit.constants
+        row += [f"{constants.sustained_share:.2f}", format_seconds(constants.host_launch_s), f"{constants.link_efficiency:.2f}"]
+        rows.append((*row, format_seconds(constants.step_fixed_s), format_seconds(constants.microbatch_fixed_s)))
+    headers = (
+        "source",
+        "fitted to",
+        "scored on",
+        "shipped",
+        "fitted",
+        "speed in job",
+        "host launch",
+        "links",
+        "per step",
+        "per microbatch",
+    )
+    return Table("Calibrated to some rows of each source", headers, tuple(rows), text_columns=(0,))
 
 
 def kernels_table(result: KernelResult) -> Table:

@@ -111,9 +111,24 @@ class Prediction:
         return self.step_s * self.spread[1]
 
 
-def predict(row: Row) -> Prediction:
+@dataclass(frozen=True, slots=True)
+class Constants:
+    """What a laboratory's software and machines add to the catalogue's figures; fitted by `fitting.py`."""
+
+    sustained_share: float
+    host_launch_s: float
+    link_efficiency: float
+    step_fixed_s: float
+    microbatch_fixed_s: float
+
+
+SHIPPED = Constants(sustained_share=0.9, host_launch_s=60e-6, link_efficiency=1.0, step_fixed_s=0.0, microbatch_fixed_s=0.0)
+"""The catalogue's own."""
+
+
+def predict(row: Row, constants: Constants = SHIPPED) -> Prediction:
     """Simulate a row; NotPredictedError where it cannot be expressed."""
-    model, machines, precision = _model_of(row), _machines_of(row), _precision(row)
+    model, machines, precision = _model_of(row), _machines_of(row, constants), _precision(row)
     pricer = _pricer(model, machines, _optimizer(row), "fp32" if precision == "tf32" else precision)
     cluster, device = pricer.cluster, machines.device
     plan = _plan_of(row, model)
@@ -254,7 +269,7 @@ class Machines:
     nic_bytes_per_s: float
 
 
-def _machines_of(row: Row) -> Machines:
+def _machines_of(row: Row, constants: Constants) -> Machines:
     device_name, gpus = _device_name(row), _count(row, "n_gpus")
     width = min(gpus, _count(row, "gpus_per_node") if row["gpus_per_node"] else 8)
     link = row["interconnect"]
@@ -267,8 +282,15 @@ def _machines_of(row: Row) -> Machines:
     )
     gbit = float(row["inter_node_gbps"]) if row["inter_node_gbps"] else _gbit_of(link)
     tcp = ("TCP" in link and "RoCE" not in link) or "Ethernet" in link
-    device = find_device(device_name, _precision(row), "hardware")
-    return Machines(device, gpus, width, inner, gbit / 8 * 1e9 * (0.6 if tcp else 0.85))
+    device = replace(
+        find_device(device_name, _precision(row), "hardware"),
+        sustained_share=constants.sustained_share,
+        host_launch_s=constants.host_launch_s,
+        step_fixed_s=constants.step_fixed_s,
+        forward_fixed_s=constants.microbatch_fixed_s,
+    )
+    inner = replace(inner, bandwidth_bytes_per_s=inner.bandwidth_bytes_per_s * constants.link_efficiency)
+    return Machines(device, gpus, width, inner, gbit / 8 * 1e9 * (0.6 if tcp else 0.85) * constants.link_efficiency)
 
 
 def _gbit_of(interconnect: str) -> float:

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from chinchilla_sim.cli import app
+from chinchilla_sim.cluster.catalogue import find_device
 from chinchilla_sim.errors import ScenarioError
+from chinchilla_sim.validation.fitting import fit_sources
 from chinchilla_sim.validation.ledger import ledger, predict_rows, regret
-from chinchilla_sim.validation.published import NotPredictedError, predict
+from chinchilla_sim.validation.published import SHIPPED, Constants, NotPredictedError, predict
 
 ROW = {
     "id": "a",
@@ -150,6 +152,45 @@ def test_ledger_adds_up(file: Path) -> None:
         pytest.approx(float(chosen.row["step_time_s_calc"]) / 0.2 - 1),
         pytest.approx(float(chosen.row["step_time_s_calc"]) / 0.2 - 1),
     )
+
+
+@pytest.mark.parametrize("name", ["a100-sxm-80gb", "h100-sxm-80gb", "v100-sxm2-32gb", "rtx-3090"])
+def test_shipped_constants_are_the_catalogues(name: str) -> None:
+    """Out of the box means what planning uses, too."""
+    device = find_device(name, "bf16", "test")
+    assert (device.sustained_share, device.host_launch_s) == (SHIPPED.sustained_share, pytest.approx(SHIPPED.host_launch_s))
+
+
+def test_calibration_finds_what_made_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows made with kernels at 0.6 of their speed: fitted to eight of them, the others are predicted far better than before."""
+    made = Constants(sustained_share=0.6, host_launch_s=60e-6, link_efficiency=1.0, step_fixed_s=0.0, microbatch_fixed_s=0.0)
+    shapes = [(hidden, size, tensor) for hidden in ("2048", "4096") for size in ("2", "4", "8") for tensor in ("1", "2", "4")]
+    rows = [
+        ROW
+        | {
+            "id": f"{h}-{m}-{t}",
+            "hidden": h,
+            "ffn_hidden": "",
+            "micro_batch": m,
+            "tp": t,
+            "pp": "1",
+            "dp": str(8 // int(t)),
+            "global_batch": "64",
+        }
+        for h, m, t in shapes
+    ]
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, list(ROW))
+        writer.writeheader()
+        writer.writerows([row | {"step_time_s_calc": str(predict(row, made).step_s)} for row in rows])
+    (fit,) = fit_sources(predict_rows(path), 8)
+    assert (fit.fitted_rows, fit.scored_rows) == (8, 10)
+    assert fit.shipped_error > 0.2 and fit.fitted_error < 0.05
+    assert fit.constants.sustained_share == pytest.approx(0.6, rel=0.1)
+    app(["validate", "published", str(path), "--calibrate", "8", "--json"], exit_on_error=False, result_action="return_value")
+    (told,) = json.loads(capsys.readouterr().out)["calibrated"]
+    assert told["fitted_error"] == pytest.approx(fit.fitted_error)
 
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:
