@@ -112,6 +112,7 @@ def _device(node: NodeSpec, precision: str, where: str) -> Device:
             power_watt=node.power_watt or 0.0,
             usd_per_s=usd_per_s,
             overlap_slowdown=node.overlap_slowdown or 0.0,
+            communication_s_per_byte=node.communication_s_per_megabyte / 1e6,
         )
     device = find_device(node.device, precision, f"{where}.device")
     return replace(
@@ -123,6 +124,7 @@ def _device(node: NodeSpec, precision: str, where: str) -> Device:
         memory_bandwidth_bytes_per_s=node.memory_bandwidth_bytes_per_s or device.memory_bandwidth_bytes_per_s,
         power_watt=device.power_watt if node.power_watt is None else node.power_watt,
         usd_per_s=usd_per_s,
+        communication_s_per_byte=node.communication_s_per_megabyte / 1e6,
         overlap_slowdown=device.overlap_slowdown if node.overlap_slowdown is None else node.overlap_slowdown,
     )
 

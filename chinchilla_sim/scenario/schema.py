@@ -219,6 +219,12 @@ class NodeSpec(_Table):
         description="By how much longer computation takes while the device communicates; overrides the catalogue.",
         examples=[0.19],
     )
+    communication_s_per_megabyte: Seconds = Field(
+        default=0.0,
+        alias="communication_per_megabyte",
+        description="Processor time that a megabyte sent or received takes from the computation of its device.",
+        examples=["0.7 ms"],
+    )
     price_usd_per_s: UsdPerSecond | None = Field(default=None, alias="price", description="Price per node.", examples=["2 USD/h"])
     power_watt: Watt | None = Field(default=None, alias="power", description="Electric power per device.", examples=["300 W"])
 

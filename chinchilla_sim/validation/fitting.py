@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chinchilla_sim.validation.ledger import PredictedRow
-from chinchilla_sim.validation.published import SHIPPED, Constants, NotPredictedError, Row, predict
+from chinchilla_sim.validation.published import Constants, NotPredictedError, Row, predict, shipped_constants
 
 Floats = NDArray[np.float64]
 PULL = 0.1
@@ -60,7 +60,7 @@ def fit_constants(rows: Sequence[Row], measured_s: Sequence[float]) -> Constants
     """Constants with the least error on these rows."""
     from scipy.optimize import least_squares
 
-    start = np.log(np.array(astuple(SHIPPED)) + FLOORS)
+    start = np.log(np.array(astuple(shipped_constants(rows[0]))) + FLOORS)
     measured = np.log(np.array(measured_s))
 
     def off(logarithms: Floats) -> Floats:

@@ -48,6 +48,8 @@ FUSED_FAMILIES = ("mpt", "llama2", "llama3", "internlm", "nemotron", "qwen3", "m
 
 OVERLAPPED_BUCKETS = 8
 INTERNODE_LATENCY_S = 10e-6
+RDMA_SHARE, TCP_SHARE = 0.85, 0.6
+"""What arrives of a network's nominal bandwidth; like the latency between nodes our assumption, not fitted."""
 
 HARDWARE = (
     (r"A100.*PCIe.*40|40GB PCIe", "a100-pcie-40gb"),
@@ -122,13 +124,15 @@ class Constants:
     microbatch_fixed_s: float
 
 
-SHIPPED = Constants(sustained_share=0.9, host_launch_s=60e-6, link_efficiency=1.0, step_fixed_s=0.0, microbatch_fixed_s=0.0)
-"""The catalogue's own."""
+def shipped_constants(row: Row) -> Constants:
+    """The catalogue's own for the device of a row."""
+    device = find_device(_device_name(row), _precision(row), "hardware")
+    return Constants(device.sustained_share, device.host_launch_s, 1.0, device.step_fixed_s, device.forward_fixed_s)
 
 
-def predict(row: Row, constants: Constants = SHIPPED) -> Prediction:
-    """Simulate a row; NotPredictedError where it cannot be expressed."""
-    model, machines, precision = _model_of(row), _machines_of(row, constants), _precision(row)
+def predict(row: Row, constants: Constants | None = None) -> Prediction:
+    """Simulate a row, with the catalogue's constants or others; NotPredictedError where it cannot be expressed."""
+    model, machines, precision = _model_of(row), _machines_of(row, constants or shipped_constants(row)), _precision(row)
     pricer = _pricer(model, machines, _optimizer(row), "fp32" if precision == "tf32" else precision)
     cluster, device = pricer.cluster, machines.device
     plan = _plan_of(row, model)
@@ -290,7 +294,7 @@ def _machines_of(row: Row, constants: Constants) -> Machines:
         forward_fixed_s=constants.microbatch_fixed_s,
     )
     inner = replace(inner, bandwidth_bytes_per_s=inner.bandwidth_bytes_per_s * constants.link_efficiency)
-    return Machines(device, gpus, width, inner, gbit / 8 * 1e9 * (0.6 if tcp else 0.85) * constants.link_efficiency)
+    return Machines(device, gpus, width, inner, gbit / 8 * 1e9 * (TCP_SHARE if tcp else RDMA_SHARE) * constants.link_efficiency)
 
 
 def _gbit_of(interconnect: str) -> float:

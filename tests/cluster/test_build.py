@@ -197,6 +197,13 @@ def test_overlap_slowdown_comes_from_the_node_or_the_catalogue() -> None:
     assert [device.overlap_slowdown for device in cluster.devices] == [0.19, 0.4, 0.0, 0.1]
 
 
+def test_processor_time_of_communication_is_stated_per_megabyte() -> None:
+    """0.7 ms a megabyte are 0.7 ns a byte, also for a device of the catalogue."""
+    stated = {"communication_per_megabyte": "0.7 ms"}
+    cluster = build(nodes=[{"name": "a", "device": "t4", **stated}, {"name": "b", **NODE, **stated}, {"name": "c", **NODE}])
+    assert [device.communication_s_per_byte for device in cluster.devices] == pytest.approx([0.7e-9, 0.7e-9, 0.0])
+
+
 def test_tree_paths_are_those_of_dijkstra() -> None:
     """The shortcut for trees finds the path that the general search finds."""
     network = {**NETWORK, "topology": "tree", "rack_size": 2}
