@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chinchilla_sim.validation.ledger import PredictedRow
-from chinchilla_sim.validation.published import Constants, NotPredictedError, Row, predict, shipped_constants
+from chinchilla_sim.validation.published import Constants, predict, shipped_constants
+from chinchilla_sim.validation.published_model import NotPredictedError, Row
 
 Floats = NDArray[np.float64]
 PULL = 0.1

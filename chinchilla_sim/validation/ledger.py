@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chinchilla_sim.errors import Mistake, ScenarioError
-from chinchilla_sim.validation.published import NotPredictedError, Prediction, Row, predict
+from chinchilla_sim.validation.published import Prediction, predict
+from chinchilla_sim.validation.published_model import NotPredictedError, Row
 
 Floats = NDArray[np.float64]
 

@@ -10,7 +10,8 @@ from chinchilla_sim.cli import app
 from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.validation.fitting import fit_sources
 from chinchilla_sim.validation.ledger import ledger, predict_rows, regret
-from chinchilla_sim.validation.published import Constants, NotPredictedError, predict
+from chinchilla_sim.validation.published import Constants, predict
+from chinchilla_sim.validation.published_model import NotPredictedError
 
 ROW = {
     "id": "a",
