@@ -48,6 +48,8 @@ def source_of(kind: str, name: str) -> str:
 def find_device(name: str, precision: str, where: str) -> Device:
     """The device at one precision; an unknown name is a ScenarioError that offers the nearest one."""
     entry = _entry("devices", name, where)
+    if "products" in entry:
+        entry = _catalogue()["accelerators"] | entry
     if precision == TF32 and TF32 not in entry["peak"]:
         precision = "fp32"
     efficiency = entry["memory_efficiency"]
@@ -67,7 +69,9 @@ def find_device(name: str, precision: str, where: str) -> Device:
         power_watt=parse_watt(entry["power"]),
         overlap_slowdown=float(entry.get("overlap_slowdown", 0.0)),
         sustained_share=float(entry.get("sustained_share", 1.0)),
+        streaming_share=float(entry.get("streaming_share", 1.0)),
         host_launch_s=parse_seconds(entry.get("host_launch", "0 s")),
+        host_microbatch_s=parse_seconds(entry.get("host_microbatch", "0 s")),
         products=_curve(entry.get("products")),
         peak_flop_per_s=parse_flop_per_s(entry["peak"][precision]),
         peak_bytes_per_s=parse_bandwidth(entry["memory_bandwidth"]),

@@ -46,8 +46,9 @@ class Device:
     the parameter update, `elementwise_bandwidth_bytes_per_s` and `elementwise_launch_s` (per kernel) the
     passes of a codec. While a rank communicates its computation takes `1 + overlap_slowdown` times as long, and every
     byte that it sends or receives takes `communication_s_per_byte` from its cores. Where `products` is known kernels follow that
-    curve from the peak rates, and sustained rates and launch times do not count for them. Within a long job kernels run
-    at `sustained_share` of the curve's speed. A pass takes no less than `host_launch_s` for each kernel that its program has to start.
+    curve from the peak rates, and sustained rates and launch times do not count for them. Within a long job products
+    run at `sustained_share` of the curve's speed, other kernels at `streaming_share`. A program takes `host_launch_s` to start each kernel
+    and `host_microbatch_s` for each microbatch beside.
     """
 
     name: str
@@ -68,7 +69,9 @@ class Device:
     overlap_slowdown: float = 0.0
     communication_s_per_byte: float = 0.0
     host_launch_s: float = 0.0
+    host_microbatch_s: float = 0.0
     sustained_share: float = 1.0
+    streaming_share: float = 1.0
     products: ProductCurve | None = None
     peak_flop_per_s: float = 0.0
     peak_bytes_per_s: float = 0.0

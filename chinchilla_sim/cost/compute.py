@@ -2,9 +2,9 @@
 
     kernel       t = launches * launch_s + flop / flop_per_s + bytes / memory_bandwidth
     group        sum of its kernels
-    microbatch   sum of its kernels + forward_fixed_s or backward_fixed_s
+    microbatch   sum of its kernels + forward_fixed_s or backward_fixed_s, and what the host program takes beside (with_host_s)
     accumulation of a gradient into an existing one reads both and writes one: 3 P bytes
-    optimizer    adam reads p, g, m, v and writes p, m, v (28 B per fp32 parameter); sgd 12 B, with momentum 20 B
+    optimizer    adam reads p, g, m, v and writes p, m, v (28 B per fp32 parameter); sgd 12 B, with momentum 20 B; 12 B more beside 2-byte weights
 
 The sum, not the maximum of the classic roofline (Williams, Waterman & Patterson 2009): on the CPU cores that
 were measured, loading weights does not hide behind products (64x784x512 and 8x784x512 both fit within 5 %).
@@ -25,6 +25,17 @@ SHALLOWEST = 4.0
 
 DEFAULT_DEPTH = 1024.0
 """Where a graph has no shapes."""
+
+ALIGNMENT_BYTES = 16
+UNALIGNED_SHARE = 0.4
+"""Speed of products with rows that are not multiples of ALIGNMENT_BYTES long (a vocabulary of 50257) over that of aligned ones: a third
+in vTrain's runs without tensor parallelism; half by the 25 % that padding to 50304 brought nanoGPT (A. Karpathy, 2023-02-03)."""
+
+HOST_CORNER = 2.5
+"""Exponent between host and device; 2 to 3 fit vTrain's runs with 1 to 8 samples a microbatch, which cross the corner."""
+
+MIXED_BYTES_PER_VALUE = 12.0
+"""An update of fp32 masters beside 2-byte weights: gradients become fp32 (2 + 4), weights are rounded (2), and the norm reads all (4)."""
 
 OPTIMIZER_BYTES_PER_VALUE = {"adam": 28.0, "sgd": 12.0, "sgd-momentum": 20.0}
 
@@ -47,7 +58,8 @@ def weight_gradient_share(task: Task) -> float:
 def _forward_kernel_s(task: Task, scale: float, device: Device) -> float:
     moved = task.weight_bytes + scale * (task.read_bytes + task.written_bytes - task.weight_bytes)
     if device.products:
-        return _on_curve(device, device.products, task.launch_count, scale * task.forward_flop, moved, _depth(task))
+        depth = _depth(task)
+        return _on_curve(device, device.products, task.launch_count, scale * task.forward_flop, moved, depth, _is_aligned(task, depth))
     return (
         task.launch_count * device.forward_launch_s
         + scale * task.forward_flop / device.flop_per_s
@@ -65,8 +77,8 @@ def _backward_kernel_s(task: Task, scale: float, device: Device) -> float:
         width, rows = _backward_depths(task, scale)
         parts = [(task.input_gradient_flop, width), (task.weight_gradient_flop, rows)]
         made = [(flop, depth) for flop, depth in parts if flop] or [(0.0, 1.0)]
-        launches, share = task.launch_count, moved / len(made)
-        return sum(_on_curve(device, device.products, launches, scale * flop, share, depth) for flop, depth in made)
+        launches, share, aligned = task.launch_count, moved / len(made), _is_aligned(task, _depth(task))
+        return sum(_on_curve(device, device.products, launches, scale * flop, share, depth, aligned) for flop, depth in made)
     return (
         gradients * task.launch_count * device.backward_launch_s
         + scale * task.backward_flop / device.flop_per_s
@@ -74,12 +86,34 @@ def _backward_kernel_s(task: Task, scale: float, device: Device) -> float:
     )
 
 
-def _on_curve(device: Device, curve: ProductCurve, launches: int, flop: float, moved: float, depth: float) -> float:
+def _on_curve(device: Device, curve: ProductCurve, launches: int, flop: float, moved: float, depth: float, aligned: bool) -> float:
     """Seconds of one product, or of kernels that only move bytes; views take none."""
     if flop and depth >= SHALLOWEST:
-        return product_s(curve, flop, moved, depth, device.peak_flop_per_s, device.peak_bytes_per_s) / device.sustained_share
+        rate = device.peak_flop_per_s * (1.0 if aligned else UNALIGNED_SHARE)
+        return product_s(curve, flop, moved, depth, rate, device.peak_bytes_per_s) / device.sustained_share
     streaming_s = stream_s(curve, moved, device.peak_bytes_per_s) - curve.launch_s if moved else 0.0
-    return (launches * curve.launch_s + streaming_s) / device.sustained_share
+    return launches * curve.launch_s + streaming_s / device.streaming_share
+
+
+def _is_aligned(task: Task, depth: float) -> bool:
+    """Whether the rows of a product's 2-byte operands start at multiples of ALIGNMENT_BYTES, as tensor cores read them."""
+    if "conv" in task.op or not task.weight_gradient_flop or not task.shapes or not task.shapes[0]:
+        return True
+    value_bytes = task.output_bytes / prod(task.shapes[0])
+    return value_bytes > 2 or all(width * value_bytes % ALIGNMENT_BYTES == 0 for width in (task.shapes[0][-1], round(depth)))
+
+
+def with_host_s(device_s: float, host_s: float) -> float:
+    """Seconds of a pass that keeps the device busy for `device_s` and the program that starts its kernels for `host_s`.
+
+    The longer of the two, with a soft corner: some stretches of a pass wait for the one, some for the other, and kernels that
+    were started ahead cover only part of that.
+
+    >>> round(with_host_s(3.0, 4.0), 2)
+    4.69
+    """
+    longer, shorter = max(device_s, host_s), min(device_s, host_s)
+    return longer * (1.0 + (shorter / longer) ** HOST_CORNER) ** (1.0 / HOST_CORNER) if longer else 0.0
 
 
 def launches(task: Task) -> tuple[int, int]:
@@ -114,9 +148,13 @@ def accumulation_s(parameter_bytes: float, device: Device) -> float:
     return 3.0 * parameter_bytes / device.elementwise_bandwidth_bytes_per_s if parameter_bytes else 0.0
 
 
-def optimizer_s(parameter_bytes: float, optimizer: str, momentum: float, device: Device) -> float:
-    """Seconds of one update of fp32 (master) parameters, with the fixed time of a step; 0 parameters cost only the latter."""
+def optimizer_s(parameter_bytes: float, optimizer: str, momentum: float, device: Device, mixed: bool = False) -> float:
+    """Seconds of one update of fp32 (master) parameters, with the fixed time of a step; 0 parameters cost only the latter.
+
+    `mixed` is an update with fp32 masters of 2-byte weights.
+    """
     kind = "sgd-momentum" if optimizer == "sgd" and momentum else optimizer
-    moved = OPTIMIZER_BYTES_PER_VALUE[kind] * parameter_bytes / FP32_BYTES
+    bytes_per_value = OPTIMIZER_BYTES_PER_VALUE[kind] + (MIXED_BYTES_PER_VALUE if mixed else 0.0)
+    moved = bytes_per_value * parameter_bytes / FP32_BYTES
     launch_s = device.optimizer_launch_s if parameter_bytes else 0.0
     return device.step_fixed_s + launch_s + moved / device.optimizer_bandwidth_bytes_per_s

@@ -10,7 +10,16 @@ from chinchilla_sim.cluster.ring import ring_order
 from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.cost.codec import CODECS, decode_s, encode_s, payload_bytes
 from chinchilla_sim.cost.collective import choose_algorithm, collective_s, interpolate_s, sent_bytes
-from chinchilla_sim.cost.compute import FP32_BYTES, accumulation_s, backward_s, forward_s, launches, optimizer_s, weight_gradient_share
+from chinchilla_sim.cost.compute import (
+    FP32_BYTES,
+    accumulation_s,
+    backward_s,
+    forward_s,
+    launches,
+    optimizer_s,
+    weight_gradient_share,
+    with_host_s,
+)
 from chinchilla_sim.cost.memory import state_parts
 from chinchilla_sim.cost.rounds import rounds_lower_bound_s
 from chinchilla_sim.graph.profile import ACCELERATOR, ANY_DEVICE, Profile
@@ -197,7 +206,8 @@ class Pricer:
                 action_s[op] += again_s
                 blocking_s[op] = blocking_s.get(op, 0.0) + blocking_s.get(Op.F, 0.0)
         for op, floor_s in self._host_floors_s(tasks, again, device).items():
-            action_s[op] = max(action_s[op], floor_s - blocking_s.get(op, 0.0))
+            blocked_s = blocking_s.get(op, 0.0)
+            action_s[op] = with_host_s(action_s[op] + blocked_s, floor_s) - blocked_s
         return StagePrice(
             action_s=action_s,
             accumulation_s=accumulation_s(parameters, device),
@@ -214,6 +224,7 @@ class Pricer:
         if not device.host_launch_s:
             return {}
         forward = backward = 0
+        fixed_s = device.host_microbatch_s / 2
         for task in tasks:
             forward_launches, backward_launches = launches(task)
             inside = self.collectives.get(task.name)
@@ -221,7 +232,7 @@ class Pricer:
             backward_launches += len(inside.backward) if inside else 0
             forward += forward_launches
             backward += backward_launches + (forward_launches if task.name in again else 0)
-        return {Op.F: device.host_launch_s * forward, Op.B: device.host_launch_s * backward}
+        return {Op.F: fixed_s + device.host_launch_s * forward, Op.B: fixed_s + device.host_launch_s * backward}
 
     @cached_property
     def _blocks(self) -> Blocks:
@@ -252,7 +263,7 @@ class Pricer:
     def _optimizer_s(self, plan: Plan, parameters: float, device: Device) -> float:
         shards = plan.exchange_degree if plan.zero_stage else 1
         fp32_bytes = parameters * FP32_BYTES / self.value_bytes / shards
-        return optimizer_s(fp32_bytes, self.job.optimizer, self.job.momentum, device)
+        return optimizer_s(fp32_bytes, self.job.optimizer, self.job.momentum, device, mixed=self.value_bytes < FP32_BYTES)
 
     def _buckets(self, plan: Plan, tasks: Sequence[Task], times: Sequence[tuple[float, float, float]]) -> tuple[Bucket, ...]:
         """The stage in so many runs of tasks of about equal parameter bytes."""

@@ -154,19 +154,20 @@ def fits_table(fits: Sequence[SourceFit]) -> Table:
     for fit in fits:
         row = [fit.source, str(fit.fitted_rows), str(fit.scored_rows), percent(fit.shipped_error), percent(fit.fitted_error)]
         constants = fit.constants
-        row += [f"{constants.sustained_share:.2f}", format_seconds(constants.host_launch_s), f"{constants.link_efficiency:.2f}"]
-        rows.append((*row, format_seconds(constants.step_fixed_s), format_seconds(constants.microbatch_fixed_s)))
+        row += [f"{constants.sustained_share:.2f}", f"{constants.streaming_share:.2f}", f"{constants.link_efficiency:.2f}"]
+        rows.append((*row, *map(format_seconds, (constants.host_launch_s, constants.host_microbatch_s, constants.step_fixed_s))))
     headers = (
         "source",
         "fitted to",
         "scored on",
         "shipped",
         "fitted",
-        "speed in job",
+        "speed of products",
+        "of other kernels",
+        "of links",
         "host launch",
-        "links",
+        "host per microbatch",
         "per step",
-        "per microbatch",
     )
     return Table("Calibrated to some rows of each source", headers, tuple(rows), text_columns=(0,))
 

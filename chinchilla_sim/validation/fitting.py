@@ -18,10 +18,10 @@ from chinchilla_sim.validation.published import Constants, predict, shipped_cons
 from chinchilla_sim.validation.published_model import NotPredictedError, Row
 
 Floats = NDArray[np.float64]
-PULL = 0.1
+PULL = 0.05
 """Weight of a constant's deviation (in e-foldings) against a row's error."""
 
-FLOORS = (0.0, 0.0, 0.0, 1e-3, 1e-4)
+FLOORS = (0.0, 0.0, 0.0, 1e-4, 0.0, 1e-3)
 """Added before logarithms are taken: fixed times may be nothing."""
 
 MOST_EVALUATIONS = 60

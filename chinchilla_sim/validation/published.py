@@ -113,16 +113,18 @@ class Constants:
     """What a laboratory's software and machines add to the catalogue's figures; fitted by `fitting.py`."""
 
     sustained_share: float
+    streaming_share: float
     host_launch_s: float
+    host_microbatch_s: float
     link_efficiency: float
     step_fixed_s: float
-    microbatch_fixed_s: float
 
 
 def shipped_constants(row: Row) -> Constants:
     """The catalogue's own for the device of a row."""
     device = find_device(_device_name(row), precision_of(row), "hardware")
-    return Constants(device.sustained_share, device.host_launch_s, 1.0, device.step_fixed_s, device.forward_fixed_s)
+    host = device.host_launch_s, device.host_microbatch_s
+    return Constants(device.sustained_share, device.streaming_share, *host, 1.0, device.step_fixed_s)
 
 
 def predict(row: Row, constants: Constants | None = None) -> Prediction:
@@ -186,9 +188,10 @@ def _machines_of(row: Row, constants: Constants) -> Machines:
     device = replace(
         find_device(device_name, precision_of(row), "hardware"),
         sustained_share=constants.sustained_share,
+        streaming_share=constants.streaming_share,
         host_launch_s=constants.host_launch_s,
+        host_microbatch_s=constants.host_microbatch_s,
         step_fixed_s=constants.step_fixed_s,
-        forward_fixed_s=constants.microbatch_fixed_s,
     )
     inner = replace(inner, bandwidth_bytes_per_s=inner.bandwidth_bytes_per_s * constants.link_efficiency)
     return Machines(device, gpus, width, inner, gbit / 8 * 1e9 * (TCP_SHARE if tcp else RDMA_SHARE) * constants.link_efficiency)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from math import ceil
 from typing import Any
 
 from chinchilla_sim.errors import ChinchillaError
@@ -21,6 +22,10 @@ FUSED_FAMILIES = ("mpt", "llama2", "llama3", "internlm", "nemotron", "qwen3", "m
 
 CNNS = {"ResNet-50": ("resnet", {"depth": 50}), "ResNet-101": ("resnet", {"depth": 101}), "ResNet-152": ("resnet", {"depth": 152}),
         "VGG16": ("vgg16", {}), "AlexNet": ("alexnet", {}), "Inception-v3": ("inception_v3", {})}  # fmt: skip
+
+
+PADDING = 128
+"""Multiple of a padded vocabulary, for each device that shares it (Megatron-LM's default)."""
 
 
 class NotPredictedError(ChinchillaError):
@@ -56,6 +61,9 @@ def model_of(row: Row) -> Model:
             "inner_width": "ffn_hidden",
         }
         options = {ours: count_of(row, theirs) for ours, theirs in shape.items() if row[theirs]}
+        if "vocabulary" in options and _is_padded(row):
+            multiple = PADDING * count_of(row, "tp", 1)
+            options["vocabulary"] = ceil(options["vocabulary"] / multiple) * multiple
         if "ONE LAYER" in name:
             options["vocabulary"] = 8  # the layer was measured without embedding and head
         missing = [theirs for ours, theirs in shape.items() if ours in ("layers", "width", "heads") and ours not in options]
@@ -65,6 +73,11 @@ def model_of(row: Row) -> Model:
     value_bytes = 2.0 if precision_of(row) in ("fp16", "bf16") else 4.0
     fused = family in FUSED_FAMILIES or "flash" in row["other_config"].lower()
     return Model(formula, tuple(sorted(options.items())), value_bytes, not fused)
+
+
+def _is_padded(row: Row) -> bool:
+    """Whether the program makes its vocabulary fit tensor cores: parallel ones do, and an assumed vocabulary does not say otherwise."""
+    return count_of(row, "tp", 1) > 1 or any(word in row.get("shape_provenance", "") for word in ("assumed", "memory", "public"))
 
 
 def _formula(family: str, row: Row) -> str:

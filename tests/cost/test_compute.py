@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chinchilla_sim.cluster.curves import ProductCurve
 from chinchilla_sim.cluster.topology import Device
-from chinchilla_sim.cost.compute import accumulation_s, backward_s, forward_s, optimizer_s
+from chinchilla_sim.cost.compute import UNALIGNED_SHARE, accumulation_s, backward_s, forward_s, optimizer_s, with_host_s
 from chinchilla_sim.graph.task import Task
 from chinchilla_sim.graph.zoo import mlp
 
@@ -98,3 +99,27 @@ def test_optimizer_by_hand(optimizer: str, momentum: float, bytes_per_value: flo
 def test_stage_without_parameters_pays_the_fixed_time_only() -> None:
     """Nothing to update, but the step still has its fixed cost."""
     assert optimizer_s(0.0, "adam", 0.0, DEVICE) == 3.0
+
+
+CURVE = ProductCurve(0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 8.0)
+TENSOR_CORES = replace(DEVICE, products=CURVE, peak_flop_per_s=1000.0, peak_bytes_per_s=1e12)
+
+
+@pytest.mark.parametrize(("width", "value_bytes", "share"), [(48, 2, 1.0), (50, 2, UNALIGNED_SHARE), (50, 4, 1.0)])
+def test_rows_that_tensor_cores_cannot_read_slow_a_product(width: int, value_bytes: int, share: float) -> None:
+    """Rows of 50 values of 2 bytes start at no multiple of 16 bytes; fp32 does not care."""
+    flop = 2 * 8 * 16 * width
+    product = Task("y", "linear", forward_flop=flop, weight_gradient_flop=flop, output_bytes=8 * width * value_bytes, shapes=((8, width),))
+    assert forward_s(product, 1.0, TENSOR_CORES) == pytest.approx(flop / (1000 * share))
+    assert backward_s(product, 1.0, TENSOR_CORES) == pytest.approx(flop / (1000 * share))
+
+
+@given(st.floats(0, 10), st.floats(0, 10))
+def test_a_pass_takes_as_long_as_host_or_device_and_never_both(device_s: float, host_s: float) -> None:
+    """Neither less than the longer of the two nor more than their sum."""
+    assert max(device_s, host_s) * (1 - 1e-12) <= with_host_s(device_s, host_s) <= (device_s + host_s) * (1 + 1e-12)
+
+
+def test_mixed_precision_updates_move_more() -> None:
+    """Beside Adam's 28 B a parameter 12 for gradients made fp32, weights rounded and the norm."""
+    assert optimizer_s(40.0, "adam", 0.0, DEVICE, mixed=True) == pytest.approx(3.0 + 2.0 + 10 * 40 / 10.0)

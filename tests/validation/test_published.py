@@ -156,7 +156,7 @@ def test_ledger_adds_up(file: Path) -> None:
 
 def test_calibration_finds_what_made_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rows made with kernels at 0.6 of their speed: fitted to eight of them, the others are predicted far better than before."""
-    made = Constants(sustained_share=0.6, host_launch_s=60e-6, link_efficiency=1.0, step_fixed_s=0.0, microbatch_fixed_s=0.0)
+    made = Constants(0.6, 1.0, 55e-6, 1e-3, 1.0, 0.0)
     shapes = [(hidden, size, tensor) for hidden in ("2048", "4096") for size in ("2", "4", "8") for tensor in ("1", "2", "4")]
     rows = [
         ROW
