@@ -160,3 +160,19 @@ def test_accuracy_of_the_article(tmp_path: Path) -> None:
         told = printed(chinchilla("run", MNIST, "--set", f"job.seed={seed}", "-o", f"run{seed}", "--json", cwd=tmp_path))
         accuracies.append(told["validation_accuracy"])
     assert sum(accuracies) / 3 >= 0.970, accuracies
+
+
+def test_catalogue_lists_shows_one_and_offers_the_nearest(tmp_path: Path) -> None:
+    """All entries with figures, source and date; one in full, with its curve; base units in JSON; a misspelt name is exit 2."""
+    listed = chinchilla("catalogue", cwd=tmp_path).stdout
+    for part in ("Devices of the catalogue", "a100-sxm-80gb", "312 Tflop/s", "Links of the catalogue", "ethernet-100g", "gloo", "2021-06"):
+        assert part in listed
+    one = chinchilla("catalogue", "h200-sxm", cwd=tmp_path).stdout
+    assert "4800 GB/s" in one and "curve of matrix products, h100-sxm-80gb's" in one
+    assert (
+        printed(chinchilla("catalogue", "ethernet-10g", "--json", cwd=tmp_path))["links"]["ethernet-10g"]["bandwidth_bytes_per_s"] == 1.25e9
+    )
+    devices = printed(chinchilla("catalogue", "--json", cwd=tmp_path))["devices"]
+    assert devices["l4"]["peak_flop_per_s"]["fp8"] == 242.5e12 and all(device["source"] and device["date"] for device in devices.values())
+    wrong = chinchilla("catalogue", "h200-smx", cwd=tmp_path)
+    assert wrong.returncode == 2 and "did you mean 'h200-sxm'?" in wrong.stderr

@@ -188,6 +188,32 @@ def bench_simulator(*, as_json: AsJson = False) -> None:
 
 
 @app.command
+def catalogue(name: str | None = None, *, as_json: AsJson = False) -> None:
+    """List the devices, links and backends that a scenario may name, each with its figures, source and date; or show one in full.
+
+    Parameters
+    ----------
+    name
+        Show all that the catalogue says about this entry.
+    """
+    from chinchilla_sim.cluster.catalogue import KINDS, entries, find_entries
+    from chinchilla_sim.report.listing import catalogue_dict, catalogue_tables, entry_tables
+
+    if name is not None:
+        found = find_entries(name)
+        if as_json:
+            print_json(catalogue_dict({kind: {name: entry} for kind, entry in found.items()}))
+        else:
+            print_tables(*entry_tables(name, found))
+        return
+    listed = {kind: entries(kind) for kind in KINDS}
+    if as_json:
+        print_json(catalogue_dict(listed))
+    else:
+        print_tables(*catalogue_tables(listed))
+
+
+@app.command
 def schema() -> None:
     """Print the JSON schema of scenario files; editors complete from it."""
     from chinchilla_sim.scenario.load import json_schema

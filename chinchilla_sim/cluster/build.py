@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 
 import networkx as nx
 
 from chinchilla_sim.cluster.calibration import Calibration, core_count
-from chinchilla_sim.cluster.catalogue import CPU_CORE, find_backend, find_device, find_link, node_link, source_of
+from chinchilla_sim.cluster.catalogue import CPU_CORE, find_backend, find_device, find_link, node_link, price_source_of, source_of
 from chinchilla_sim.cluster.topology import Cluster, Device, Link, check_connected
 from chinchilla_sim.errors import Mistake, ScenarioError
-from chinchilla_sim.scenario.schema import ClusterSpec, IntraNodeSpec, NetworkSpec, NodeSpec
+from chinchilla_sim.scenario.schema import ClusterSpec, IntraNodeSpec, LinkSpec, NetworkSpec, NodeSpec
 
 THIS_MACHINE = "this-machine"
 SWITCH = "network/switch"
@@ -69,6 +69,7 @@ def _nodes(spec: ClusterSpec, precision: str) -> Cluster:
     mistakes: list[Mistake] = []
     slots: list[str] = []
     devices: list[Device] = []
+    inner, network, cables = _links(spec, mistakes)
     for index, node in enumerate(spec.nodes):
         try:
             device = _device(node, precision, f"cluster.nodes.{index}")
@@ -80,21 +81,51 @@ def _nodes(spec: ClusterSpec, precision: str) -> Cluster:
             node_slots = [f"{name}/{number}" for number in range(node.devices)]
             slots += node_slots
             devices += [device] * node.devices
-            _cable_devices(graph, name, node_slots, spec.intra_node, node.device or "")
+            _cable_devices(graph, name, node_slots, inner or node_link(node.device or ""))
     if mistakes:
         raise ScenarioError(mistakes)
-    _cable_network(graph, spec.network, spec.node_names())
-    for cable in spec.links:
-        _cable(graph, *cable.between, Link(cable.latency_s, cable.bandwidth_bytes_per_s))
+    if network:
+        _cable_network(graph, spec.network, network, spec.node_names())
+    for cable, link in zip(spec.links, cables, strict=True):
+        _cable(graph, *cable.between, link)
     check_connected(graph, slots)
-    provenance = [source_of("devices", name) for name in dict.fromkeys(node.device for node in spec.nodes) if name]
-    provenance += [f"{node.name}: as the scenario states" for node in spec.nodes if not node.device]
-    provenance.append(source_of("backends", spec.network.backend))
     return Cluster(
-        graph, tuple(slots), tuple(devices), find_backend(spec.network.backend), tuple(provenance),
+        graph, tuple(slots), tuple(devices), find_backend(spec.network.backend), tuple(_provenance(spec)),
         grid_kg_per_joule=spec.grid_intensity_kg_per_joule, activation_priority=spec.network.activation_priority,
         gradient_priority=spec.network.gradient_priority,
     )  # fmt: skip
+
+
+def _provenance(spec: ClusterSpec) -> Iterator[str]:
+    """Where each figure of the catalogue that the cluster uses is from."""
+    yield from (source_of("devices", name) for name in dict.fromkeys(node.device for node in spec.nodes) if name)
+    yield from (f"{node.name}: as the scenario states" for node in spec.nodes if not node.device)
+    unpriced = dict.fromkeys(node.device for node in spec.nodes if node.device and node.price_usd_per_s is None)
+    yield from filter(None, map(price_source_of, unpriced))
+    named = dict.fromkeys(table.link for table in (spec.network, *spec.links, spec.intra_node) if table and table.link)
+    yield from (source_of("links", name) for name in named)
+    yield source_of("backends", spec.network.backend)
+
+
+def _links(spec: ClusterSpec, mistakes: list[Mistake]) -> tuple[Link | None, Link | None, list[Link]]:
+    """Within a node, between nodes and of each listed cable; names that are not in the catalogue are added to the mistakes."""
+
+    def link(table: NetworkSpec | IntraNodeSpec | LinkSpec, where: str) -> Link | None:
+        known = Link(0.0, float("inf"))
+        if table.link:
+            try:
+                known = find_link(table.link, f"{where}.link")
+            except ScenarioError as error:
+                mistakes.extend(error.mistakes)
+        elif table.bandwidth_bytes_per_s is None or table.latency_s is None:
+            return None
+        latency_s = known.latency_s if table.latency_s is None else table.latency_s
+        return Link(latency_s, table.bandwidth_bytes_per_s or known.bandwidth_bytes_per_s)
+
+    inner = link(spec.intra_node, "cluster.intra_node") if spec.intra_node else None
+    network = link(spec.network, "cluster.network")
+    cables = [link(cable, f"cluster.links.{index}") for index, cable in enumerate(spec.links)]
+    return inner, network, [cable for cable in cables if cable]
 
 
 def _device(node: NodeSpec, precision: str, where: str) -> Device:
@@ -123,26 +154,24 @@ def _device(node: NodeSpec, precision: str, where: str) -> Device:
         memory_bytes=node.memory_bytes or device.memory_bytes,
         memory_bandwidth_bytes_per_s=node.memory_bandwidth_bytes_per_s or device.memory_bandwidth_bytes_per_s,
         power_watt=device.power_watt if node.power_watt is None else node.power_watt,
-        usd_per_s=usd_per_s,
+        usd_per_s=device.usd_per_s if node.price_usd_per_s is None else usd_per_s,
         communication_s_per_byte=node.communication_s_per_megabyte / 1e6,
         overlap_slowdown=device.overlap_slowdown if node.overlap_slowdown is None else node.overlap_slowdown,
     )
 
 
-def _cable_devices(graph: nx.DiGraph[str], node: str, slots: Iterable[str], intra_node: IntraNodeSpec | None, device: str) -> None:
+def _cable_devices(graph: nx.DiGraph[str], node: str, slots: Sequence[str], link: Link) -> None:
     """Join the devices of a node; one device alone sits directly at the node's network interface."""
-    slots = list(slots)
-    link = Link(intra_node.latency_s, intra_node.bandwidth_bytes_per_s) if intra_node else node_link(device)
     if len(slots) == 1:
         link = Link(0.0, float("inf"))
     for slot in slots:
         _cable(graph, slot, node, Link(link.latency_s / 2, link.bandwidth_bytes_per_s))
 
 
-def _cable_network(graph: nx.DiGraph[str], network: NetworkSpec, names: tuple[str, ...]) -> None:
-    if network.bandwidth_bytes_per_s is None or network.latency_s is None or len(names) < 2:
+def _cable_network(graph: nx.DiGraph[str], network: NetworkSpec, whole: Link, names: tuple[str, ...]) -> None:
+    if len(names) < 2:
         return
-    whole, half_duplex = Link(network.latency_s, network.bandwidth_bytes_per_s), network.duplex == "half"
+    half_duplex = network.duplex == "half"
     hop = Link(whole.latency_s / 2, whole.bandwidth_bytes_per_s)
     if network.topology == "switch":
         for name in names:

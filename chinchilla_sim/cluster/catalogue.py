@@ -5,16 +5,18 @@ from __future__ import annotations
 import difflib
 import hashlib
 import tomllib
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, NoReturn
 
 from chinchilla_sim.cluster.curves import ProductCurve
 from chinchilla_sim.cluster.topology import Backend, Device, Link
 from chinchilla_sim.errors import Mistake, ScenarioError
-from chinchilla_sim.units import parse_bandwidth, parse_bytes, parse_flop_per_s, parse_seconds, parse_watt
+from chinchilla_sim.units import parse_bandwidth, parse_bytes, parse_flop_per_s, parse_seconds, parse_usd_per_s, parse_watt
 
 CPU_CORE = "cpu-core"
+KINDS = ("devices", "links", "backends")
 TF32 = "tf32"
 """Products of fp32 values on tensor cores; devices without them compute in fp32."""
 
@@ -26,7 +28,14 @@ def _raw() -> bytes:
 
 @cache
 def _catalogue() -> dict[str, Any]:
-    return tomllib.loads(_raw().decode())
+    """The file, where a device has the figures of the `kernels` that it names beside its own, and their source behind its own."""
+    tables = tomllib.loads(_raw().decode())
+    for name, entry in tables["devices"].items():
+        if "kernels" in entry:
+            shared = tables["kernels"][entry.pop("kernels")]
+            origin = {"source": f"{entry.pop('source')}; {shared['source']}", "date": entry.pop("date")}
+            tables["devices"][name] = entry | {key: value for key, value in shared.items() if key not in entry} | origin
+    return tables
 
 
 def catalogue_digest() -> str:
@@ -45,18 +54,78 @@ def source_of(kind: str, name: str) -> str:
     return f"{name}: {entry['source']} ({entry['date']})"
 
 
+def price_source_of(name: str) -> str | None:
+    """Where a device's price is from, with date; None where the catalogue has none."""
+    entry = _catalogue()["devices"][name]
+    return f"{name}: {entry['price']}: {entry['price_source']} ({entry['price_date']})" if "price" in entry else None
+
+
+def entries(kind: str) -> dict[str, dict[str, Any]]:
+    """All entries of a kind, in the order of the file, with the keys and texts of the file."""
+    return {name: dict(entry) for name, entry in _catalogue()[kind].items()}
+
+
+def find_entries(name: str) -> dict[str, dict[str, Any]]:
+    """The entries of that name by kind; a device's curve of products is among them."""
+    found = {kind: _catalogue()[kind][name] for kind in KINDS if name in _catalogue()[kind]}
+    if not found:
+        _refuse(name, [known for kind in KINDS for known in _catalogue()[kind]], "name")
+    curve = found.get("devices", {}).get("products")
+    return found | ({"products": _catalogue()["products"][curve]} if curve else {})
+
+
+_UNITS: Mapping[str, tuple[str, Callable[[str], float]]] = {
+    "peak": ("flop_per_s", parse_flop_per_s),
+    "memory": ("bytes", parse_bytes),
+    "memory_bandwidth": ("bytes_per_s", parse_bandwidth),
+    "bandwidth": ("bytes_per_s", parse_bandwidth),
+    "power": ("watt", parse_watt),
+    "price": ("usd_per_s", parse_usd_per_s),
+    "first_bytes": ("", parse_bytes),
+    "collective_segment": ("bytes", parse_bytes),
+    **{
+        key: ("s", parse_seconds)
+        for key in (
+            "forward_launch",
+            "backward_launch",
+            "step_fixed",
+            "host_launch",
+            "host_microbatch",
+            "launch",
+            "fill",
+            "latency",
+            "collective_hop",
+        )
+    },
+}
+
+
+def in_base_units(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry with numbers in place of texts with units, and the unit in the key.
+
+    >>> in_base_units({"bandwidth": "1 GB/s", "peak": {"fp32": "1 Gflop/s"}, "date": "2025-01"})
+    {'bandwidth_bytes_per_s': 1000000000.0, 'peak_flop_per_s': {'fp32': 1000000000.0}, 'date': '2025-01'}
+    """
+    converted: dict[str, Any] = {}
+    for key, value in entry.items():
+        unit, parse = _UNITS.get(key, ("", None))
+        name = f"{key}_{unit}" if unit else key
+        if parse is None:
+            converted[key] = value
+        else:
+            converted[name] = {part: parse(text) for part, text in value.items()} if isinstance(value, dict) else parse(value)
+    return converted
+
+
 def find_device(name: str, precision: str, where: str) -> Device:
-    """The device at one precision; an unknown name is a ScenarioError that offers the nearest one."""
+    """The device at one precision; an unknown name is a ScenarioError that offers the nearest one, as is a precision without a rate."""
     entry = _entry("devices", name, where)
-    if "products" in entry:
-        entry = _catalogue()["accelerators"] | entry
-    if precision == TF32 and TF32 not in entry["peak"]:
-        precision = "fp32"
+    peak_flop_per_s = _peak_flop_per_s(name, entry["peak"], precision, where)
     efficiency = entry["memory_efficiency"]
     bandwidth = parse_bandwidth(entry["memory_bandwidth"]) * efficiency
     return Device(
         name=name,
-        flop_per_s=parse_flop_per_s(entry["peak"][precision]) * entry["compute_efficiency"],
+        flop_per_s=peak_flop_per_s * entry["compute_efficiency"],
         memory_bytes=parse_bytes(entry["memory"]),
         memory_bandwidth_bytes_per_s=bandwidth,
         forward_launch_s=parse_seconds(entry["forward_launch"]),
@@ -67,15 +136,24 @@ def find_device(name: str, precision: str, where: str) -> Device:
         elementwise_bandwidth_bytes_per_s=bandwidth,
         elementwise_launch_s=parse_seconds(entry["forward_launch"]),
         power_watt=parse_watt(entry["power"]),
+        usd_per_s=parse_usd_per_s(entry.get("price", "0 USD/h")),
         overlap_slowdown=float(entry.get("overlap_slowdown", 0.0)),
         sustained_share=float(entry.get("sustained_share", 1.0)),
         streaming_share=float(entry.get("streaming_share", 1.0)),
         host_launch_s=parse_seconds(entry.get("host_launch", "0 s")),
         host_microbatch_s=parse_seconds(entry.get("host_microbatch", "0 s")),
         products=_curve(entry.get("products")),
-        peak_flop_per_s=parse_flop_per_s(entry["peak"][precision]),
+        peak_flop_per_s=peak_flop_per_s,
         peak_bytes_per_s=parse_bandwidth(entry["memory_bandwidth"]),
     )
+
+
+def _peak_flop_per_s(name: str, peak: Mapping[str, str], precision: str, where: str) -> float:
+    if precision == TF32 and TF32 not in peak:
+        precision = "fp32"
+    if precision not in peak:
+        raise ScenarioError([Mistake(where, f"{name!r} does not compute in {precision}", f"it has {', '.join(peak)}")])
+    return parse_flop_per_s(peak[precision])
 
 
 def _curve(name: str | None) -> ProductCurve | None:
@@ -100,9 +178,9 @@ def node_link(device_name: str) -> Link:
     return find_link(_catalogue()["devices"].get(device_name, {}).get("node_link", "pcie-4-x16"))
 
 
-def find_link(name: str) -> Link:
-    """A link class by name."""
-    entry = _entry("links", name, "cluster")
+def find_link(name: str, where: str = "cluster") -> Link:
+    """A link class by name; an unknown one is a ScenarioError that offers the nearest one."""
+    entry = _entry("links", name, where)
     return Link(parse_seconds(entry["latency"]), parse_bandwidth(entry["bandwidth"]))
 
 
@@ -119,9 +197,14 @@ def find_backend(name: str) -> Backend:
 
 
 def _entry(kind: str, name: str, where: str) -> dict[str, Any]:
-    entries: dict[str, dict[str, Any]] = _catalogue()[kind]
-    if name not in entries:
-        near = [entry for entry in sorted(entries) if name.lower() in entry] or difflib.get_close_matches(name, entries, n=1)
-        cure = f"did you mean {' or '.join(map(repr, near[:5]))}?" if near else f"known: {', '.join(sorted(entries))}"
-        raise ScenarioError([Mistake(where, f"{name!r} is not in the catalogue", cure)])
-    return entries[name]
+    known: dict[str, dict[str, Any]] = _catalogue()[kind]
+    if name not in known:
+        _refuse(name, list(known), where)
+    return known[name]
+
+
+def _refuse(name: str, known: Sequence[str], where: str) -> NoReturn:
+    """ScenarioError that offers up to five members of the family of that name, else the nearest name, else all."""
+    near = [other for other in sorted(known) if name.lower() in other] or difflib.get_close_matches(name.lower(), known, n=1)
+    cure = f"did you mean {' or '.join(map(repr, near[:5]))}?" if near else f"known: {', '.join(sorted(known))}"
+    raise ScenarioError([Mistake(where, f"{name!r} is not in the catalogue", cure)])

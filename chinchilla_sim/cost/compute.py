@@ -4,7 +4,8 @@
     group        sum of its kernels
     microbatch   sum of its kernels + forward_fixed_s or backward_fixed_s, and what the host program takes beside (with_host_s)
     accumulation of a gradient into an existing one reads both and writes one: 3 P bytes
-    optimizer    adam reads p, g, m, v and writes p, m, v (28 B per fp32 parameter); sgd 12 B, with momentum 20 B; 12 B more beside 2-byte weights
+    optimizer    adam reads p, g, m, v and writes p, m, v (28 B per fp32 parameter); sgd 12 B, with momentum 20 B;
+                 12 B more beside 2-byte weights
 
 The sum, not the maximum of the classic roofline (Williams, Waterman & Patterson 2009): on the CPU cores that
 were measured, loading weights does not hide behind products (64x784x512 and 8x784x512 both fit within 5 %).

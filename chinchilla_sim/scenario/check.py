@@ -8,9 +8,22 @@ from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from pydantic import BaseModel
+
 from chinchilla_sim.errors import Mistake
 from chinchilla_sim.scenario.fields import show_value
-from chinchilla_sim.scenario.schema import CLUSTER_KEYS, FORMULAS, MODEL_KEYS, MODEL_KINDS, ModelSpec, NodeSpec, expand_name
+from chinchilla_sim.scenario.schema import (
+    CLUSTER_KEYS,
+    FORMULAS,
+    MODEL_KEYS,
+    MODEL_KINDS,
+    IntraNodeSpec,
+    LinkSpec,
+    ModelSpec,
+    NetworkSpec,
+    NodeSpec,
+    expand_name,
+)
 
 _NEEDED = {"mlp": ("widths",), "chain": ("task_count", "parameter_count", "work", "output"), "graph": ("format",)}
 _MOST_NODES = 100_000
@@ -119,18 +132,27 @@ def _check_network(cluster: Table) -> Iterator[Mistake]:
     if network.get("topology") == "links":
         if not has_links:
             yield Mistake("cluster.links", 'is missing for topology "links"', "add [[cluster.links]], or choose another topology")
-        for key in ("bandwidth", "latency"):
+        for key in ("bandwidth", "latency", "link"):
             if _has(network, key):
                 yield Mistake(f"cluster.network.{key}", 'is not used by topology "links"', "leave it out, or choose another topology")
     elif _is_numerous(cluster):
-        for key, example in (("bandwidth", "10 Gbit/s"), ("latency", "50 us")):
-            if not _has(network, key):
-                yield Mistake(f"cluster.network.{key}", "is missing for more than one node", f'write for example {key} = "{example}"')
+        yield from _check_link("cluster.network", network, NetworkSpec, "is missing for more than one node")
+    if _has(cluster, "intra_node"):
+        yield from _check_link("cluster.intra_node", _table(cluster, "intra_node"), IntraNodeSpec)
+
+
+def _check_link(where: str, table: Table, spec: type[BaseModel], what: str = "is missing") -> Iterator[Mistake]:
+    """A link class of the catalogue says both figures."""
+    if not _has(table, "link"):
+        for key in ("bandwidth", "latency"):
+            if not _has(table, key):
+                yield Mistake(f"{where}.{key}", what, _example(spec, key))
 
 
 def _check_links(cluster: Table) -> Iterator[Mistake]:
     known = _places_of_names(cluster)
     for place, link in _tables(cluster, "links"):
+        yield from _check_link(f"cluster.{place}", link, LinkSpec)
         where = f"cluster.{place}.between"
         between = link.get("between")
         ends = between if isinstance(between, list | tuple) else ()
@@ -161,7 +183,7 @@ def _model_title(kind: str) -> str:
     return f'formula "{kind}"' if kind in FORMULAS else kind
 
 
-def _example(spec: type[ModelSpec] | type[NodeSpec], key: str) -> str:
+def _example(spec: type[BaseModel], key: str) -> str:
     field = next(field for name, field in spec.model_fields.items() if key == (field.alias or name))
     return write_example(key, (field.examples or [""])[0])
 

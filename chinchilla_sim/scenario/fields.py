@@ -61,6 +61,7 @@ KgPerJoule = Annotated[float, *_quantity(KG_PER_JOULE)]
 Count = Annotated[int, Field(ge=1)]
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
 NodeName = Annotated[str, Field(min_length=1)]
+LinkName = Annotated[str, Field(min_length=1)]
 
 
 def _check_folder_name(name: str) -> str:

@@ -136,7 +136,7 @@ def _fill_in(data: dict[str, Any], source: str) -> dict[str, Any]:
     cluster = filled.get("cluster")
     if isinstance(cluster, dict) and cluster.get("links"):
         network = cluster.get("network", {})
-        if isinstance(network, dict) and not network.keys() & {"topology", "bandwidth", "latency"}:
+        if isinstance(network, dict) and not network.keys() & {"topology", "bandwidth", "latency", "link"}:
             filled["cluster"] = {**cluster, "network": {**network, "topology": "links"}}
     return filled
 

@@ -34,6 +34,7 @@ from chinchilla_sim.scenario.fields import (
     FlopPerSecond,
     FolderName,
     KgPerJoule,
+    LinkName,
     MemoryBytes,
     NodeName,
     Options,
@@ -225,7 +226,9 @@ class NodeSpec(_Table):
         description="Processor time that a megabyte sent or received takes from the computation of its device.",
         examples=["0.7 ms"],
     )
-    price_usd_per_s: UsdPerSecond | None = Field(default=None, alias="price", description="Price per node.", examples=["2 USD/h"])
+    price_usd_per_s: UsdPerSecond | None = Field(
+        default=None, alias="price", description="Price per node; default: what the catalogue says of its devices.", examples=["2 USD/h"]
+    )
     power_watt: Watt | None = Field(default=None, alias="power", description="Electric power per device.", examples=["300 W"])
 
     def names(self) -> tuple[str, ...]:
@@ -246,9 +249,15 @@ class NetworkSpec(_Table):
     """What joins the nodes when every node is joined in the same way."""
 
     bandwidth_bytes_per_s: BytesPerSecond | None = Field(
-        default=None, alias="bandwidth", description="Bandwidth of each node's link, per direction.", examples=["10 Gbit/s"]
+        default=None,
+        alias="bandwidth",
+        description="Bandwidth of each node's link, per direction; overrides the catalogue.",
+        examples=["10 Gbit/s"],
     )
-    latency_s: Seconds | None = Field(default=None, alias="latency", description="One way, from node to node.", examples=["50 us"])
+    latency_s: Seconds | None = Field(
+        default=None, alias="latency", description="One way, from node to node; overrides the catalogue.", examples=["50 us"]
+    )
+    link: LinkName | None = Field(default=None, description="Link class of the catalogue.", examples=["ethernet-100g"])
     topology: Literal["switch", "tree", "ring", "full-mesh", "bus", "links"] = Field(
         default="switch",
         description="switch: each node has one link of this bandwidth into one switch; tree: racks of rack_size nodes around a core; "
@@ -282,17 +291,26 @@ class LinkSpec(_Table):
     """One cable between two nodes or switches, beside those of the topology."""
 
     between: tuple[NodeName, NodeName] = Field(strict=False, description="Two names of nodes or switches.", examples=[["big", "small"]])
-    bandwidth_bytes_per_s: BytesPerSecond = Field(alias="bandwidth", description="Bandwidth per direction.", examples=["10 Gbit/s"])
-    latency_s: Seconds = Field(alias="latency", description="One way.", examples=["50 us"])
+    bandwidth_bytes_per_s: BytesPerSecond | None = Field(
+        default=None, alias="bandwidth", description="Bandwidth per direction; overrides the catalogue.", examples=["10 Gbit/s"]
+    )
+    latency_s: Seconds | None = Field(default=None, alias="latency", description="One way; overrides the catalogue.", examples=["50 us"])
+    link: LinkName | None = Field(default=None, description="Link class of the catalogue.", examples=["wan-region"])
 
 
 class IntraNodeSpec(_Table):
     """What joins the devices inside one node."""
 
-    bandwidth_bytes_per_s: BytesPerSecond = Field(
-        alias="bandwidth", description="Bandwidth of each device's link, per direction.", examples=["300 GB/s"]
+    bandwidth_bytes_per_s: BytesPerSecond | None = Field(
+        default=None,
+        alias="bandwidth",
+        description="Bandwidth of each device's link, per direction; overrides the catalogue.",
+        examples=["300 GB/s"],
     )
-    latency_s: Seconds = Field(alias="latency", description="One way, from device to device.", examples=["5 us"])
+    latency_s: Seconds | None = Field(
+        default=None, alias="latency", description="One way, from device to device; overrides the catalogue.", examples=["5 us"]
+    )
+    link: LinkName | None = Field(default=None, description="Link class of the catalogue.", examples=["nvlink-4"])
 
 
 class ClusterSpec(_Table):

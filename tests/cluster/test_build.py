@@ -212,3 +212,40 @@ def test_tree_paths_are_those_of_dijkstra() -> None:
         for target in range(cluster.rank_count):
             path = nx.dijkstra_path(cluster.graph, cluster.slots[source], cluster.slots[target], weight=lambda *_: 1)
             assert [edge[0] for edge in cluster.route(source, target)] == path[:-1]
+
+
+def test_links_by_their_name() -> None:
+    """Network, cable and inside of a node from the catalogue; a figure beside the name takes the place of the catalogue's."""
+    nodes = [{"name": "a", "devices": 2, **NODE}, {"name": "b", **NODE}]
+    cluster = build(
+        nodes=nodes,
+        network={"link": "infiniband-hdr", "bandwidth": "1600 Gbit/s"},
+        intra_node={"link": "nvlink-4"},
+    )
+    assert (cluster.latency_s(0, 1), cluster.bandwidth_bytes_per_s(0, 1)) == (pytest.approx(1.5e-6), 340e9)
+    assert (cluster.latency_s(0, 2), cluster.bandwidth_bytes_per_s(0, 2)) == (pytest.approx(5e-6 + 0.75e-6), 200e9)
+    assert any(line.startswith("infiniband-hdr: InfiniBand HDR 4x") for line in cluster.provenance)
+    home = build(nodes=nodes, network={"topology": "links"}, links=[{"between": ["a", "b"], "link": "home"}])
+    assert home.bandwidth_bytes_per_s(0, 2) == pytest.approx(38.3e6 / 8)
+
+
+def test_unknown_links_and_devices_are_told_at_once() -> None:
+    """Each misspelt name at its key, with the nearest known one."""
+    with pytest.raises(ScenarioError) as caught:
+        build(nodes=[{"name": "a", "count": 2, "device": "h1000"}], network={"link": "ethernet-100"}, intra_node={"link": "nv-link-4"})
+    assert [(mistake.where, mistake.cure) for mistake in caught.value.mistakes][:2] == [
+        ("cluster.intra_node.link", "did you mean 'nvlink-4'?"),
+        ("cluster.network.link", "did you mean 'ethernet-100g'?"),
+    ]
+    assert caught.value.mistakes[2].where == "cluster.nodes.0.device"
+
+
+def test_price_is_the_scenarios_else_the_catalogues() -> None:
+    """An L4 costs 0.80 USD an hour; a stated price is of the whole node, and 0 is a price."""
+    node = {"name": "n", "device": "l4", "devices": 2}
+    assert build(nodes=[node]).devices[0].usd_per_s == pytest.approx(0.80 / 3600)
+    assert any("0.80 USD/h" in line and "2026-05" in line for line in build(nodes=[node]).provenance)
+    for text, usd_per_hour in (("1 USD/h", 0.5), ("0 USD/h", 0.0)):
+        stated = build(nodes=[node | {"price": text}])
+        assert stated.devices[0].usd_per_s == pytest.approx(usd_per_hour / 3600)
+        assert not any("USD/h" in line for line in stated.provenance)

@@ -5,12 +5,15 @@ Rows and tables are read from $CHINCHILLA_DATA (default ../shared/data); none of
 
 import csv
 import os
+import re
 from pathlib import Path
 
 import pytest
 
+from chinchilla_sim.cluster.catalogue import device_names
 from chinchilla_sim.validation.kernels import check_kernels
 from chinchilla_sim.validation.ledger import ledger, predict_rows
+from chinchilla_sim.validation.published import HARDWARE
 
 SHARED = Path(__file__).parents[3] / "shared"
 DATA = Path(os.environ.get("CHINCHILLA_DATA", SHARED / "data"))
@@ -48,3 +51,12 @@ def test_products_stay_within_twelve_per_cent() -> None:
     result = check_kernels(needed(DATA / "nvidia_perf" / "gemm_bf16_a100_sxm.csv"), "a100-sxm-80gb")
     assert result.shipped_error is not None and result.shipped_error <= 0.095
     assert result.cross_validated_error <= 0.095
+
+
+def test_every_hardware_of_the_table_is_in_the_catalogue() -> None:
+    """Each spelling of the column `hardware` has an entry."""
+    with needed(DATA / "published" / "measured_training_steps.csv").open(newline="") as file:
+        spellings = {row["hardware"] for row in csv.DictReader(file)}
+    unknown = [text for text in spellings if not any(re.search(pattern, text, re.IGNORECASE) for pattern, _ in HARDWARE)]
+    assert spellings and not unknown
+    assert {name for _, name in HARDWARE} <= set(device_names())

@@ -88,7 +88,8 @@ def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
         ("Latency", "did you mean 'latency'?"),
         (
             "xyz",
-            "known are bandwidth, latency, topology, rack_size, oversubscription, duplex, activation_priority, gradient_priority, backend",
+            "known are bandwidth, latency, link, topology, rack_size, oversubscription, duplex, activation_priority, gradient_priority, "
+            "backend",
         ),
     ],
 )

@@ -174,6 +174,18 @@ LINK = {"bandwidth": "1 Gbit/s", "latency": "10 us"}
             'cluster.network.bandwidth: is missing for more than one node; write for example bandwidth = "10 Gbit/s"',
         ),
         (
+            two_nodes(intra_node={"bandwidth": "10 GB/s"}),
+            'cluster.intra_node.latency: is missing; write for example latency = "5 us"',
+        ),
+        (
+            two_nodes(links=[{"between": ["big", "small"], "latency": "10 us"}]),
+            'cluster.links.0.bandwidth: is missing; write for example bandwidth = "10 Gbit/s"',
+        ),
+        (
+            two_nodes(network={"topology": "links", "link": "wifi-6"}, links=[{"between": ["big", "small"], "link": "5g"}]),
+            'cluster.network.link: is not used by topology "links"; leave it out, or choose another topology',
+        ),
+        (
             two_nodes(network={"bandwidth": "10", "latency": "50 us"}),
             'cluster.network.bandwidth: "10" has no unit; write for example "10 Gbit/s"',
         ),

@@ -2,15 +2,17 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from chinchilla_sim.cli import app
+from chinchilla_sim.cluster.catalogue import find_device
 from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.validation.fitting import fit_sources
 from chinchilla_sim.validation.ledger import ledger, predict_rows, regret
-from chinchilla_sim.validation.published import Constants, predict
+from chinchilla_sim.validation.published import HARDWARE, Constants, predict
 from chinchilla_sim.validation.published_model import NotPredictedError
 
 ROW = {
@@ -193,3 +195,69 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "bad.csv").write_text("id\n1\n")
     with pytest.raises(ScenarioError, match="there is no such column"):
         predict_rows(tmp_path / "bad.csv")
+
+
+@pytest.mark.parametrize(
+    ("hardware", "name"),
+    [
+        ("GB200 NVL72", "gb200"),
+        ("NVIDIA GB300", "gb300"),
+        ("8xB200", "b200-sxm"),
+        ("DGX B200 180GB", "b200-sxm"),
+        ("H200-SXM-141GB", "h200-sxm"),
+        ("H200 NVL", "h200-nvl"),
+        ("GH200 96GB", "gh200-96gb"),
+        ("H100 (500 W, 96 GB HBM2e)", "h100-sxm-500w"),
+        ("H100-500W", "h100-sxm-500w"),
+        ("H100 NVL 94GB", "h100-nvl"),
+        ("H100-80GB NVLink", "h100-sxm-80gb"),
+        ("H800-SXM-80GB", "h800-sxm-80gb"),
+        ("H20 96GB", "h20-sxm-96gb"),
+        ("A100-PCIE-40GB", "a100-pcie-40gb"),
+        ("4x A10G", "a10g"),
+        ("A10", "a10"),
+        ("A40 48GB", "a40"),
+        ("L40", "l40"),
+        ("NVIDIA L40S", "l40s"),
+        ("8xL4", "l4"),
+        ("Tesla T4", "t4"),
+        ("Tesla V100-PCIE-32GB", "v100-pcie-32gb"),
+        ("V100 PCIe 16GB", "v100-pcie-16gb"),
+        ("V100S-PCIE-32GB", "v100s-pcie-32gb"),
+        ("Titan V", "titan-v"),
+        ("GeForce GTX 1080 Ti", "gtx-1080-ti"),
+        ("RTX3080-10GB", "rtx-3080"),
+        ("GeForce RTX 3090 Ti", "rtx-3090-ti"),
+        ("RTX 4080 16GB", "rtx-4080"),
+        ("RTX 5090", "rtx-5090"),
+        ("RTX A5000", "rtx-a5000"),
+        ("RTXA6000", "rtx-a6000"),
+        ("Quadro RTX 6000", "quadro-rtx-6000"),
+        ("RTX 6000 Ada Generation", "rtx-6000-ada"),
+        ("MI300X", "mi300x"),
+        ("AMD Instinct MI325X", "mi325x"),
+        ("MI250X", "mi250x-gcd"),
+        ("MI250", "mi250-gcd"),
+        ("TPUv5e", "tpu-v5e"),
+        ("TPU v5p-128", "tpu-v5p"),
+        ("TPU-v4", "tpu-v4"),
+        ("Trn2", "trainium2-core"),
+        ("Trainium1", "trainium1-core"),
+        ("Gaudi 3", "gaudi3"),
+    ],
+)
+def test_spellings_of_hardware(hardware: str, name: str) -> None:
+    """However a table spells a device, its row is of the catalogue's."""
+    assert device_of(hardware) == name
+    assert find_device(name, "bf16", "here")
+
+
+def test_other_hardware_is_not_mapped() -> None:
+    """A relative of a known device is another device."""
+    for hardware in ("RTX 3080 Ti", "RTX 4070 Ti", "RTX 4090 D", "MI300A", "RTX 2080 Super", "A16", "TPU v4i"):
+        assert device_of(hardware) is None
+
+
+def device_of(hardware: str) -> str | None:
+    """The catalogue's name of a spelling."""
+    return next((name for pattern, name in HARDWARE if re.search(pattern, hardware, re.IGNORECASE)), None)
