@@ -61,19 +61,26 @@ def fit_constants(rows: Sequence[Row], measured_s: Sequence[float]) -> Constants
     """Constants with the least error on these rows."""
     from scipy.optimize import least_squares
 
-    start = np.log(np.array(astuple(shipped_constants(rows[0]))) + FLOORS)
+    start = logarithms_of(shipped_constants(rows[0]))
     measured = np.log(np.array(measured_s))
 
     def off(logarithms: Floats) -> Floats:
-        constants = _constants(logarithms)
+        constants = constants_of(logarithms)
         simulated = np.log([_step_s(row, constants) for row in rows])
         return np.concatenate([simulated - measured, PULL * np.sqrt(len(rows)) * (logarithms - start)])
 
     found = least_squares(off, start, loss="soft_l1", f_scale=0.1, diff_step=0.03, max_nfev=MOST_EVALUATIONS // len(start))
-    return _constants(found.x)
+    return constants_of(found.x)
 
 
-def _constants(logarithms: Floats) -> Constants:
+def logarithms_of(constants: Constants) -> Floats:
+    """What the fit moves: logarithms of the constants, above FLOORS."""
+    found: Floats = np.log(np.array(astuple(constants)) + FLOORS)
+    return found
+
+
+def constants_of(logarithms: Floats) -> Constants:
+    """Constants from their logarithms."""
     values = np.maximum(np.exp(logarithms) - FLOORS, 0.0)
     return Constants(*values.tolist())
 

@@ -43,6 +43,11 @@ SPREAD = {True: (0.77, 1.22), False: (0.67, 2.54)}
 """p5 and p95 of measured over simulated steps, for decoders and for all other models: quantiles over the sources of ../shared with 8 rows
 or more, each weighted equally (2026-11-24; the same rows that the ledger scores)."""
 
+def spread_class(row: Row) -> str:
+    """Which rows err alike: decoders, and all else."""
+    return "decoder" if model_of(row).formula in DECODERS else "other"
+
+
 DECODERS = ("gpt", "mpt", "llama", "mixture_of_experts")
 
 NO_OVERLAP = "use_gradient_bucket false"
