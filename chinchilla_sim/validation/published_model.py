@@ -82,7 +82,8 @@ def _family_options(formula: str, row: Row, options: dict[str, Any]) -> dict[str
     """What a formula needs beside the common shape."""
     if formula in ("llama", "mixture_of_experts"):
         extra: dict[str, Any] = {"key_value_heads": count_of(row, "kv_heads") if row["kv_heads"] else options["heads"]}
-        options.setdefault("inner_width", 4 * options["width"])
+        # SwiGLU has three matrices: two thirds of 4 width, in whole 256s (Touvron et al. 2023).
+        options.setdefault("inner_width", -(-8 * options["width"] // 3 // 256) * 256)
         if options["width"] % options["heads"]:
             extra["head_width"] = max(1, options["width"] // options["heads"])
         return extra | ({"experts": count_of(row, "n_experts"), "active_experts": count_of(row, "moe_topk")} if row["n_experts"] else {})
@@ -119,19 +120,20 @@ def stages_of(model: Model, count: int) -> tuple[tuple[str, ...], ...]:
     names = [task.name for task in graph_of(model).compute_tasks]
     if count == 1:
         return (tuple(names),)
-    starts = [repeat.start + repeat.length * index for repeat in _repeats(model) for index in range(repeat.count)]
+    starts = [repeat.start + repeat.length * index for repeat in repeats_of(model) for index in range(repeat.count)]
     layers = len(starts)
     # Megatron counts embedding and head as a layer each where that makes the stages equal.
     spared = 1 if layers % count and (layers + 2) % count == 0 else 0
     if layers + 2 * spared < count:
         raise NotPredictedError(f"{layers} layers cannot be divided over {count} stages")
-    ends = [*starts, starts[-1] + _repeats(model)[0].length]
+    ends = [*starts, starts[-1] + repeats_of(model)[0].length]
     cuts = [0, *(ends[round((layers + 2 * spared) * stage / count) - spared] for stage in range(1, count)), len(names)]
     return tuple(tuple(names[first:end]) for first, end in pairwise(cuts))
 
 
 @lru_cache(maxsize=256)
-def _repeats(model: Model) -> list[Repeat]:
+def repeats_of(model: Model) -> list[Repeat]:
+    """The layers: the repeat that covers most."""
     longest = sorted(find_repeats(graph_of(model)), key=lambda repeat: -repeat.length * repeat.count)
     return longest[:1]
 
