@@ -11,7 +11,7 @@ from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.cost.codec import CODECS, decode_s, encode_s, payload_bytes
 from chinchilla_sim.cost.collective import choose_algorithm, collective_s, interpolate_s, sent_bytes
 from chinchilla_sim.cost.compute import FP32_BYTES, accumulation_s, backward_s, forward_s, launches, optimizer_s, weight_gradient_share
-from chinchilla_sim.cost.memory import loss_bytes, state_parts
+from chinchilla_sim.cost.memory import state_parts
 from chinchilla_sim.cost.rounds import rounds_lower_bound_s
 from chinchilla_sim.graph.profile import ACCELERATOR, ANY_DEVICE, Profile
 from chinchilla_sim.graph.shard import Collective, PassCollectives, shard_graph
@@ -19,7 +19,7 @@ from chinchilla_sim.graph.task import Task, TaskGraph
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import NO_EXCHANGE, Bucket, Exchange, Pricing, StagePrice
-from chinchilla_sim.planner.recompute import Blocks, Kept, keep_all, logit_bytes
+from chinchilla_sim.planner.recompute import Blocks, Kept, keep_all, loss_parts
 from chinchilla_sim.scenario.schema import JobSpec
 
 
@@ -49,7 +49,7 @@ def _growing(graph: TaskGraph, first: int) -> Iterator[Holding]:
             if name not in tensors:
                 tensors.add(name)
                 saved += graph.tasks[graph.position[name]].output_bytes
-        beside, more = loss_bytes(logit_bytes(graph, task), graph.value_bytes)
+        _, beside, more = loss_parts(graph, task)
         saved += task.saved_bytes + beside
         transient += more
         yield Holding(trained, untrained, saved, transient)

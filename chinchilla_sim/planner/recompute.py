@@ -8,7 +8,8 @@
 A block is one of the model's repeated layers (or a group of a coarse graph), with selective recompute an attention core. Its
 backward pass first runs its forward pass again; while it does, one block's tensors are there. Tasks outside blocks keep what
 they always keep. The loss keeps log-probabilities in fp32 beside the logits, and its backward pass makes their gradient in fp32 and
-in the logits' precision: 12 B per logit in all. It is over before the first block is computed again.
+in the logits' precision: 12 B per logit in all; a loss in one kernel (`fused`) makes its gradient only. It is over before the first
+block is computed again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from chinchilla_sim.cost.memory import loss_bytes
 from chinchilla_sim.graph.attention import attention_cores
 from chinchilla_sim.graph.repeats import find_repeats
-from chinchilla_sim.graph.task import LOSS_OP, Task, TaskGraph
+from chinchilla_sim.graph.task import FUSED_LOSS, LOSS_OP, Task, TaskGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +39,17 @@ def keep_all(graph: TaskGraph, stage: Sequence[Task]) -> Kept:
     return Kept(sum(tensors.values()) + beside + sum(task.saved_bytes for task in stage), transient)
 
 
-def logit_bytes(graph: TaskGraph, task: Task) -> float:
-    """Bytes of the outputs that a loss (or one within a group) compares with the targets."""
+def loss_parts(graph: TaskGraph, task: Task) -> tuple[float, float, float]:
+    """Of a loss (or one within a group), for the graph's batch: its logits, and `loss_bytes` beside them; zeros for other tasks."""
     names = {name for kernel in task.kernels if kernel.op == LOSS_OP for name in kernel.saved}
     inner = {member.name: member.output_bytes for member in task.members}
-    return sum(inner[name] if name in inner else _bytes(graph, name) for name in sorted(names) if name in inner or name in graph.position)
+    logits = sum(inner[name] if name in inner else _bytes(graph, name) for name in sorted(names) if name in inner or name in graph.position)
+    return (logits, 0.0, logits) if FUSED_LOSS in task.attributes else (logits, *loss_bytes(logits, graph.value_bytes))
 
 
 def _loss_parts(graph: TaskGraph, stage: Iterable[Task]) -> tuple[float, float, float]:
-    """Of a stage: logits, what the loss keeps beside them, and what its backward pass needs for a while."""
-    logits = sum(logit_bytes(graph, task) for task in stage)
-    return logits, *loss_bytes(logits, graph.value_bytes)
+    logits, beside, transient = map(sum, zip((0.0, 0.0, 0.0), *(loss_parts(graph, task) for task in stage), strict=True))
+    return logits, beside, transient
 
 
 def _bytes(graph: TaskGraph, name: str) -> float:

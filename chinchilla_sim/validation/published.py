@@ -137,7 +137,7 @@ def predict(row: Row, constants: Constants | None = None) -> Prediction:
     pricing = _with_shared_interfaces(plan, pricer.price(plan), cluster)
     activities = activities_of(lower(plan, folded=True), pricing, cluster, folded=True)
     memory = memory_of(row, model, plan, pricer, pricing)
-    fits = memory.occupied_bytes <= device.memory_bytes
+    fits = memory.needed_bytes <= device.memory_bytes
     return Prediction(makespan_s(replay(activities)), memory.reported_bytes, fits, SPREAD[model.formula in DECODERS])
 
 

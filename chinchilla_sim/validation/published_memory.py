@@ -3,43 +3,53 @@
 A device holds, per parameter of its part (mixed precision with adam; v is 2 in half precision):
 
     weights v, gradients v, fp32 masters and moments 12     divided by ZeRO (`cost.memory.state_parts`)
-    flat gradients and their bucket, 2 v                    ZeRO 1 and 2 (also on one replica: the optimizer flattens all the same)
     buckets, v                                              plain data parallelism (Li et al. 2020)
     two gathered units and the gradients of one, v each     ZeRO 3: a unit is a layer, what lies outside layers is a unit of its own
     cast weights, 2                                         autocast (its cache of half-precision copies)
-    fp32 gradients 4, the update's temporary 4              during the optimizer's step only, when no activations are there
 
-and the activations that the schedule keeps in flight. The peak is the larger of the passes' and the step's. The CUDA context and
-the buffers of communicators come on top where the device itself was asked (nvidia-smi) and where it must fit.
+While the passes run the activations that the schedule keeps in flight come on top. The optimizer's step needs instead
+
+    fp32 gradients, 4                 of what a device updates, where its gradients are kept in half precision
+    flat gradients and bucket, 2 v    ZeRO 1 and 2, also on one replica: the optimizer flattens all the same
+    update, 8                         torch's Adam on one flat tensor: root of the second moments, and the quotient (fused kernels: none)
+
+The allocated peak is the larger of the two. What the device itself shows (nvidia-smi) has the CUDA context and the communicators'
+buffers on top, and keeps the flat tensors' segments while the passes run: they do not fit into the holes that activations leave.
+A device must have room for the allocated peak, the context, and its largest tensor once more, whose old place is split by
+then (fragmentation).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chinchilla_sim.cost.memory import FP32_BYTES, STATE_COPIES, state_parts
+from chinchilla_sim.graph.task import Task, TaskGraph
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import passes_of
-from chinchilla_sim.validation.published_model import Model, Row, count_of, precision_of, repeats_of
+from chinchilla_sim.planner.recompute import loss_parts
+from chinchilla_sim.validation.published_model import FUSED_FAMILIES, Model, Row, count_of, precision_of, repeats_of
 
 CONTEXT_BYTES = 0.8e9
 """CUDA context with PyTorch's kernels loaded and cuBLAS's workspace; round figure, 0.5 to 1 GB are reported for V100 to H100."""
 COMMUNICATOR_BYTES = 0.25e9
 """Channels' buffers of one NCCL communicator to a few peers (4 MiB each way and peer and channel); round figure."""
 GATHERED_UNITS = 2.0
+UPDATE_BYTES = 8.0
 EIGHT_BIT_COPIES = 0.5
 """Two moments of a byte each, in fp32 values (Dettmers et al. 2022)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of the fullest device: asked for by tensors, occupied on the device; and what the row's authors would read."""
+    """Bytes of the fullest device: asked for by tensors, needed for the step to succeed; and what the row's authors would read."""
 
     allocated_bytes: float
-    occupied_bytes: float
+    needed_bytes: float
     reported_bytes: float
 
 
@@ -54,6 +64,8 @@ class _Software:
     zero_stage: int
     replicas: int
     plain: bool
+    flattens: bool
+    fused_update: bool
 
     def state_bytes(self, parameters: float) -> float:
         """Weights, gradients, masters and moments of so many parameters."""
@@ -66,52 +78,68 @@ class _Software:
         return sum(parts.values()) + (parameters * self.value_bytes if self.autocast else 0.0)
 
     def exchange_bytes(self, parameters: float, root: float, layers: int) -> float:
-        """Buffers of the gradients' exchange and of gathered weights; `root` of the parameters lie outside the `layers`."""
+        """Buckets of the gradients, or gathered weights; `root` of the parameters lie outside the `layers`."""
+        if self.replicas == 1:
+            return 0.0
         if self.zero_stage == 3:
             unit = (parameters - root) / max(1, layers)
-            return (2 * root + (GATHERED_UNITS + 1) * unit) * self.value_bytes if self.replicas > 1 else 0.0
-        if self.zero_stage:
-            return 2 * parameters * self.value_bytes
-        return parameters * self.value_bytes if self.plain and self.replicas > 1 else 0.0
+            return (2 * root + (GATHERED_UNITS + 1) * unit) * self.value_bytes
+        return parameters * self.value_bytes if self.plain and not self.zero_stage else 0.0
+
+    def flat_bytes(self, parameters: float) -> float:
+        """Flat gradients and the bucket that they are exchanged in."""
+        return 2 * parameters * self.value_bytes if self.zero_stage in (1, 2) else 0.0
 
     def step_bytes(self, parameters: float) -> float:
-        """What the optimizer's step needs for a while."""
+        """What the optimizer's step needs for a while beside the flat gradients."""
         own = parameters / (self.replicas if self.zero_stage else 1)
-        return own * FP32_BYTES * (self.mixed + (self.optimizer != "sgd"))
+        fp32_gradients = self.mixed and (self.zero_stage < 3 or self.flattens)
+        return own * (FP32_BYTES * fp32_gradients + (UPDATE_BYTES if self.flattens and not self.fused_update else 0.0))
 
 
 def _software_of(row: Row, plan: Plan) -> _Software:
     text, optimizer = row["precision"].lower(), row["optimizer"].lower()
     half, pure = precision_of(row) in ("fp16", "bf16"), "pure" in text
     autocast = half and ("amp" in text or "autocast" in text)
+    zero_stage = min(3, count_of(row, "zero_stage", 0))
     return _Software(
         value_bytes=2.0 if half else FP32_BYTES,
         optimizer="sgd" if "sgd" in optimizer else "8-bit" if "8bit" in optimizer or "8-bit" in optimizer else "adam",
         mixed=half and not pure and not autocast,
         autocast=autocast,
-        zero_stage=min(3, count_of(row, "zero_stage", 0)),
+        zero_stage=zero_stage,
         replicas=plan.exchange_degree,
         plain=plan.tensor_parallel_degree * plan.pipeline_parallel_degree == 1,
+        flattens=zero_stage in (1, 2) or bool(re.search(r"zero-?1", row["other_config"].lower())),
+        fused_update=row["model_family"] not in FUSED_FAMILIES,
     )
 
 
 def memory_of(row: Row, model: Model, plan: Plan, pricer: Pricer, pricing: Pricing) -> Memory:
     """Peak of every position of a pipeline, and what the row reports of them."""
-    graph, software = pricer.for_devices(plan).graph, _software_of(row, plan)
+    graph, software, context = pricer.for_devices(plan).graph, _software_of(row, plan), context_bytes(plan)
     longest = repeats_of(model)[:1]
     inside = {task.name for repeat in longest for task in graph.compute_tasks[repeat.start : repeat.end]}
-    peaks = []
+    layers, scale = sum(repeat.count for repeat in longest), pricer.scale(plan.microbatch_size)
+    allocated, reserved, needed = [], [], []
     for rank, passes in zip(plan.pipeline(0), passes_of(plan, 0), strict=True):
         tasks = [graph.tasks[graph.position[name]] for stage in plan.position[rank][0] for name in plan.stages[stage]]
         parameters = graph.trained_bytes_of(tasks) / graph.value_bytes
         root = graph.trained_bytes_of([task for task in tasks if task.name not in inside]) / graph.value_bytes
-        layers = sum(repeat.count for repeat in longest)
+        held = software.state_bytes(parameters) + graph.untrained_bytes_of(tasks)
         parts = pricing.held_parts(plan, rank)
         moving = pricing.peak_bytes(plan, rank, passes) - sum(parts.values()) + parts["receive buffers"]
-        held = software.state_bytes(parameters) + software.exchange_bytes(parameters, root, layers)
-        peaks.append(held + graph.untrained_bytes_of(tasks) + max(moving, software.step_bytes(parameters)))
-    context = context_bytes(plan)
-    return Memory(max(peaks), max(peaks) + context, _reported(row["mem_def"], peaks, context))
+        busy, flat = held + moving + software.exchange_bytes(parameters, root, layers), software.flat_bytes(parameters)
+        allocated.append(max(busy, held + flat + software.step_bytes(parameters)))
+        reserved.append(max(allocated[-1], busy + flat))
+        needed.append(max(allocated[-1], busy + scale * largest_bytes(graph, tasks)))
+    return Memory(max(allocated), max(needed) + context, _reported(row["mem_def"], allocated, reserved, context))
+
+
+def largest_bytes(graph: TaskGraph, tasks: Sequence[Task]) -> float:
+    """The largest tensor that a kernel of the graph's batch makes; a loss makes its logits in fp32."""
+    loss = (loss_parts(graph, task)[1] for task in tasks)
+    return max((*loss, *(task.output_bytes for task in tasks if task.launch_count)), default=0.0)
 
 
 def context_bytes(plan: Plan) -> float:
@@ -121,13 +149,17 @@ def context_bytes(plan: Plan) -> float:
     return CONTEXT_BYTES + COMMUNICATOR_BYTES * communicators
 
 
-def _reported(definition: str, peaks: list[float], context: float) -> float:
+def _reported(definition: str, allocated: list[float], reserved: list[float], context: float) -> float:
     """Bytes in the row's definition: nvidia-smi shows the first device, programs print what their tensors ask for.
 
-    >>> _reported("GB, nvidia-smi", [2.0, 3.0], 1.0), _reported("max_memory_allocated", [2.0, 3.0], 1.0), _reported("GB", [2.0, 3.0], 1.0)
-    (3.0, 3.0, 4.0)
+    Where nothing is said the fullest device was looked at.
+
+    >>> [_reported(text, [2.0, 3.0], [4.0, 5.0], 1.0) for text in ("GB, nvidia-smi", "max_memory_allocated", "reserved", "GB")]
+    [5.0, 3.0, 5.0, 6.0]
     """
     text = definition.lower()
     if "smi" in text:
-        return peaks[0] + context
-    return max(peaks) + (0.0 if re.search(r"alloc|reserved|printed|torch", text) else context)
+        return reserved[0] + context
+    if "reserved" in text:
+        return max(reserved)
+    return max(allocated) if re.search(r"alloc|printed|torch", text) else max(reserved) + context

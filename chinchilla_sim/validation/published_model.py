@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from chinchilla_sim.errors import ChinchillaError
 from chinchilla_sim.graph.attention import with_separate_attention
 from chinchilla_sim.graph.repeats import Repeat, find_repeats
-from chinchilla_sim.graph.task import TaskGraph
+from chinchilla_sim.graph.task import FUSED_LOSS, LOSS_OP, TaskGraph
 from chinchilla_sim.graph.zoo import FORMULAS
 
 Row = Mapping[str, str]
@@ -35,6 +36,7 @@ class Model:
     options: tuple[tuple[str, Any], ...]
     value_bytes: float
     separate_attention: bool = False
+    fused_loss: bool = False
 
 
 def model_of(row: Row) -> Model:
@@ -64,7 +66,9 @@ def model_of(row: Row) -> Model:
         options |= _family_options(formula, row, options)
     value_bytes = 2.0 if precision_of(row) in ("fp16", "bf16") else 4.0
     fused = family in FUSED_FAMILIES or "flash" in row["other_config"].lower()
-    return Model(formula, tuple(sorted(options.items())), value_bytes, not fused)
+    # The package flash-attn brings its own cross-entropy.
+    fused_loss = re.search(r"flash[- _]?att", row["other_config"].lower()) is not None
+    return Model(formula, tuple(sorted(options.items())), value_bytes, not fused, fused_loss)
 
 
 def _formula(family: str, row: Row) -> str:
@@ -109,6 +113,8 @@ def graph_of(model: Model) -> TaskGraph:
     """The graph of one sample."""
     try:
         graph = FORMULAS[model.formula](batch_size=1, training=True, value_bytes=model.value_bytes, **dict(model.options))
+        if model.fused_loss:
+            graph = replace(graph, tasks=tuple(replace(t, attributes=(FUSED_LOSS,)) if t.op == LOSS_OP else t for t in graph.tasks))
         return with_separate_attention(graph) if model.separate_attention else graph
     except ChinchillaError as error:
         raise NotPredictedError(f"the model cannot be built: {error}") from error
