@@ -195,8 +195,9 @@ class Pricer:
             again_s = self._again_s(plan, tasks, kept.again, device)
             for op in (Op.B, Op.I):
                 action_s[op] += again_s
-                if plan.recompute == "full":
-                    blocking_s[op] = blocking_s.get(op, 0.0) + blocking_s.get(Op.F, 0.0)
+        if plan.recompute == "full" and plan.training:
+            for op in (Op.B, Op.I):
+                blocking_s[op] = blocking_s.get(op, 0.0) + blocking_s.get(Op.F, 0.0)
         for op, floor_s in self._host_floors_s(tasks, kept.again, device).items():
             action_s[op] = max(action_s[op], floor_s - blocking_s.get(op, 0.0))
         return StagePrice(

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chinchilla_sim.cost.memory import FP32_BYTES, STATE_COPIES, state_parts
-from chinchilla_sim.graph.task import Task, TaskGraph
+from chinchilla_sim.graph.task import LOSS_OP, Task, TaskGraph
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.pricing import Pricer
@@ -40,6 +40,9 @@ COMMUNICATOR_BYTES = 0.25e9
 """Channels' buffers of one NCCL communicator to a few peers (4 MiB each way and peer and channel); round figure."""
 GATHERED_UNITS = 2.0
 UPDATE_BYTES = 8.0
+LOSS_SHARE = {"bert": 80 / 512, "transformer_xl": 0.1}
+"""Share of the positions (BERT predicts 80 of 512, or a span) or of the vocabulary (adaptive softmax: the first cluster for every
+position, Grave et al. 2017) whose logits the code really makes, where the formula makes all; 1 for other models."""
 EIGHT_BIT_COPIES = 0.5
 """Two moments of a byte each, in fp32 values (Dettmers et al. 2022)."""
 
@@ -120,7 +123,7 @@ def memory_of(row: Row, model: Model, plan: Plan, pricer: Pricer, pricing: Prici
     graph, software, context = pricer.for_devices(plan).graph, _software_of(row, plan), context_bytes(plan)
     longest = repeats_of(model)[:1]
     inside = {task.name for repeat in longest for task in graph.compute_tasks[repeat.start : repeat.end]}
-    layers, scale = sum(repeat.count for repeat in longest), pricer.scale(plan.microbatch_size)
+    layers, scale, loss_share = sum(one.count for one in longest), pricer.scale(plan.microbatch_size), LOSS_SHARE.get(model.formula, 1.0)
     allocated, reserved, needed = [], [], []
     for rank, passes in zip(plan.pipeline(0), passes_of(plan, 0), strict=True):
         tasks = [graph.tasks[graph.position[name]] for stage in plan.position[rank][0] for name in plan.stages[stage]]
@@ -129,17 +132,20 @@ def memory_of(row: Row, model: Model, plan: Plan, pricer: Pricer, pricing: Prici
         held = software.state_bytes(parameters) + graph.untrained_bytes_of(tasks)
         parts = pricing.held_parts(plan, rank)
         moving = pricing.peak_bytes(plan, rank, passes) - sum(parts.values()) + parts["receive buffers"]
+        moving -= (1.0 - loss_share) * scale * sum(sum(loss_parts(graph, task)) for task in tasks)
         busy, flat = held + moving + software.exchange_bytes(parameters, root, layers), software.flat_bytes(parameters)
         allocated.append(max(busy, held + flat + software.step_bytes(parameters)))
         reserved.append(max(allocated[-1], busy + flat))
-        needed.append(max(allocated[-1], busy + scale * largest_bytes(graph, tasks)))
+        needed.append(max(allocated[-1], busy + scale * _largest_bytes(graph, tasks, loss_share)))
     return Memory(max(allocated), max(needed) + context, _reported(row["mem_def"], allocated, reserved, context))
 
 
-def largest_bytes(graph: TaskGraph, tasks: Sequence[Task]) -> float:
-    """The largest tensor that a kernel of the graph's batch makes; a loss makes its logits in fp32."""
-    loss = (loss_parts(graph, task)[1] for task in tasks)
-    return max((*loss, *(task.output_bytes for task in tasks if task.launch_count)), default=0.0)
+def _largest_bytes(graph: TaskGraph, tasks: Sequence[Task], loss_share: float) -> float:
+    """The largest tensor that a kernel of the graph's batch makes: of a loss its logits in fp32."""
+    logits = [loss_parts(graph, task)[:2] for task in tasks]
+    made = {name for task in tasks if task.op == LOSS_OP for name in task.saved}
+    others = (task.output_bytes for task in tasks if task.launch_count and task.name not in made)
+    return max((*(loss_share * max(pair) for pair in logits), *others), default=0.0)
 
 
 def context_bytes(plan: Plan) -> float:

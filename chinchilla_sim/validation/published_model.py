@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -12,8 +11,9 @@ from typing import Any
 from chinchilla_sim.errors import ChinchillaError
 from chinchilla_sim.graph.attention import with_separate_attention
 from chinchilla_sim.graph.repeats import Repeat, find_repeats
-from chinchilla_sim.graph.task import FUSED_LOSS, LOSS_OP, TaskGraph
+from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.zoo import FORMULAS
+from chinchilla_sim.validation.published_code import as_coded, codes_of
 
 Row = Mapping[str, str]
 
@@ -36,7 +36,7 @@ class Model:
     options: tuple[tuple[str, Any], ...]
     value_bytes: float
     separate_attention: bool = False
-    fused_loss: bool = False
+    codes: tuple[str, ...] = ()
 
 
 def model_of(row: Row) -> Model:
@@ -66,9 +66,7 @@ def model_of(row: Row) -> Model:
         options |= _family_options(formula, row, options)
     value_bytes = 2.0 if precision_of(row) in ("fp16", "bf16") else 4.0
     fused = family in FUSED_FAMILIES or "flash" in row["other_config"].lower()
-    # The package flash-attn brings its own cross-entropy.
-    fused_loss = re.search(r"flash[- _]?att", row["other_config"].lower()) is not None
-    return Model(formula, tuple(sorted(options.items())), value_bytes, not fused, fused_loss)
+    return Model(formula, tuple(sorted(options.items())), value_bytes, not fused, codes_of(row))
 
 
 def _formula(family: str, row: Row) -> str:
@@ -113,8 +111,7 @@ def graph_of(model: Model) -> TaskGraph:
     """The graph of one sample."""
     try:
         graph = FORMULAS[model.formula](batch_size=1, training=True, value_bytes=model.value_bytes, **dict(model.options))
-        if model.fused_loss:
-            graph = replace(graph, tasks=tuple(replace(t, attributes=(FUSED_LOSS,)) if t.op == LOSS_OP else t for t in graph.tasks))
+        graph = as_coded(graph, model.codes)
         return with_separate_attention(graph) if model.separate_attention else graph
     except ChinchillaError as error:
         raise NotPredictedError(f"the model cannot be built: {error}") from error
