@@ -130,7 +130,8 @@ def stages_of(model: Model, count: int) -> tuple[tuple[str, ...], ...]:
     if layers + 2 * spared < count:
         raise NotPredictedError(f"{layers} layers cannot be divided over {count} stages")
     ends = [*starts, starts[-1] + repeats_of(model)[0].length]
-    cuts = [0, *(ends[round((layers + 2 * spared) * stage / count) - spared] for stage in range(1, count)), len(names)]
+    # Where layers do not divide the last stages take one more (ColossalAI, InternEvo; Megatron refuses).
+    cuts = [0, *(ends[(layers + 2 * spared) * stage // count - spared] for stage in range(1, count)), len(names)]
     return tuple(tuple(names[first:end]) for first, end in pairwise(cuts))
 
 
