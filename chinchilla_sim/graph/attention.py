@@ -64,7 +64,7 @@ def attention_cores(kernels: Sequence[Task]) -> list[tuple[Task, ...]]:
     for kernel in kernels:
         for name in kernel.operands:
             users.setdefault(name, []).append(kernel.name)
-    cores = [(kernel,) for kernel in kernels if STORES_SCORES in kernel.attributes]
+    cores: list[tuple[Task, ...]] = [(kernel,) for kernel in kernels if STORES_SCORES in kernel.attributes]
     for kernel in kernels:
         if "softmax" in kernel.op and kernel.op != LOSS_OP and kernel.shapes:
             before = _towards_product(kernel, by_name, lambda task: task.operands)

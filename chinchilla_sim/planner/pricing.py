@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from chinchilla_sim.cluster.ring import ring_order
@@ -17,42 +16,11 @@ from chinchilla_sim.graph.profile import ACCELERATOR, ANY_DEVICE, Profile
 from chinchilla_sim.graph.shard import Collective, PassCollectives, shard_graph
 from chinchilla_sim.graph.task import Task, TaskGraph
 from chinchilla_sim.planner.action import Op
+from chinchilla_sim.planner.holdings import Holding, growing
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import NO_EXCHANGE, Bucket, Exchange, Pricing, StagePrice
-from chinchilla_sim.planner.recompute import Blocks, Kept, keep_all, loss_parts
+from chinchilla_sim.planner.recompute import Blocks, Kept, keep_all
 from chinchilla_sim.scenario.schema import JobSpec
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """Bytes of the weights of some tasks, of what they save for their backward pass per batch of the graph, and of what that adds."""
-
-    trained_bytes: float
-    untrained_bytes: float
-    saved_bytes: float
-    transient_bytes: float
-
-
-def _growing(graph: TaskGraph, first: int) -> Iterator[Holding]:
-    """Holdings of the compute tasks from `first` on, one task more each time."""
-    weights: set[str] = set()
-    tensors: set[str] = set()
-    trained = untrained = saved = transient = 0.0
-    for task in graph.compute_tasks[first:]:
-        for name in task.parameters:
-            if name not in weights:
-                weights.add(name)
-                weight = graph.weights[name]
-                trained += weight.bytes if weight.trained else 0.0
-                untrained += 0.0 if weight.trained else weight.bytes
-        for name in task.saved:
-            if name not in tensors:
-                tensors.add(name)
-                saved += graph.tasks[graph.position[name]].output_bytes
-        _, beside, more = loss_parts(graph, task)
-        saved += task.saved_bytes + beside
-        transient += more
-        yield Holding(trained, untrained, saved, transient)
 
 
 class Pricer:
@@ -319,7 +287,7 @@ class Pricer:
     def _holdings(self, first: int) -> list[Holding]:
         """What the compute tasks first..first, first..first + 1 and so on hold, each weight and saved tensor once."""
         if first not in self._holdings_from:
-            self._holdings_from[first] = list(_growing(self.graph, first))
+            self._holdings_from[first] = list(growing(self.graph, first))
         return self._holdings_from[first]
 
     def _held_parts(self, plan: Plan, stage: int, parameters: float, frozen: float) -> dict[str, float]:

@@ -34,7 +34,7 @@ class Kept:
 
 def keep_all(graph: TaskGraph, stage: Sequence[Task]) -> Kept:
     """Without recompute: distinct tensors, what tasks keep beside them, and the loss's own."""
-    logits, beside, transient = _loss_parts(graph, stage)
+    _, beside, transient = _loss_parts(graph, stage)
     tensors = {name: _bytes(graph, name) for task in stage for name in task.saved}
     return Kept(sum(tensors.values()) + beside + sum(task.saved_bytes for task in stage), transient)
 

@@ -143,7 +143,17 @@ def memory_ledger_table(lines: Sequence[MemoryLine]) -> Table:
         errors = ("", "", "") if line.mean is None else (percent(line.mean), f"{100 * (line.bias or 0.0):+.1f} %", f"{line.mean_gb:.1f} GB")
         counts = (line.fitting, line.missed, line.false_alarms, line.refused)
         rows.append((line.source, str(line.scored), *errors, *map(str, counts)))
-    headers = ("source", "rows", "mean error", "bias (median)", "mean error", "fits, ran", "fits, out of memory", "no fit, ran", "no fit, out of memory")
+    headers = (
+        "source",
+        "rows",
+        "mean error",
+        "bias (median)",
+        "mean error",
+        "fits, ran",
+        "fits, out of memory",
+        "no fit, ran",
+        "no fit, out of memory",
+    )
     note = "errors over all: sources weighted equally; quality C is not counted"
     return Table("Peak memory of published steps", headers, tuple(rows), text_columns=(0,), note=note)
 

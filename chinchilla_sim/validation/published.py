@@ -268,7 +268,9 @@ def _schedule_name(row: Row, ranks: int, width: int) -> str:
     if width > 1 or ranks == 1:
         return "1f1b" if width == 1 else "interleaved-1f1b"
     text = row["pp_schedule"].lower().replace("_", "-")
-    found = (name for pattern, name in ((r"zb-?(h1|1p)", "zb-h1"), (r"zb-?(h2|2p)", "zb-h2"), ("gpipe", "gpipe")) if re.search(pattern, text))
+    found = (
+        name for pattern, name in ((r"zb-?(h1|1p)", "zb-h1"), (r"zb-?(h2|2p)", "zb-h2"), ("gpipe", "gpipe")) if re.search(pattern, text)
+    )
     return next(found, "1f1b")
 
 

@@ -25,6 +25,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from chinchilla_sim.cluster.topology import CONTEXT_BYTES
 from chinchilla_sim.cost.memory import FP32_BYTES, STATE_COPIES, state_parts
 from chinchilla_sim.graph.task import LOSS_OP, Task, TaskGraph
 from chinchilla_sim.planner.plan import Plan
@@ -34,8 +35,6 @@ from chinchilla_sim.planner.program import passes_of
 from chinchilla_sim.planner.recompute import loss_parts
 from chinchilla_sim.validation.published_model import FUSED_FAMILIES, Model, Row, count_of, precision_of, repeats_of
 
-CONTEXT_BYTES = 0.8e9
-"""CUDA context with PyTorch's kernels loaded and cuBLAS's workspace; round figure, 0.5 to 1 GB are reported for V100 to H100."""
 COMMUNICATOR_BYTES = 0.25e9
 """Channels' buffers of one NCCL communicator to a few peers (4 MiB each way and peer and channel); round figure."""
 GATHERED_UNITS = 2.0

@@ -44,6 +44,7 @@ def test_a100_by_hand() -> None:
     """79 % of 312 Tflop/s and 75 % of 2,039 GB/s, 79.15 GiB, 3.1 us a kernel."""
     device = find_device("a100-sxm-80gb", "bf16", "here")
     assert (device.flop_per_s, device.memory_bandwidth_bytes_per_s) == (pytest.approx(0.79 * 312e12), pytest.approx(0.75 * 2039e9))
+    assert device.memory_bytes - device.usable_memory_bytes == 0.8e9
     assert (device.memory_bytes, device.forward_launch_s) == (79.15 * 2**30, pytest.approx(3.1e-6))
 
 

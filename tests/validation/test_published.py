@@ -51,6 +51,7 @@ ROW = {
     "quality": "A",
     "status": "ok",
     "peak_mem_gb": "",
+    "mem_def": "",
 }
 
 
