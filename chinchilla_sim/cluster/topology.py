@@ -37,6 +37,10 @@ class Link:
         return self.latency_s + message_bytes / self.bandwidth_bytes_per_s
 
 
+CONTEXT_BYTES = 0.8e9
+"""CUDA context with PyTorch's kernels loaded and cuBLAS's workspace: a round figure, 0.5 to 1 GB are reported for V100 to H100."""
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """What one rank computes with: sustained rates and fixed times, at one precision.
@@ -75,6 +79,11 @@ class Device:
     products: ProductCurve | None = None
     peak_flop_per_s: float = 0.0
     peak_bytes_per_s: float = 0.0
+
+    @property
+    def usable_memory_bytes(self) -> float:
+        """What tensors can have: an accelerator's context comes out of its memory first."""
+        return self.memory_bytes - (CONTEXT_BYTES if self.products else 0.0)
 
 
 @dataclass(frozen=True, slots=True)

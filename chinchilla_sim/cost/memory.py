@@ -6,10 +6,13 @@
 How many microbatches are in flight follows from the schedule. Mixed precision keeps 2-byte weights and gradients
 beside fp32 masters: 2 + 2 + 4 + state, the same 16 B per parameter with adam. ZeRO divides by the replicas the
 optimizer state and masters (stage 1), the gradients too (2), and the weights too (3) (Rajbhandari et al. 2020).
+A loss over a vocabulary holds 12 B per logit at its peak in either precision (`loss_bytes`): logits 2 or 4, log-probabilities in
+fp32 4, their gradient 4, and in half precision that gradient again 2.
 """
 
 from __future__ import annotations
 
+FP32_BYTES = 4.0
 STATE_COPIES = {"adam": 2.0, "sgd": 0.0, "sgd-momentum": 1.0}
 
 
@@ -26,3 +29,13 @@ def state_parts(
     weights, gradients, state = (1.0 / replicas if zero_stage >= stage else 1.0 for stage in (3, 2, 1))
     parts = {"weights": weights, "gradients": gradients, "optimizer state": optimizer_copies * state}
     return {name: parameter_bytes * share for name, share in parts.items()}
+
+
+def loss_bytes(logit_bytes: float, value_bytes: float) -> tuple[float, float]:
+    """Bytes beside the logits: kept from the loss's forward pass on, and while its backward pass runs.
+
+    >>> loss_bytes(2.0, 2.0), loss_bytes(4.0, 4.0)
+    ((4.0, 6.0), (4.0, 4.0))
+    """
+    fp32 = logit_bytes * FP32_BYTES / value_bytes
+    return fp32, fp32 + (logit_bytes if value_bytes < FP32_BYTES else 0.0)

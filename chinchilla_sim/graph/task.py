@@ -24,6 +24,8 @@ VALUE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
 WEIGHT_PREFIX = "weight:"
 INPUT_OP = "input"
 LOSS_OP = "loss"
+FUSED_LOSS = ("fused", True)
+"""Attribute of a loss whose log-probabilities stay on chip."""
 
 
 Shape = tuple[int, ...]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from chinchilla_sim.cluster.ring import ring_order
@@ -26,39 +25,11 @@ from chinchilla_sim.graph.profile import ACCELERATOR, ANY_DEVICE, Profile
 from chinchilla_sim.graph.shard import Collective, PassCollectives, shard_graph
 from chinchilla_sim.graph.task import Task, TaskGraph
 from chinchilla_sim.planner.action import Op
+from chinchilla_sim.planner.holdings import Holding, growing
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import NO_EXCHANGE, Bucket, Exchange, Pricing, StagePrice
-from chinchilla_sim.planner.recompute import Blocks
+from chinchilla_sim.planner.recompute import Blocks, Kept, keep_all
 from chinchilla_sim.scenario.schema import JobSpec
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """Bytes of the weights of some tasks, and of what they save for their backward pass per batch of the graph."""
-
-    trained_bytes: float
-    untrained_bytes: float
-    saved_bytes: float
-
-
-def _growing(graph: TaskGraph, first: int) -> Iterator[Holding]:
-    """Holdings of the compute tasks from `first` on, one task more each time."""
-    weights: set[str] = set()
-    tensors: set[str] = set()
-    trained = untrained = saved = 0.0
-    for task in graph.compute_tasks[first:]:
-        for name in task.parameters:
-            if name not in weights:
-                weights.add(name)
-                weight = graph.weights[name]
-                trained += weight.bytes if weight.trained else 0.0
-                untrained += 0.0 if weight.trained else weight.bytes
-        for name in task.saved:
-            if name not in tensors:
-                tensors.add(name)
-                saved += graph.tasks[graph.position[name]].output_bytes
-        saved += task.saved_bytes
-        yield Holding(trained, untrained, saved)
 
 
 class Pricer:
@@ -195,17 +166,16 @@ class Pricer:
         action_s |= self._codec_s(plan, stage, raw, raw_gradients, device)
         action_s |= gradient_codec_s(plan, stage, parameters, device)
         buffers = self._buffer_bytes(plan, sum(raw[boundary] for boundary in (stage - 1, stage) if 0 <= boundary < len(raw)))
-        saved, transient = self._saved_bytes(plan, tasks), 0.0
-        again: frozenset[str] = frozenset()
-        if plan.recompute == "full" and plan.training:
-            found = self._blocks.recompute(tasks)
-            again = found.again
-            saved, transient = (size * self.scale(plan.microbatch_size) for size in (found.saved_bytes, found.transient_bytes))
-            again_s = sum(forward for task, (forward, _, _) in zip(tasks, times, strict=True) if task.name in found.again)
+        kept = self._kept(plan, tasks)
+        saved, transient = (size * self.scale(plan.microbatch_size) for size in (kept.saved_bytes, kept.transient_bytes))
+        if kept.again:
+            again_s = self._again_s(plan, tasks, kept.again, device)
             for op in (Op.B, Op.I):
                 action_s[op] += again_s
+        if plan.recompute == "full" and plan.training:
+            for op in (Op.B, Op.I):
                 blocking_s[op] = blocking_s.get(op, 0.0) + blocking_s.get(Op.F, 0.0)
-        for op, floor_s in self._host_floors_s(tasks, again, device).items():
+        for op, floor_s in self._host_floors_s(tasks, kept.again, device).items():
             blocked_s = blocking_s.get(op, 0.0)
             action_s[op] = with_host_s(action_s[op] + blocked_s, floor_s) - blocked_s
         return StagePrice(
@@ -231,12 +201,30 @@ class Pricer:
             forward_launches += len(inside.forward) if inside else 0
             backward_launches += len(inside.backward) if inside else 0
             forward += forward_launches
-            backward += backward_launches + (forward_launches if task.name in again else 0)
+            twice = forward_launches if task.name in again else sum(launches(kernel)[0] for kernel in task.members if kernel.name in again)
+            backward += backward_launches + twice
         return {Op.F: fixed_s + device.host_launch_s * forward, Op.B: fixed_s + device.host_launch_s * backward}
 
     @cached_property
-    def _blocks(self) -> Blocks:
-        return Blocks(self.graph)
+    def _blocks(self) -> dict[str, Blocks]:
+        return {}
+
+    def _kept(self, plan: Plan, tasks: Sequence[Task]) -> Kept:
+        """What a microbatch leaves until its backward pass, for the graph's batch."""
+        if not plan.training:
+            return Kept(tasks[-1].output_bytes, 0.0)
+        if plan.recompute == "none":
+            return keep_all(self.graph, tasks)
+        if plan.recompute not in self._blocks:
+            self._blocks[plan.recompute] = Blocks(self.graph, plan.recompute)
+        return self._blocks[plan.recompute].recompute(tasks)
+
+    def _again_s(self, plan: Plan, tasks: Sequence[Task], again: frozenset[str], device: Device) -> float:
+        """Forward seconds of the tasks, and of single kernels within groups, that the backward pass runs again."""
+        whole = [task for task in tasks if task.name in again]
+        inside = [kernel for task in tasks if task.name not in again for kernel in task.members if kernel.name in again]
+        seconds = sum(self.task_s(task, plan.microbatch_size, device, len(plan.slots))[0] for task in whole)
+        return seconds + sum(self._kernel_s(kernel, plan.microbatch_size, device, len(plan.slots))[0] for kernel in inside)
 
     def _blocking_s(self, plan: Plan, stage: int, tasks: Sequence[Task]) -> dict[Op, float]:
         """Seconds of collectives inside a forward and a backward pass (of which I has all)."""
@@ -304,12 +292,13 @@ class Pricer:
         scale = self.scale(plan.microbatch_size)
         saved = holding.saved_bytes if plan.training else self.graph.compute_tasks[end - 1].output_bytes
         held = sum(self._held_parts(plan, stage, holding.trained_bytes, holding.untrained_bytes).values())
-        return held + self._buffer_bytes(plan, crossing_bytes * scale) + in_flight * scale * saved
+        transient = scale * holding.transient_bytes if plan.training else 0.0
+        return held + self._buffer_bytes(plan, crossing_bytes * scale) + in_flight * scale * saved + transient
 
     def _holdings(self, first: int) -> list[Holding]:
         """What the compute tasks first..first, first..first + 1 and so on hold, each weight and saved tensor once."""
         if first not in self._holdings_from:
-            self._holdings_from[first] = list(_growing(self.graph, first))
+            self._holdings_from[first] = list(growing(self.graph, first))
         return self._holdings_from[first]
 
     def _held_parts(self, plan: Plan, stage: int, parameters: float, frozen: float) -> dict[str, float]:
@@ -326,13 +315,6 @@ class Pricer:
             summable = CODECS[plan.gradient_codecs[stage]].summable
             parts["exchange buffers"] = parameters + payload * (1 if summable else replicas)
         return parts
-
-    def _saved_bytes(self, plan: Plan, tasks: Sequence[Task]) -> float:
-        """Distinct tensors that the stage keeps per microbatch until its backward pass."""
-        names = {name for task in tasks for name in task.saved} if plan.training else {tasks[-1].name}
-        total = sum(self.graph.tasks[self.graph.position[name]].output_bytes for name in sorted(names))
-        beside = sum(task.saved_bytes for task in tasks) if plan.training else 0.0
-        return (total + beside) * self.scale(plan.microbatch_size)
 
     def _kept_bytes(self, plan: Plan, tasks: Sequence[Task], saved: float) -> float:
         """What the weight gradients still need once the input's gradient is made: inputs of products, and gradients of their outputs."""

@@ -338,7 +338,7 @@ class _Search:
         task_count, pricer = len(self.graph.compute_tasks), self.pricer.for_devices(plan)
 
         def fits(position: int, first: int, end: int) -> bool:
-            limit = min(self.cluster.device(plan.slots_of(rank)[0]).memory_bytes for rank in plan.placement[position])
+            limit = min(self.cluster.device(plan.slots_of(rank)[0]).usable_memory_bytes for rank in plan.placement[position])
             in_flight = microbatches_in_flight(
                 plan.schedule, position, plan.pipeline_parallel_degree, len(plan.placement), plan.microbatch_count
             )
@@ -351,7 +351,7 @@ class _Search:
         for replica in range(plan.data_parallel_degree):
             for rank, passes in zip(plan.pipeline(replica), passes_of(plan, replica), strict=True):
                 peak_bytes = pricing.peak_bytes(plan, rank, passes)
-                limit = self.cluster.device(plan.slots_of(rank)[0]).memory_bytes
+                limit = self.cluster.device(plan.slots_of(rank)[0]).usable_memory_bytes
                 if peak_bytes > limit:
                     self.infeasible += 1
                     self.shortfalls.append((peak_bytes - limit, _shortfall(peak_bytes, limit, plan, self.cluster, plan.slots_of(rank)[0])))

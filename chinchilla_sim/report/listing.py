@@ -24,6 +24,7 @@ from chinchilla_sim.units import format_bandwidth, format_bytes, format_flop_per
 from chinchilla_sim.validation.fitting import SourceFit
 from chinchilla_sim.validation.kernels import KernelResult
 from chinchilla_sim.validation.ledger import LedgerLine, PredictedRow
+from chinchilla_sim.validation.memory_ledger import MemoryLine, memory_ledger
 from chinchilla_sim.validation.simgrid import TOLERANCE, CaseResult
 from chinchilla_sim.validation.zero_bubble import ScheduleResult, errors_by_schedule
 
@@ -127,12 +128,35 @@ def ledger_tables(
     if lost:
         note += f"; regret in {lost[0]} groups of plans: {percent(lost[1])} mean, {percent(lost[2])} worst"
     tables = [Table("Published training steps, simulated out of the box", headers, tuple(rows), text_columns=(0,), note=note)]
+    tables.append(memory_ledger_table(memory_ledger(predicted)))
     reasons = Counter(one.reason for one in predicted if one.reason)
     if reasons:
         tables.append(
             Table("Not predicted", ("rows", "because"), tuple((str(n), why) for why, n in reasons.most_common(12)), text_columns=(1,))
         )
     return tuple(tables)
+
+
+def memory_ledger_table(lines: Sequence[MemoryLine]) -> Table:
+    """Errors of peak memory, and plans by whether they were said to fit and did."""
+    rows = []
+    for line in lines:
+        errors = ("", "", "") if line.mean is None else (percent(line.mean), f"{100 * (line.bias or 0.0):+.1f} %", f"{line.mean_gb:.1f} GB")
+        counts = (line.fitting, line.missed, line.false_alarms, line.refused)
+        rows.append((line.source, str(line.scored), *errors, *map(str, counts)))
+    headers = (
+        "source",
+        "rows",
+        "mean error",
+        "bias (median)",
+        "mean error",
+        "fits, ran",
+        "fits, out of memory",
+        "no fit, ran",
+        "no fit, out of memory",
+    )
+    note = "errors over all: sources weighted equally; quality C is not counted"
+    return Table("Peak memory of published steps", headers, tuple(rows), text_columns=(0,), note=note)
 
 
 def ledger_dict(
@@ -144,6 +168,7 @@ def ledger_dict(
     """JSON-ready ledger."""
     found: dict[str, Any] = {"rows": len(predicted), "predicted": sum(one.prediction is not None for one in predicted)}
     found["sources"] = [asdict(line) for line in lines]
+    found["memory"] = [asdict(line) for line in memory_ledger(predicted)]
     if fits:
         found["calibrated"] = [asdict(fit) for fit in fits]
     return found | ({"regret": {"groups": lost[0], "mean": lost[1], "worst": lost[2]}} if lost else {})

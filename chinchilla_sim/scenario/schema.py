@@ -370,12 +370,12 @@ class SearchSpec(_Table):
         description="What replicas divide: 1 optimizer state, 2 gradients too, 3 weights too.",
         examples=[[0, 1, 3]],
     )
-    recompute: tuple[Literal["none", "full"], ...] = Field(
+    recompute: tuple[Literal["none", "selective", "full"], ...] = Field(
         default=("none",),
         strict=False,
         min_length=1,
-        description="full keeps a layer's input only and computes the rest again.",
-        examples=[["none", "full"]],
+        description="selective computes attention's scores again; full keeps a layer's input only and computes the rest again.",
+        examples=[["none", "selective", "full"]],
     )
     gradient_buckets: Counts = Field(
         default=(1,), description="Buckets in which gradients leave during the last backward pass.", examples=[[1, 4]]

@@ -132,5 +132,3 @@ def weighted_quantiles(values: Floats, weights: Floats, shares: Sequence[float] 
     order = np.argsort(values)
     total = np.cumsum(weights[order])
     return np.array([values[order][min(len(values) - 1, np.searchsorted(total, share * total[-1]))] for share in shares])
-
-

@@ -22,12 +22,13 @@ from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.prices import Exchange, Pricing
 from chinchilla_sim.planner.pricing import Pricer
-from chinchilla_sim.planner.program import lower, passes_of
+from chinchilla_sim.planner.program import lower
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
 from chinchilla_sim.scenario.schema import JobSpec
 from chinchilla_sim.simulator.activities import makespan_s
 from chinchilla_sim.simulator.lowering import activities_of
 from chinchilla_sim.simulator.replay import replay
+from chinchilla_sim.validation.published_memory import memory_of
 from chinchilla_sim.validation.published_model import (
     Model,
     NotPredictedError,
@@ -42,6 +43,7 @@ from chinchilla_sim.validation.published_model import (
 SPREAD = {True: (0.77, 1.22), False: (0.67, 2.54)}
 """p5 and p95 of measured over simulated steps, for decoders and for all other models: quantiles over the sources of ../shared with 8 rows
 or more, each weighted equally (2026-11-24; the same rows that the ledger scores)."""
+
 
 def spread_class(row: Row) -> str:
     """Which rows err alike: decoders, and all else."""
@@ -189,9 +191,9 @@ def predict(row: Row, constants: Constants | None = None) -> Prediction:
         raise NotPredictedError(f"tp x pp x dp x cp = {len(plan.slots)} is more than the {cluster.rank_count} GPUs of the row")
     pricing = _with_shared_interfaces(plan, pricer.price(plan), cluster)
     activities = activities_of(lower(plan, folded=True), pricing, cluster, folded=True)
-    rows = zip(plan.pipeline(0), passes_of(plan, 0), strict=True)
-    peak = max(pricing.peak_bytes(plan, rank, passes) for rank, passes in rows)
-    return Prediction(makespan_s(replay(activities)), peak, peak <= device.memory_bytes, SPREAD[model.formula in DECODERS])
+    memory = memory_of(row, model, plan, pricer, pricing)
+    fits = memory.needed_bytes <= device.memory_bytes
+    return Prediction(makespan_s(replay(activities)), memory.reported_bytes, fits, SPREAD[model.formula in DECODERS])
 
 
 @lru_cache(maxsize=64)
@@ -285,7 +287,7 @@ def _plan_of(row: Row, model: Model) -> Plan:
         raise NotPredictedError("neither global_batch nor micro_batch is stated")
     size = count_of(row, "micro_batch", 0) or (1 if ranks > 1 else max(1, batch // replicas))
     count = max(1, round(batch / (size * replicas)))
-    name = "1f1b" if width == 1 else "interleaved-1f1b"
+    name = _schedule_name(row, ranks, width)
     refused = SCHEDULES[name].refuses(ranks, width, count)
     if refused:
         name, width = "1f1b", 1
@@ -305,7 +307,7 @@ def _plan_of(row: Row, model: Model) -> Plan:
         ring_order="placed",
         collective_algorithm="ring",
         zero_stage=zero,
-        recompute="full" if row["recompute"].strip() == "full" else "none",
+        recompute=next((kind for kind in ("full", "selective") if row["recompute"].startswith(kind)), "none"),
         tensor_parallel_degree=tensor,
         sequence_parallel=tensor > 1 and row["sequence_parallel"] == "1",
         context_parallel_degree=context,
@@ -315,6 +317,17 @@ def _plan_of(row: Row, model: Model) -> Plan:
     if found:
         raise NotPredictedError(f"the plan contradicts itself: {found[0][1]}")
     return plan
+
+
+def _schedule_name(row: Row, ranks: int, width: int) -> str:
+    """1F1B unless the row says otherwise; drawn schedules stand for the automatic ones of the same memory (ZB-1p, ZB-2p)."""
+    if width > 1 or ranks == 1:
+        return "1f1b" if width == 1 else "interleaved-1f1b"
+    text = row["pp_schedule"].lower().replace("_", "-")
+    found = (
+        name for pattern, name in ((r"zb-?(h1|1p)", "zb-h1"), (r"zb-?(h2|2p)", "zb-h2"), ("gpipe", "gpipe")) if re.search(pattern, text)
+    )
+    return next(found, "1f1b")
 
 
 def _expert_degree(row: Row, replicas: int) -> int:

@@ -14,6 +14,7 @@ from chinchilla_sim.graph.attention import with_separate_attention
 from chinchilla_sim.graph.repeats import Repeat, find_repeats
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.zoo import FORMULAS
+from chinchilla_sim.validation.published_code import as_coded, codes_of
 
 Row = Mapping[str, str]
 
@@ -40,6 +41,7 @@ class Model:
     options: tuple[tuple[str, Any], ...]
     value_bytes: float
     separate_attention: bool = False
+    codes: tuple[str, ...] = ()
 
 
 def model_of(row: Row) -> Model:
@@ -72,7 +74,7 @@ def model_of(row: Row) -> Model:
         options |= _family_options(formula, row, options)
     value_bytes = 2.0 if precision_of(row) in ("fp16", "bf16") else 4.0
     fused = family in FUSED_FAMILIES or "flash" in row["other_config"].lower()
-    return Model(formula, tuple(sorted(options.items())), value_bytes, not fused)
+    return Model(formula, tuple(sorted(options.items())), value_bytes, not fused, codes_of(row))
 
 
 def _is_padded(row: Row) -> bool:
@@ -95,7 +97,8 @@ def _family_options(formula: str, row: Row, options: dict[str, Any]) -> dict[str
     """What a formula needs beside the common shape."""
     if formula in ("llama", "mixture_of_experts"):
         extra: dict[str, Any] = {"key_value_heads": count_of(row, "kv_heads") if row["kv_heads"] else options["heads"]}
-        options.setdefault("inner_width", 4 * options["width"])
+        # SwiGLU has three matrices: two thirds of 4 width, in whole 256s (Touvron et al. 2023).
+        options.setdefault("inner_width", -(-8 * options["width"] // 3 // 256) * 256)
         if options["width"] % options["heads"]:
             extra["head_width"] = max(1, options["width"] // options["heads"])
         return extra | ({"experts": count_of(row, "n_experts"), "active_experts": count_of(row, "moe_topk")} if row["n_experts"] else {})
@@ -121,6 +124,7 @@ def graph_of(model: Model) -> TaskGraph:
     """The graph of one sample."""
     try:
         graph = FORMULAS[model.formula](batch_size=1, training=True, value_bytes=model.value_bytes, **dict(model.options))
+        graph = as_coded(graph, model.codes)
         return with_separate_attention(graph) if model.separate_attention else graph
     except ChinchillaError as error:
         raise NotPredictedError(f"the model cannot be built: {error}") from error
@@ -132,19 +136,21 @@ def stages_of(model: Model, count: int) -> tuple[tuple[str, ...], ...]:
     names = [task.name for task in graph_of(model).compute_tasks]
     if count == 1:
         return (tuple(names),)
-    starts = [repeat.start + repeat.length * index for repeat in _repeats(model) for index in range(repeat.count)]
+    starts = [repeat.start + repeat.length * index for repeat in repeats_of(model) for index in range(repeat.count)]
     layers = len(starts)
     # Megatron counts embedding and head as a layer each where that makes the stages equal.
     spared = 1 if layers % count and (layers + 2) % count == 0 else 0
     if layers + 2 * spared < count:
         raise NotPredictedError(f"{layers} layers cannot be divided over {count} stages")
-    ends = [*starts, starts[-1] + _repeats(model)[0].length]
-    cuts = [0, *(ends[round((layers + 2 * spared) * stage / count) - spared] for stage in range(1, count)), len(names)]
+    ends = [*starts, starts[-1] + repeats_of(model)[0].length]
+    # Where layers do not divide the last stages take one more (ColossalAI, InternEvo; Megatron refuses).
+    cuts = [0, *(ends[(layers + 2 * spared) * stage // count - spared] for stage in range(1, count)), len(names)]
     return tuple(tuple(names[first:end]) for first, end in pairwise(cuts))
 
 
 @lru_cache(maxsize=256)
-def _repeats(model: Model) -> list[Repeat]:
+def repeats_of(model: Model) -> list[Repeat]:
+    """The layers: the repeat that covers most."""
     longest = sorted(find_repeats(graph_of(model)), key=lambda repeat: -repeat.length * repeat.count)
     return longest[:1]
 

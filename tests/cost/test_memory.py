@@ -2,7 +2,7 @@
 
 import pytest
 
-from chinchilla_sim.cost.memory import state_parts
+from chinchilla_sim.cost.memory import loss_bytes, state_parts
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,9 @@ def test_state_per_parameter(optimizer: str, momentum: float, precision: str, pe
 def test_zero_divides_state_as_published(stage: int, per_parameter: float) -> None:
     """Mixed precision with adam on 64 replicas: figure 1 of Rajbhandari et al. 2020 (120, 31.4, 16.6 and 1.9 GB for 7.5 B parameters)."""
     assert sum(state_parts(2 * 1000.0, "adam", 0.0, "bf16", stage, 64).values()) == pytest.approx(1000 * per_parameter)
+
+
+def test_a_loss_holds_twelve_bytes_per_logit() -> None:
+    """Logits, fp32 log-probabilities and their gradient; in half precision the gradient of the logits too."""
+    for value_bytes in (2.0, 4.0):
+        assert value_bytes + sum(loss_bytes(value_bytes, value_bytes)) == 12

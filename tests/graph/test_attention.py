@@ -15,6 +15,7 @@ def test_scores_are_kept_as_published() -> None:
     separate = with_separate_attention(graph)
     more = sum(task.saved_bytes for task in separate.tasks) - sum(task.saved_bytes for task in graph.tasks)
     assert more == pytest.approx(layers * 5 * heads * tokens**2 * batch)
+    assert not any(task.name in task.saved for task in separate.tasks)
     assert separate.forward_flop == graph.forward_flop
     moved = [sum(task.read_bytes + task.written_bytes for task in one.tasks) for one in (graph, separate)]
     assert moved[1] - moved[0] == pytest.approx(layers * (6 * 2 + 1) * heads * tokens**2 * batch)

@@ -13,12 +13,17 @@ import pytest
 from chinchilla_sim.cluster.catalogue import device_names
 from chinchilla_sim.validation.kernels import check_kernels
 from chinchilla_sim.validation.ledger import ledger, predict_rows
+from chinchilla_sim.validation.memory_ledger import memory_ledger
 from chinchilla_sim.validation.published import HARDWARE
 
 SHARED = Path(__file__).parents[3] / "shared"
 DATA = Path(os.environ.get("CHINCHILLA_DATA", SHARED / "data"))
 LIMITS = {"megatron-sep2020": 0.06, "korthikanti": 0.13, "bigscience-v100": 0.13, "internevo": 0.13}
 """Largest mean error of each source that is let through: a little above what README states."""
+
+
+MEMORY_LIMITS = {"bigscience-v100": 0.07, "internevo": 0.08, "litgpt-thunder": 0.07, "zero-bubble": 0.03}
+"""The same for peak memory, of sources that state it."""
 
 
 def needed(path: Path) -> Path:
@@ -44,6 +49,23 @@ def test_mean_errors_stay_where_they_are(tmp_path: Path) -> None:
     for source, limit in LIMITS.items():
         assert lines[source].mean <= limit, lines[source]
     assert lines["all sources, weighted equally"].inside >= 0.9
+
+
+def test_memory_stays_where_it_is(tmp_path: Path) -> None:
+    """Rows that state a peak or ran out of memory: errors within their limits, no out-of-memory missed, at most one false alarm."""
+    with needed(DATA / "published" / "measured_training_steps.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["peak_mem_gb"] or row["status"] not in ("", "ok")]
+    path = tmp_path / "memory.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    lines = {line.source: line for line in memory_ledger(predict_rows(path))}
+    overall = lines.pop("all sources")
+    assert {source for source, line in lines.items() if line.scored} == MEMORY_LIMITS.keys()
+    for source, limit in MEMORY_LIMITS.items():
+        assert (lines[source].mean or 0.0) <= limit, lines[source]
+    assert (overall.missed, overall.refused) == (0, 4) and overall.false_alarms <= 1
 
 
 def test_products_stay_within_twelve_per_cent() -> None:

@@ -138,9 +138,9 @@ def test_memory_of_a_rank_by_hand() -> None:
 
 
 def test_saved_tensor_counts_once() -> None:
-    """ReLU keeps its output and the next layer its input: the same tensor. 784-512-10 keeps input, one hidden, the scores."""
+    """ReLU keeps its output and the next layer its input: the same tensor. 784-512-10 keeps input, hidden, scores, their logs."""
     graph = mlp([784, 512, 10], 64)
-    assert price(graph, plan_of(graph, [4])).stages[0][0].saved_bytes == 4 * 64 * (784 + 512 + 10)
+    assert price(graph, plan_of(graph, [4])).stages[0][0].saved_bytes == 4 * 64 * (784 + 512 + 10 + 10)
 
 
 def test_inference_keeps_weights_and_one_output() -> None:

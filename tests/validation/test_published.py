@@ -53,6 +53,7 @@ ROW = {
     "quality": "A",
     "status": "ok",
     "peak_mem_gb": "",
+    "mem_def": "",
 }
 
 
