@@ -15,7 +15,7 @@ from typing import Any
 
 import networkx as nx
 
-from chinchilla_sim.cluster.catalogue import find_backend, find_device, find_link, node_link
+from chinchilla_sim.cluster.catalogue import find_backend, find_device, find_link, node_collectives, node_link
 from chinchilla_sim.cluster.topology import Cluster, Device, Link
 from chinchilla_sim.cost.collective import collective_s
 from chinchilla_sim.planner.plan import Plan
@@ -121,7 +121,7 @@ class Constants:
 
 def shipped_constants(row: Row) -> Constants:
     """The catalogue's own for the device of a row."""
-    device = find_device(_device_name(row), precision_of(row), "hardware")
+    device = find_device(device_name_of(row["hardware"]), precision_of(row), "hardware")
     return Constants(device.sustained_share, device.host_launch_s, 1.0, device.step_fixed_s, device.forward_fixed_s)
 
 
@@ -152,26 +152,28 @@ def _optimizer(row: Row) -> Any:
 # Machines
 
 
-def _device_name(row: Row) -> str:
+def device_name_of(hardware: str) -> str:
+    """The catalogue's name of what a table calls its hardware; NotPredictedError where it has none."""
     for pattern, name in HARDWARE:
-        if re.search(pattern, row["hardware"], re.IGNORECASE):
+        if re.search(pattern, hardware, re.IGNORECASE):
             return name
-    raise NotPredictedError(f"{row['hardware'] or 'the hardware'} is not in the catalogue")
+    raise NotPredictedError(f"{hardware or 'the hardware'} is not in the catalogue")
 
 
 @dataclass(frozen=True, slots=True)
 class Machines:
-    """Equal nodes around one network."""
+    """Equal nodes around one network; `measured_share` of its own link's bandwidth arrives within a node (0: it is another link)."""
 
     device: Device
     gpus: int
     width: int
     inner: Link
     nic_bytes_per_s: float
+    measured_share: float
 
 
 def _machines_of(row: Row, constants: Constants) -> Machines:
-    device_name, gpus = _device_name(row), count_of(row, "n_gpus")
+    device_name, gpus = device_name_of(row["hardware"]), count_of(row, "n_gpus")
     width = min(gpus, count_of(row, "gpus_per_node") if row["gpus_per_node"] else 8)
     link = row["interconnect"]
     inner = (
@@ -190,8 +192,10 @@ def _machines_of(row: Row, constants: Constants) -> Machines:
         step_fixed_s=constants.step_fixed_s,
         forward_fixed_s=constants.microbatch_fixed_s,
     )
+    nic_bytes_per_s = gbit / 8 * 1e9 * (TCP_SHARE if tcp else RDMA_SHARE) * constants.link_efficiency
+    share = constants.link_efficiency if inner == node_link(device_name) else 0.0
     inner = replace(inner, bandwidth_bytes_per_s=inner.bandwidth_bytes_per_s * constants.link_efficiency)
-    return Machines(device, gpus, width, inner, gbit / 8 * 1e9 * (TCP_SHARE if tcp else RDMA_SHARE) * constants.link_efficiency)
+    return Machines(device, gpus, width, inner, nic_bytes_per_s, share)
 
 
 def _gbit_of(interconnect: str) -> float:
@@ -215,7 +219,9 @@ def _cluster(machines: Machines) -> Cluster:
             graph.add_edge(*edge, link=half)
         for edge in ((node, "network"), ("network", node)):
             graph.add_edge(*edge, link=uplink)
-    return Cluster(graph, slots, (machines.device,) * machines.gpus, find_backend("nccl"))
+    found = node_collectives(machines.device.name, "nccl", machines.measured_share) if machines.measured_share else None
+    tables = {slot.split("/")[0]: found[1] for slot in slots} if found else {}
+    return Cluster(graph, slots, (machines.device,) * machines.gpus, find_backend("nccl"), node_collectives=tables)
 
 
 # Plan
@@ -274,7 +280,7 @@ def _with_shared_interfaces(plan: Plan, pricing: Pricing, cluster: Cluster) -> P
 
 
 def _shared(plan: Plan, exchange: Exchange, cluster: Cluster) -> Exchange:
-    if not exchange.orders:
+    if exchange.table or not exchange.orders:
         return exchange
     order = exchange.orders[0]
     link = cluster.slowest_pair(order[:2] if len(order) == 2 else (order[0], order[1], order[-1]))
