@@ -53,6 +53,10 @@ INTERNODE_LATENCY_S = 10e-6
 RDMA_SHARE, TCP_SHARE = 0.85, 0.6
 """What arrives of a network's nominal bandwidth; like the latency between nodes our assumption, not fitted."""
 
+OMNI_PATH_SHARE = 0.21
+"""The same of Omni-Path, where NCCL copies messages through host memory: an all-reduce of 4 GB over 4 nodes of 4 V100 had 10.6 of 50 GB/s
+(bigscience-bw in collectives.csv; over 16 nodes 6.8 GB/s)."""
+
 HARDWARE = (
     (r"A100.*PCIe.*40|40GB PCIe", "a100-pcie-40gb"),
     (r"A100.*PCIe", "a100-pcie-80gb"),
@@ -184,7 +188,6 @@ def _machines_of(row: Row, constants: Constants) -> Machines:
         else node_link(device_name)
     )
     gbit = float(row["inter_node_gbps"]) if row["inter_node_gbps"] else _gbit_of(link)
-    tcp = ("TCP" in link and "RoCE" not in link) or "Ethernet" in link
     device = replace(
         find_device(device_name, precision_of(row), "hardware"),
         sustained_share=constants.sustained_share,
@@ -192,10 +195,17 @@ def _machines_of(row: Row, constants: Constants) -> Machines:
         step_fixed_s=constants.step_fixed_s,
         forward_fixed_s=constants.microbatch_fixed_s,
     )
-    nic_bytes_per_s = gbit / 8 * 1e9 * (TCP_SHARE if tcp else RDMA_SHARE) * constants.link_efficiency
+    nic_bytes_per_s = gbit / 8 * 1e9 * _network_share(link) * constants.link_efficiency
     share = constants.link_efficiency if inner == node_link(device_name) else 0.0
     inner = replace(inner, bandwidth_bytes_per_s=inner.bandwidth_bytes_per_s * constants.link_efficiency)
     return Machines(device, gpus, width, inner, nic_bytes_per_s, share)
+
+
+def _network_share(interconnect: str) -> float:
+    """What arrives of the bandwidth between nodes."""
+    if "Omni-Path" in interconnect:
+        return OMNI_PATH_SHARE
+    return TCP_SHARE if ("TCP" in interconnect and "RoCE" not in interconnect) or "Ethernet" in interconnect else RDMA_SHARE
 
 
 def _gbit_of(interconnect: str) -> float:
