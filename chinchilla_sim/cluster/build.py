@@ -57,7 +57,8 @@ def _this_machine(spec: ClusterSpec, precision: str, calibration: Calibration | 
     backend = replace(find_backend("gloo"), header_factor=1.0, collective_hop_s=0.0)
     return Cluster(
         graph, slots, devices, backend, provenance, crowded,
-        node_collectives={THIS_MACHINE: calibration.collective_s} if calibration else {}, grid_kg_per_joule=spec.grid_intensity_kg_per_joule,
+        node_collectives={THIS_MACHINE: calibration.collective_s} if calibration else {},
+        grid_kg_per_joule=spec.grid_intensity_kg_per_joule,
     )  # fmt: skip
 
 
