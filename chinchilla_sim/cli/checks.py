@@ -122,7 +122,7 @@ def validate_kernels(products: Path, *, device: str = "a100-sxm-80gb", precision
 
 @validate.command(name="collectives")
 def validate_collectives(table: Path, *, device: str = "a100-sxm-80gb", network: str | None = None, as_json: AsJson = False) -> None:
-    """Compare measured collectives with the simulator's seconds, by operation and number of ranks, and score thinned tables on sizes left out.
+    """Compare measured collectives with the simulator's seconds, by operation and ranks, and score thinned tables on sizes left out.
 
     Parameters
     ----------

@@ -197,8 +197,26 @@ def collectives_tables(result: CollectiveResult) -> tuple[Table, ...]:
         name = " ".join(part for part in (series.device, series.version) if part)
         errors = [getattr(line, error) for error in COLLECTIVE_ERRORS]
         rows.append((name, series.kind, str(series.nodes), str(series.ranks), str(line.rows), *map(_share, errors)))
-    rows.append(("all, weighted equally", "", "", "", str(sum(line.rows for line in result.lines)), *map(_share, map(result.mean, COLLECTIVE_ERRORS))))
-    headers = ("measured on", "operation", "nodes", "ranks", "rows", "mean error", "of the formula alone", "of thinned tables on sizes left out")
+    rows.append(
+        (
+            "all, weighted equally",
+            "",
+            "",
+            "",
+            str(sum(line.rows for line in result.lines)),
+            *map(_share, map(result.mean, COLLECTIVE_ERRORS)),
+        )
+    )
+    headers = (
+        "measured on",
+        "operation",
+        "nodes",
+        "ranks",
+        "rows",
+        "mean error",
+        "of the formula alone",
+        "of thinned tables on sizes left out",
+    )
     whole = Table("Collectives", headers, tuple(rows), text_columns=(0, 1))
     unused = tuple((str(count), reason) for reason, count in sorted(result.unused.items()))
     return (whole, Table("Not used", ("rows", "because"), unused, text_columns=(1,))) if unused else (whole,)

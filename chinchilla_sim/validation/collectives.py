@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import fsum
 from pathlib import Path
 from statistics import fmean
 
@@ -27,7 +28,7 @@ from chinchilla_sim.validation.published_model import NotPredictedError
 KINDS = {"all_reduce": "all_reduce", "all_gather": "all_gather", "reduce_scatter": "reduce_scatter", "alltoall": "all_to_all"}
 NODE_COLUMNS = ("op_name", "num_gpus", "message_size_elems_fp16", "latency_ms")
 COLUMNS = ("device", "version", "nodes", "gpus_per_node", "n_gpus", "op", "size_bytes", "time_us")
-THINNED_ROWS = 6
+THINNED_ROWS = 5
 FP16_BYTES = 2
 
 
@@ -137,13 +138,17 @@ def thin(table: Table, count: int = THINNED_ROWS) -> Table:
     """
     if len(table) <= 2:
         return table
-    best = {index: (sum(abs(row[1] / s - 1.0) for _, s in table[:index]), (index,)) for index, row in enumerate(table)}
+    best: dict[int, tuple[float, tuple[int, ...]]] = {
+        index: (fsum(abs(row[1] / s - 1.0) for _, s in table[:index]), (index,)) for index, row in enumerate(table)
+    }
     last = len(table) - 1
     found = best[last]
     for _ in range(count - 1):
         longer = {}
         for k in range(1, len(table)):
-            ways = [(cost + _line_error(table, i, k), (*rows, k)) for i, (cost, rows) in best.items() if i < k and table[i][1] <= table[k][1]]
+            ways = [
+                (cost + _line_error(table, i, k), (*rows, k)) for i, (cost, rows) in best.items() if i < k and table[i][1] <= table[k][1]
+            ]
             if ways:
                 longer[k] = min(ways)
         best = longer
