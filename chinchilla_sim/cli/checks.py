@@ -8,6 +8,7 @@ from pathlib import Path
 from chinchilla_sim.cli.app import AsJson, Force, Output, Overrides, app, bench, validate
 from chinchilla_sim.cli.shared import calibrate_tasks, load_plan_file
 from chinchilla_sim.console import busy, log, print_json, print_tables, searching, writable_folder
+from chinchilla_sim.errors import Mistake, ScenarioError
 
 VALIDATION_STEPS = 200
 
@@ -117,6 +118,35 @@ def validate_kernels(products: Path, *, device: str = "a100-sxm-80gb", precision
         print_json(kernels_dict(result))
     else:
         print_tables(kernels_table(result))
+
+
+@validate.command(name="collectives")
+def validate_collectives(table: Path, *, device: str = "a100-sxm-80gb", network: str | None = None, as_json: AsJson = False) -> None:
+    """Compare measured collectives with the simulator's seconds, by operation and ranks, and score thinned tables on sizes left out.
+
+    Parameters
+    ----------
+    table
+        CSV with columns op_name, num_gpus, message_size_elems_fp16, latency_ms (one node), or those of collectives.csv.
+    device
+        Device of the catalogue that a table of one node was measured on.
+    network
+        What a node's network interface carries ("800 Gbit/s"), for rows over several nodes.
+    """
+    from chinchilla_sim.report.listing import collectives_dict, collectives_tables
+    from chinchilla_sim.units import parse_bandwidth
+    from chinchilla_sim.validation.collectives import check_collectives
+
+    try:
+        network_bytes_per_s = parse_bandwidth(network) if network else None
+    except ValueError as error:
+        raise ScenarioError([Mistake("--network", str(error), "give a bandwidth")]) from error
+    with busy("thinning tables"):
+        result = check_collectives(table, device, network_bytes_per_s)
+    if as_json:
+        print_json(collectives_dict(result))
+    else:
+        print_tables(*collectives_tables(result))
 
 
 @validate.command(name="schedules")

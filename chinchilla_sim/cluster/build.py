@@ -9,7 +9,17 @@ from itertools import combinations
 import networkx as nx
 
 from chinchilla_sim.cluster.calibration import Calibration, core_count
-from chinchilla_sim.cluster.catalogue import CPU_CORE, find_backend, find_device, find_link, node_link, price_source_of, source_of
+from chinchilla_sim.cluster.catalogue import (
+    CPU_CORE,
+    find_backend,
+    find_device,
+    find_link,
+    node_collectives,
+    node_link,
+    price_source_of,
+    source_of,
+)
+from chinchilla_sim.cluster.curves import CollectiveTables
 from chinchilla_sim.cluster.topology import Cluster, Device, Link, check_connected
 from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.scenario.schema import ClusterSpec, IntraNodeSpec, LinkSpec, NetworkSpec, NodeSpec
@@ -56,7 +66,8 @@ def _this_machine(spec: ClusterSpec, precision: str, calibration: Calibration | 
     backend = replace(find_backend("gloo"), header_factor=1.0, collective_hop_s=0.0)
     return Cluster(
         graph, slots, devices, backend, provenance, crowded,
-        collective_s=dict(calibration.collective_s) if calibration else {}, grid_kg_per_joule=spec.grid_intensity_kg_per_joule,
+        node_collectives={THIS_MACHINE: calibration.collective_s} if calibration else {},
+        grid_kg_per_joule=spec.grid_intensity_kg_per_joule,
     )  # fmt: skip
 
 
@@ -89,8 +100,11 @@ def _nodes(spec: ClusterSpec, precision: str) -> Cluster:
     for cable, link in zip(spec.links, cables, strict=True):
         _cable(graph, *cable.between, link)
     check_connected(graph, slots)
+    measured = {} if spec.intra_node else _measured_collectives(spec)
+    provenance = [*_provenance(spec), *(source_of("collectives", name) for name in dict.fromkeys(name for name, _ in measured.values()))]
     return Cluster(
-        graph, tuple(slots), tuple(devices), find_backend(spec.network.backend), tuple(_provenance(spec)),
+        graph, tuple(slots), tuple(devices), find_backend(spec.network.backend), tuple(provenance),
+        node_collectives={node: tables for node, (_, tables) in measured.items()},
         grid_kg_per_joule=spec.grid_intensity_kg_per_joule, activation_priority=spec.network.activation_priority,
         gradient_priority=spec.network.gradient_priority,
     )  # fmt: skip
@@ -126,6 +140,12 @@ def _links(spec: ClusterSpec, mistakes: list[Mistake]) -> tuple[Link | None, Lin
     network = link(spec.network, "cluster.network")
     cables = [link(cable, f"cluster.links.{index}") for index, cable in enumerate(spec.links)]
     return inner, network, [cable for cable in cables if cable]
+
+
+def _measured_collectives(spec: ClusterSpec) -> dict[str, tuple[str, CollectiveTables]]:
+    """Tables of every node whose devices and their link are the catalogue's, with the name of their source."""
+    found = {node.device: node_collectives(node.device, spec.network.backend) for node in spec.nodes if node.device and node.devices > 1}
+    return {name: entry for node in spec.nodes if node.device in found and (entry := found[node.device]) for name in node.names()}
 
 
 def _device(node: NodeSpec, precision: str, where: str) -> Device:

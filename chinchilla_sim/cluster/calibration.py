@@ -21,13 +21,12 @@ from typing import Any
 
 import numpy as np
 
+from chinchilla_sim.cluster.curves import Table
 from chinchilla_sim.cluster.topology import Device
 from chinchilla_sim.errors import Mistake, ScenarioError
 
 FORMAT = "chinchilla-calibration"
 VERSION = 1
-
-Table = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The catalogue file: devices, links and backends, each figure with its source."""
+"""The catalogue files: devices, links, backends and measured collectives, each figure with its source."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NoReturn
 
-from chinchilla_sim.cluster.curves import ProductCurve
+from chinchilla_sim.cluster.curves import CollectiveTables, ProductCurve
 from chinchilla_sim.cluster.topology import Backend, Device, Link
 from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.units import parse_bandwidth, parse_bytes, parse_flop_per_s, parse_seconds, parse_usd_per_s, parse_watt
@@ -23,7 +23,8 @@ TF32 = "tf32"
 
 @cache
 def _raw() -> bytes:
-    return files("chinchilla_sim.cluster").joinpath("catalogue.toml").read_bytes()
+    folder = files("chinchilla_sim.cluster")
+    return folder.joinpath("catalogue.toml").read_bytes() + folder.joinpath("collectives.toml").read_bytes()
 
 
 @cache
@@ -39,7 +40,7 @@ def _catalogue() -> dict[str, Any]:
 
 
 def catalogue_digest() -> str:
-    """SHA-256 of the catalogue file."""
+    """SHA-256 of the catalogue files."""
     return hashlib.sha256(_raw()).hexdigest()
 
 
@@ -175,7 +176,31 @@ def _curve(name: str | None) -> ProductCurve | None:
 
 def node_link(device_name: str) -> Link:
     """What joins the devices of a node, where the scenario does not say."""
-    return find_link(_catalogue()["devices"].get(device_name, {}).get("node_link", "pcie-4-x16"))
+    return find_link(_node_link_name(device_name))
+
+
+def _node_link_name(device_name: str) -> str:
+    name: str = _catalogue()["devices"].get(device_name, {}).get("node_link", "pcie-4-x16")
+    return name
+
+
+def node_collectives(device_name: str, backend: str, bandwidth_share: float = 1.0) -> tuple[str, CollectiveTables] | None:
+    """Collectives measured on the link within this device's nodes, with the name of their source; None where there are none.
+
+    Tables of another link with other bandwidth are borrowed: there, as many times the bytes take the same time. So it is with a
+    `bandwidth_share` of the link that arrives.
+    """
+    link = _node_link_name(device_name)
+    name = _catalogue()["links"][link].get("collectives")
+    if name is None or _catalogue()["collectives"][name]["backend"] != backend:
+        return None
+    entry = _catalogue()["collectives"][name]
+    share = bandwidth_share * find_link(link).bandwidth_bytes_per_s / find_link(entry["link"]).bandwidth_bytes_per_s
+    return name, {
+        (kind, int(count)): tuple((size * share, us / 1e6) for size, us in zip(table["bytes"], table["us"], strict=True))
+        for kind, by_count in entry["ranks"].items()
+        for count, table in by_count.items()
+    }
 
 
 def find_link(name: str, where: str = "cluster") -> Link:

@@ -1,8 +1,15 @@
-"""Measured behaviour of a device as constants of a curve; `cost/products.py` says what they mean and computes with them."""
+"""Measured behaviour as data: constants of a device's products, tables of a node's collectives; `cost/` says what they mean."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+Table = tuple[tuple[float, float], ...]
+"""Rows of (payload bytes, seconds), by bytes."""
+
+CollectiveTables = Mapping[tuple[str, int], Table]
+"""Measured collectives among the devices of one node, by kind and number of ranks."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import networkx as nx
 
-from chinchilla_sim.cluster.curves import ProductCurve
+from chinchilla_sim.cluster.curves import CollectiveTables, ProductCurve
 from chinchilla_sim.errors import Mistake, ScenarioError
 
 
@@ -102,7 +102,7 @@ class Cluster:
     """Device slots in rank order, and the network between them.
 
     `crowded[n]` replaces all devices while n ranks are busy on one machine (calibration measures that);
-    `collective_s[(name, n)]` is a measured table of (bytes, seconds) for n ranks. `provenance` says where the
+    `node_collectives[node]` are measured tables of collectives among devices of that node alone. `provenance` says where the
     figures are from. Vertices of `graph` are slots, nodes and switches; `fixed_routes` come before the shortest paths.
     The priorities are weights of flows that share a link: messages between stages, and exchanges of replicas.
     """
@@ -113,7 +113,7 @@ class Cluster:
     backend: Backend
     provenance: tuple[str, ...] = ()
     crowded: Mapping[int, Device] = field(default_factory=dict)
-    collective_s: Mapping[tuple[str, int], tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    node_collectives: Mapping[str, CollectiveTables] = field(default_factory=dict)
     grid_kg_per_joule: float | None = None
     activation_priority: float = 1.0
     gradient_priority: float = 1.0
@@ -221,7 +221,7 @@ class Cluster:
             "backend": asdict(self.backend),
             "crowded": {str(count): asdict(device) for count, device in self.crowded.items()},
             "priorities": [self.activation_priority, self.gradient_priority],
-            "collectives": sorted((name, count, table) for (name, count), table in self.collective_s.items()),
+            "collectives": sorted((node, *key, table) for node, tables in self.node_collectives.items() for key, table in tables.items()),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

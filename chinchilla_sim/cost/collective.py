@@ -13,16 +13,27 @@ header factor h and fixed time per hop f of the backend:
 a is alpha, or 2 alpha where every hop is a rendezvous (gloo: a segment leaves only after the receiver's
 "ready"). gloo keeps two segments of at most 1 MiB in flight, so on long fat links an all-reduce also takes at
 least `iterations * (2 alpha + k segment_s) / 2` with iterations = 2 (p-1)/p * segments, k = 2 (p = 2) or 1.5,
-fitted on torch 2.13. Where a device has a measured table, seconds are interpolated in it instead.
+fitted on torch 2.13.
+
+Where collectives of so many ranks of one node were measured, the table takes the place of all this: linear between its
+rows (a line between two sizes is alpha-beta of their own), constant below the first, the line of the last two beyond. For p
+ranks between measured numbers a < p < b, at equal bytes w that one rank sends,
+
+    t(p, w) = t(a, w) + (p - a) / (b - a) (t(b, w) - t(a, w))          measured_table
+
+which is exact where time is hops and bytes. A table tells seconds of the whole collective: it replaces the rounds in
+the simulation too, so within a node exchanges do not share links with messages.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import lru_cache
 from math import ceil, log2
 
-from chinchilla_sim.cluster.topology import Backend, Link
+from chinchilla_sim.cluster.curves import Table
+from chinchilla_sim.cluster.topology import Backend, Cluster, Link
 
 
 def ring_all_reduce_s(payload_bytes: float, rank_count: int, link: Link, backend: Backend) -> float:
@@ -140,6 +151,33 @@ def interpolate_s(table: Sequence[tuple[float, float]], payload_bytes: float) ->
     upper = min(max(1, bisect_left(table, payload_bytes, key=lambda row: row[0])), len(table) - 1)
     (size0, s0), (size1, s1) = table[upper - 1], table[upper]
     return max(0.0, s0 + (s1 - s0) * (payload_bytes - size0) / (size1 - size0)) if payload_bytes >= size0 else s0
+
+
+def measured_table(cluster: Cluster, kind: str, slots: Sequence[int]) -> Table:
+    """Measured (bytes, seconds) of a collective among these slots; empty where they are not in one node, or nothing was measured."""
+    node, count = cluster.node_of(slots[0]), len(slots)
+    tables = cluster.node_collectives.get(node)
+    if not tables or any(cluster.node_of(slot) != node for slot in slots):
+        return ()
+    if (kind, count) in tables:
+        return tables[kind, count]
+    fewer = max((ranks for name, ranks in tables if name == kind and ranks < count), default=None)
+    more = min((ranks for name, ranks in tables if name == kind and ranks > count), default=None)
+    if fewer is None or more is None:
+        return ()
+    return _between(kind, count, (fewer, tables[kind, fewer]), (more, tables[kind, more]))
+
+
+@lru_cache(maxsize=1024)
+def _between(kind: str, count: int, fewer: tuple[int, Table], more: tuple[int, Table]) -> Table:
+    """The table of so many ranks from those of fewer and of more: broken lines again, with the rows of both."""
+    (a, below), (b, above) = fewer, more
+    shares = {ranks: sent_bytes(kind, 1.0, ranks) for ranks in (a, count, b)}
+    rows = []
+    for wire_bytes in sorted({size * shares[a] for size, _ in below} | {size * shares[b] for size, _ in above}):
+        a_s, b_s = interpolate_s(below, wire_bytes / shares[a]), interpolate_s(above, wire_bytes / shares[b])
+        rows.append((wire_bytes / shares[count], a_s + (count - a) / (b - a) * (b_s - a_s)))
+    return tuple(rows)
 
 
 def sent_bytes(kind: str, payload_bytes: float, rank_count: int) -> float:

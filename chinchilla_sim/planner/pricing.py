@@ -8,7 +8,7 @@ from functools import cached_property
 from chinchilla_sim.cluster.ring import ring_order
 from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.cost.codec import CODECS, decode_s, encode_s, payload_bytes
-from chinchilla_sim.cost.collective import choose_algorithm, collective_s, interpolate_s, sent_bytes
+from chinchilla_sim.cost.collective import choose_algorithm, collective_s, interpolate_s, measured_table, sent_bytes
 from chinchilla_sim.cost.compute import (
     FP32_BYTES,
     accumulation_s,
@@ -244,7 +244,7 @@ class Pricer:
         }[collective.axis]
         if len(slots) < 2:
             return 0.0
-        table = self.cluster.collective_s.get((collective.kind, len(slots)))
+        table = measured_table(self.cluster, collective.kind, slots)
         payload = collective.payload_bytes * self.scale(plan.microbatch_size)
         return collective_s(collective.kind, payload, len(slots), self.cluster.slowest_pair(slots), self.cluster.backend, table)
 
@@ -343,9 +343,11 @@ class Pricer:
         if kind == "all_gather" and plan.zero_stage:
             payload /= replicas
         sent = sent_bytes(kind, payload, replicas)
-        table = self.cluster.collective_s.get((kind, replicas))
         orders = tuple(self._ring(plan, stage, lane) for lane in range(plan.tensor_parallel_degree))
-        if table:
+        tables = [measured_table(self.cluster, kind, order) for order in orders]
+        if all(tables):
+            # Rings of one stage that lie in different nodes wait for the slowest.
+            table = max(tables, key=lambda rows: interpolate_s(rows, payload))
             return Exchange(kind, payload, interpolate_s(table, payload), sent, table=table, orders=orders)
         link = self.cluster.slowest_pair(orders[0])
         algorithm = plan.collective_algorithm

@@ -21,6 +21,7 @@ from chinchilla_sim.simulator.drawing import DrawnSchedule
 from chinchilla_sim.simulator.equal_stages import row_seconds
 from chinchilla_sim.simulator.goodput import Goodput
 from chinchilla_sim.units import format_bandwidth, format_bytes, format_flop_per_s, format_seconds
+from chinchilla_sim.validation.collectives import CollectiveResult
 from chinchilla_sim.validation.fitting import SourceFit
 from chinchilla_sim.validation.kernels import KernelResult
 from chinchilla_sim.validation.ledger import LedgerLine, PredictedRow
@@ -210,6 +211,52 @@ def kernels_table(result: KernelResult) -> Table:
 def kernels_dict(result: KernelResult) -> dict[str, Any]:
     """JSON-ready."""
     return asdict(result)
+
+
+COLLECTIVE_ERRORS = ("simulated_error", "formula_error", "left_out_error")
+
+
+def collectives_tables(result: CollectiveResult) -> tuple[Table, ...]:
+    """Errors by operation and number of ranks, their means, and what was not used."""
+    rows = []
+    for line in result.lines:
+        series = line.series
+        name = " ".join(part for part in (series.device, series.version) if part)
+        errors = [getattr(line, error) for error in COLLECTIVE_ERRORS]
+        rows.append((name, series.kind, str(series.nodes), str(series.ranks), str(line.rows), *map(_share, errors)))
+    rows.append(
+        (
+            "all, weighted equally",
+            "",
+            "",
+            "",
+            str(sum(line.rows for line in result.lines)),
+            *map(_share, map(result.mean, COLLECTIVE_ERRORS)),
+        )
+    )
+    headers = (
+        "measured on",
+        "operation",
+        "nodes",
+        "ranks",
+        "rows",
+        "mean error",
+        "of the formula alone",
+        "of thinned tables on sizes left out",
+    )
+    whole = Table("Collectives", headers, tuple(rows), text_columns=(0, 1))
+    unused = tuple((str(count), reason) for reason, count in sorted(result.unused.items()))
+    return (whole, Table("Not used", ("rows", "because"), unused, text_columns=(1,))) if unused else (whole,)
+
+
+def _share(error: float | None) -> str:
+    return "" if error is None else percent(error)
+
+
+def collectives_dict(result: CollectiveResult) -> dict[str, Any]:
+    """JSON-ready; `thinned` are (payload bytes, seconds) as the catalogue takes them."""
+    lines = [asdict(line.series) | {key: value for key, value in asdict(line).items() if key != "series"} for line in result.lines]
+    return {"lines": lines, "mean": {name: result.mean(name) for name in COLLECTIVE_ERRORS}, "unused": result.unused}
 
 
 def schedules_tables(results: Sequence[ScheduleResult]) -> tuple[Table, Table]:

@@ -26,7 +26,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, relu
 
-from chinchilla_sim.cluster.calibration import Calibration, KernelRow, Table, describe_machine, fit_device
+from chinchilla_sim.cluster.calibration import Calibration, KernelRow, describe_machine, fit_device
+from chinchilla_sim.cluster.curves import Table
 from chinchilla_sim.cluster.topology import Device
 from chinchilla_sim.cost.codec import CODECS
 from chinchilla_sim.cost.compute import OPTIMIZER_BYTES_PER_VALUE, accumulation_s, backward_s, forward_s, optimizer_s

@@ -34,7 +34,7 @@ def activities_of(program: Program, pricing: Pricing, cluster: Cluster, folded: 
     """The activities of one step; RunError names messages and collectives that miss an end.
 
     `folded` lets the first replica stand for all, and the first device of a rank for its group: right where they are alike
-    and share no links but in exchanges, which take their idle seconds (the program is lowered `folded`, too).
+    and share no links but in exchanges, which take the seconds of their table, or idle ones (the program is lowered `folded`, too).
     """
     with no_collection():
         return _Lowering(program, pricing, cluster, folded).run()
@@ -157,7 +157,7 @@ class _Lowering:
                     f"the program deadlocks: {collective.action} of rank {waiting} waits for rank {absent[0]}, which never joins"
                 )
             entries[key] = self.graph.join(collective.joined_after.values(), always=True)
-            if self.folded:
+            if self.folded and not collective.exchange.table:
                 exits[key] = self.graph.add(collective.exchange.idle_s * collective.share, after=entries[key])
             else:
                 exits[key] = add_exchange(self.graph, self.cluster, collective.exchange, collective.share, self.rank_of_slot, entries[key])

@@ -15,7 +15,7 @@ from typing import Any
 
 import networkx as nx
 
-from chinchilla_sim.cluster.catalogue import find_backend, find_device, find_link, node_link
+from chinchilla_sim.cluster.catalogue import find_backend, find_device, find_link, node_collectives, node_link
 from chinchilla_sim.cluster.topology import Cluster, Device, Link
 from chinchilla_sim.cost.collective import collective_s
 from chinchilla_sim.planner.plan import Plan
@@ -59,6 +59,10 @@ OVERLAPPED_BUCKETS = 8
 INTERNODE_LATENCY_S = 10e-6
 RDMA_SHARE, TCP_SHARE = 0.85, 0.6
 """What arrives of a network's nominal bandwidth; like the latency between nodes our assumption, not fitted."""
+
+OMNI_PATH_SHARE = 0.21
+"""The same of Omni-Path, where NCCL copies messages through host memory: an all-reduce of 4 GB over 4 nodes of 4 V100 had 10.6 of 50 GB/s
+(bigscience-bw in collectives.csv; over 16 nodes 6.8 GB/s)."""
 
 
 def _word(name: str) -> str:
@@ -176,7 +180,7 @@ class Constants:
 
 def shipped_constants(row: Row) -> Constants:
     """The catalogue's own for the device of a row."""
-    device = find_device(_device_name(row), precision_of(row), "hardware")
+    device = find_device(device_name_of(row["hardware"]), precision_of(row), "hardware")
     host = device.host_launch_s, device.host_microbatch_s
     return Constants(device.sustained_share, device.streaming_share, *host, 1.0, device.step_fixed_s)
 
@@ -208,26 +212,28 @@ def _optimizer(row: Row) -> Any:
 # Machines
 
 
-def _device_name(row: Row) -> str:
+def device_name_of(hardware: str) -> str:
+    """The catalogue's name of what a table calls its hardware; NotPredictedError where it has none."""
     for pattern, name in HARDWARE:
-        if re.search(pattern, row["hardware"], re.IGNORECASE):
+        if re.search(pattern, hardware, re.IGNORECASE):
             return name
-    raise NotPredictedError(f"{row['hardware'] or 'the hardware'} is not in the catalogue")
+    raise NotPredictedError(f"{hardware or 'the hardware'} is not in the catalogue")
 
 
 @dataclass(frozen=True, slots=True)
 class Machines:
-    """Equal nodes around one network."""
+    """Equal nodes around one network; `measured_share` of its own link's bandwidth arrives within a node (0: it is another link)."""
 
     device: Device
     gpus: int
     width: int
     inner: Link
     nic_bytes_per_s: float
+    measured_share: float
 
 
 def _machines_of(row: Row, constants: Constants) -> Machines:
-    device_name, gpus = _device_name(row), count_of(row, "n_gpus")
+    device_name, gpus = device_name_of(row["hardware"]), count_of(row, "n_gpus")
     width = min(gpus, count_of(row, "gpus_per_node") if row["gpus_per_node"] else 8)
     link = row["interconnect"]
     inner = (
@@ -238,7 +244,6 @@ def _machines_of(row: Row, constants: Constants) -> Machines:
         else node_link(device_name)
     )
     gbit = float(row["inter_node_gbps"]) if row["inter_node_gbps"] else _gbit_of(link)
-    tcp = ("TCP" in link and "RoCE" not in link) or "Ethernet" in link
     device = replace(
         find_device(device_name, precision_of(row), "hardware"),
         sustained_share=constants.sustained_share,
@@ -247,8 +252,17 @@ def _machines_of(row: Row, constants: Constants) -> Machines:
         host_microbatch_s=constants.host_microbatch_s,
         step_fixed_s=constants.step_fixed_s,
     )
+    nic_bytes_per_s = gbit / 8 * 1e9 * _network_share(link) * constants.link_efficiency
+    share = constants.link_efficiency if inner == node_link(device_name) else 0.0
     inner = replace(inner, bandwidth_bytes_per_s=inner.bandwidth_bytes_per_s * constants.link_efficiency)
-    return Machines(device, gpus, width, inner, gbit / 8 * 1e9 * (TCP_SHARE if tcp else RDMA_SHARE) * constants.link_efficiency)
+    return Machines(device, gpus, width, inner, nic_bytes_per_s, share)
+
+
+def _network_share(interconnect: str) -> float:
+    """What arrives of the bandwidth between nodes."""
+    if "Omni-Path" in interconnect:
+        return OMNI_PATH_SHARE
+    return TCP_SHARE if ("TCP" in interconnect and "RoCE" not in interconnect) or "Ethernet" in interconnect else RDMA_SHARE
 
 
 def _gbit_of(interconnect: str) -> float:
@@ -272,7 +286,9 @@ def _cluster(machines: Machines) -> Cluster:
             graph.add_edge(*edge, link=half)
         for edge in ((node, "network"), ("network", node)):
             graph.add_edge(*edge, link=uplink)
-    return Cluster(graph, slots, (machines.device,) * machines.gpus, find_backend("nccl"))
+    found = node_collectives(machines.device.name, "nccl", machines.measured_share) if machines.measured_share else None
+    tables = {slot.split("/")[0]: found[1] for slot in slots} if found else {}
+    return Cluster(graph, slots, (machines.device,) * machines.gpus, find_backend("nccl"), node_collectives=tables)
 
 
 # Plan
@@ -342,7 +358,7 @@ def _with_shared_interfaces(plan: Plan, pricing: Pricing, cluster: Cluster) -> P
 
 
 def _shared(plan: Plan, exchange: Exchange, cluster: Cluster) -> Exchange:
-    if not exchange.orders:
+    if exchange.table or not exchange.orders:
         return exchange
     order = exchange.orders[0]
     link = cluster.slowest_pair(order[:2] if len(order) == 2 else (order[0], order[1], order[-1]))

@@ -160,7 +160,7 @@ def test_busy_neighbours_slow_a_rank() -> None:
     cluster = calibrated(2)
     assert [cluster.device(0, busy).flop_per_s for busy in (1, 2, 3)] == [100, 60, 60]
     assert (cluster.latency_s(0, 1), cluster.bandwidth_bytes_per_s(0, 1)) == (pytest.approx(1e-4), 2e9)
-    assert cluster.collective_s[("all_reduce", 2)] == ((0.0, 1e-3), (1e6, 2e-3))
+    assert cluster.node_collectives["this-machine"]["all_reduce", 2] == ((0.0, 1e-3), (1e6, 2e-3))
 
 
 def test_power_of_this_machine_is_shared_by_its_ranks() -> None:
@@ -249,3 +249,20 @@ def test_price_is_the_scenarios_else_the_catalogues() -> None:
         stated = build(nodes=[node | {"price": text}])
         assert stated.devices[0].usd_per_s == pytest.approx(usd_per_hour / 3600)
         assert not any("USD/h" in line for line in stated.provenance)
+
+
+def test_nodes_of_the_catalogue_have_measured_collectives() -> None:
+    """Under NCCL, where the scenario states no link of its own, and where there are several devices; the source is named."""
+
+    def nodes(devices: int = 8, **more: Any) -> Cluster:
+        node = {"name": "node", "count": 2, "devices": devices, "device": "a100-sxm-80gb"}
+        network = {"bandwidth": "100 GB/s", "latency": "5 us", "backend": more.pop("backend", "nccl")}
+        return build_cluster(ClusterSpec.model_validate({"nodes": [node], "network": network, **more}), "bf16")
+
+    cluster = nodes()
+    assert list(cluster.node_collectives) == ["node-0", "node-1"]
+    assert ("all_reduce", 8) in cluster.node_collectives["node-1"]
+    assert any(line.startswith("a100-sxm: thinned from") for line in cluster.provenance)
+    without = [nodes(devices=1), nodes(backend="plain"), nodes(intra_node={"bandwidth": "300 GB/s", "latency": "3 us"})]
+    assert not any(other.node_collectives for other in without)
+    assert cluster.digest != without[-1].digest

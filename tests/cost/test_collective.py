@@ -2,13 +2,15 @@
 
 from itertools import pairwise
 
+import networkx as nx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chinchilla_sim.cluster.catalogue import find_backend
-from chinchilla_sim.cluster.topology import Backend, Link
-from chinchilla_sim.cost.collective import interpolate_s, ring_all_gather_s, ring_all_reduce_s, sent_bytes
+from chinchilla_sim.cluster.curves import CollectiveTables
+from chinchilla_sim.cluster.topology import Backend, Cluster, Device, Link
+from chinchilla_sim.cost.collective import collective_s, interpolate_s, measured_table, ring_all_gather_s, ring_all_reduce_s, sent_bytes
 
 PLAIN = Backend("plain")
 GLOO = find_backend("gloo")
@@ -112,3 +114,33 @@ def test_table_of_one_row_is_constant_and_noise_never_gives_negative_seconds() -
     """One row holds everywhere; a table that falls at its end is not extrapolated below 0."""
     assert interpolate_s([(10.0, 3.0)], 1e9) == 3.0
     assert interpolate_s([(0.0, 3.0), (10.0, 2.0)], 1e9) == 0.0
+
+
+def measured(tables: CollectiveTables) -> Cluster:
+    """Eight slots of node a with tables, two of node b."""
+    slots = (*(f"a/{index}" for index in range(8)), "b/0", "b/1")
+    return Cluster(nx.DiGraph(), slots, (Device("d", 1.0, 1.0),) * 10, PLAIN, node_collectives={"a": tables})
+
+
+def test_tables_hold_within_their_node_and_range() -> None:
+    """As measured for as many ranks; nothing for other kinds, more or fewer ranks, and groups that leave the node."""
+    table = ((10.0, 1.0), (20.0, 2.0))
+    cluster = measured({("all_reduce", 2): table, ("all_reduce", 4): ((10.0, 3.0), (20.0, 5.0))})
+    assert measured_table(cluster, "all_reduce", [5, 7]) == table
+    for kind, slots in (("all_gather", [0, 1]), ("all_reduce", range(5)), ("all_reduce", [7, 8]), ("all_reduce", [8, 9])):
+        assert measured_table(cluster, kind, slots) == ()
+
+
+def test_three_ranks_between_two_and_four_by_hand() -> None:
+    """All-reduces of 12 B: each sends 16 B, as 2 ranks do of 16 B (1.6 s) and 4 of 16 * 2/3 B (3 + 0.2/3 s); the mean of both."""
+    cluster = measured({("all_reduce", 2): ((10.0, 1.0), (20.0, 2.0)), ("all_reduce", 4): ((10.0, 3.0), (20.0, 4.0))})
+    table = measured_table(cluster, "all_reduce", range(3))
+    assert interpolate_s(table, 12.0) == pytest.approx((1.6 + 3.0 + 0.2 / 3) / 2)
+
+
+@given(st.sampled_from(["all_reduce", "reduce_scatter", "all_gather", "all_to_all"]), st.integers(2, 8), st.floats(10.0, 1e9), links)
+def test_tables_of_hops_and_bytes_are_met_between_their_counts(kind: str, count: int, payload: float, link: Link) -> None:
+    """Where 2, 4 and 8 ranks follow the formula, so do 3, 5, 6 and 7, within the table and beyond it."""
+    tables = {(kind, ranks): tuple((size, collective_s(kind, size, ranks, link, PLAIN)) for size in (1.0, 1e3, 1e6)) for ranks in (2, 4, 8)}
+    table = measured_table(measured(tables), kind, range(count))
+    assert interpolate_s(table, payload) == pytest.approx(collective_s(kind, payload, count, link, PLAIN))

@@ -123,7 +123,7 @@ def test_gradient_exchange_by_hand(codec: str, payload: float) -> None:
 def test_measured_collective_is_preferred() -> None:
     """Where the cluster has a table for so many ranks, seconds are interpolated in it."""
     plan = plan_of(CHAIN, [4], replicas=2)
-    cluster = replace(cluster_of(DEVICE, 2), collective_s={("all_reduce", 2): ((0.0, 1.0), (320.0, 5.0))})
+    cluster = replace(cluster_of(DEVICE, 2), node_collectives={"": {("all_reduce", 2): ((0.0, 1.0), (320.0, 5.0))}})
     assert Pricer(CHAIN, cluster, JobSpec(global_batch_size=8)).price(plan).gradients[0].idle_s == 3.0
 
 

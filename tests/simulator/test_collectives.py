@@ -5,11 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chinchilla_sim.cluster.build import build_cluster
 from chinchilla_sim.cluster.ring import ring_order
 from chinchilla_sim.cluster.topology import Backend, Cluster, Device, Link
 from chinchilla_sim.cost.collective import (
     choose_algorithm,
     halving_doubling_all_reduce_s,
+    interpolate_s,
+    measured_table,
     ring_all_gather_s,
     ring_all_reduce_s,
     ring_reduce_scatter_s,
@@ -17,10 +20,19 @@ from chinchilla_sim.cost.collective import (
     tree_all_reduce_s,
 )
 from chinchilla_sim.cost.rounds import rounds_lower_bound_s, rounds_of
+from chinchilla_sim.graph.zoo import mlp
+from chinchilla_sim.planner.bound import step_lower_bound_s
+from chinchilla_sim.planner.plan import Plan
+from chinchilla_sim.planner.prices import Exchange
+from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.program import lower
+from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec
 from chinchilla_sim.simulator import collectives
 from chinchilla_sim.simulator.activities import NO_ACTIVITY, ActivityGraph, makespan_s
 from chinchilla_sim.simulator.collectives import add_rounds
 from chinchilla_sim.simulator.engine import play_events
+from chinchilla_sim.simulator.lowering import activities_of
+from chinchilla_sim.simulator.replay import replay
 
 PLAIN = Backend("plain")
 GLOO = Backend("like-gloo", header_factor=1.048, rendezvous=True, collective_hop_s=0.00025, collective_segment_bytes=2**20)
@@ -170,3 +182,42 @@ def test_two_collectives_at_once_share_the_links() -> None:
         graph.link(NO_ACTIVITY, entry)
         add_rounds(graph, cluster, "all_reduce", "ring", range(4), {slot: slot for slot in range(4)}, 40.0, entry)
     assert makespan_s(play_events(graph, cluster)) == pytest.approx(2 * 2 * 3 / 4 * 40 / 10)
+
+
+def test_exchanges_within_a_node_take_their_measured_time() -> None:
+    """Two A100 in one node: 16 MiB in four buckets take four times the seconds of 4 MiB in the table, which bounds the step."""
+    nodes = [{"name": "node", "devices": 2, "device": "a100-sxm-80gb"}]
+    cluster = build_cluster(ClusterSpec.model_validate({"nodes": nodes, "network": {"backend": "nccl"}}), "fp32")
+    table = measured_table(cluster, "all_reduce", [0, 1])
+    exchange = Exchange("all_reduce", 2.0**24, interpolate_s(table, 2.0**24), 2.0**24, table=table, orders=((0, 1),))
+    graph = ActivityGraph(2)
+    end = NO_ACTIVITY
+    for _ in range(4):
+        end = collectives.add_exchange(graph, cluster, exchange, 0.25, {0: 0, 1: 1}, end)
+    assert makespan_s(play_events(graph, cluster)) == pytest.approx(4 * interpolate_s(table, 2.0**22))
+    assert not graph.flows and 4 * interpolate_s(table, 2.0**22) > exchange.idle_s
+
+
+@given(st.integers(2, 8), st.integers(10, 30), st.booleans())
+def test_no_step_beats_its_bound_where_collectives_are_measured(width: int, exponent: int, tensor: bool) -> None:
+    """Tensor-parallel groups or replicas of an H100 node: engine and replay agree, and neither is below the lower bound."""
+    nodes = [{"name": "node", "devices": width, "device": "h100-sxm-80gb"}]
+    cluster = build_cluster(ClusterSpec.model_validate({"nodes": nodes, "network": {"backend": "nccl"}}), "bf16")
+    graph = mlp([2 ** (exponent // 2), 840, 840], batch_size=8)
+    plan = Plan(
+        stages=(tuple(task.name for task in graph.compute_tasks),),
+        placement=(tuple(range(1 if tensor else width)),),
+        slots=tuple(range(width)),
+        global_batch_size=8 * width,
+        microbatch_count=width if tensor else 1,
+        schedule="1f1b",
+        gradient_codecs=("none",),
+        activation_codecs=(),
+        tensor_parallel_degree=width if tensor else 1,
+    )
+    pricing = Pricer(graph, cluster, JobSpec(global_batch_size=8 * width)).price(plan)
+    activities = activities_of(lower(plan), pricing, cluster)
+    step_s = makespan_s(play_events(activities, cluster))
+    assert makespan_s(replay(activities)) == pytest.approx(step_s, rel=1e-9)
+    assert step_lower_bound_s(plan, pricing, cluster) <= step_s * (1 + 1e-9)
+    assert tensor or pricing.gradients[0].table
