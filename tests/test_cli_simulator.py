@@ -104,3 +104,13 @@ def test_disturbance_of_an_unknown_node_is_named(plan: Path) -> None:
     text = 'disturbances.traffic=[{between=["n-0","m"],bandwidth="1 Mbit/s"}]'
     with pytest.raises(ScenarioError, match=r"disturbances\.traffic\.0\.between: there is no node 'm'; known are n-0, n-1"):
         app(["simulate", str(plan), "--set", text], exit_on_error=False, result_action="return_value")
+
+
+def test_explain_tells_what_binds(capsys: pytest.CaptureFixture[str], plan: Path) -> None:
+    """A sentence and two tables; --json tells the same, also of another network."""
+    text = call(capsys, "explain", plan)
+    assert "binds" in text and "network bandwidth x 2" in text
+    found = json.loads(call(capsys, "explain", plan, "--json"))
+    slow = json.loads(call(capsys, "explain", plan, "--set", 'cluster.network.bandwidth="1 Mbit/s"', "--json"))
+    assert slow["binding"] == "transfer" and slow["step_s"] > found["step_s"]
+    assert {"what", "step_s", "change"} == set(found["sensitivities"][0])

@@ -217,6 +217,34 @@ def bench_simulator(*, as_json: AsJson = False) -> None:
         print_tables(speed_table(figures))
 
 
+@bench.command(name="ledger")
+def bench_ledger(rows: Path, *, leave_one_out: bool = False, as_json: AsJson = False) -> None:
+    """Score the simulator on published training steps; with --leave-one-out also on sources that its constants have not seen.
+
+    Parameters
+    ----------
+    rows
+        CSV in the columns of measured_training_steps.csv.
+    leave_one_out
+        For each source fit constants and intervals to all others, and score them on it (five minutes for 2,800 rows).
+    """
+    from chinchilla_sim.report.listing import ledger_dict, ledger_tables
+    from chinchilla_sim.report.reasons import left_out_dict, left_out_table
+    from chinchilla_sim.validation.ledger import ledger, predict_rows, regret
+    from chinchilla_sim.validation.left_out import leave_one_out as score_left_out
+
+    with searching() as progress:
+        predicted = predict_rows(rows, progress)
+    lines, lost = ledger(predicted), regret(predicted)
+    if leave_one_out:
+        with searching() as progress:
+            results = score_left_out(predicted, progress=progress)
+    if as_json:
+        print_json(ledger_dict(predicted, lines, lost) | ({"leave_one_out": left_out_dict(results)} if leave_one_out else {}))
+    else:
+        print_tables(*ledger_tables(predicted, lines, lost), *([left_out_table(results)] if leave_one_out else []))
+
+
 @app.command
 def catalogue(name: str | None = None, *, as_json: AsJson = False) -> None:
     """List the devices, links and backends that a scenario may name, each with its figures, source and date; or show one in full.

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from chinchilla_sim.cli.app import AsJson, Force, Output, Overrides, app
 from chinchilla_sim.cli.shared import find_plan, load_plan_file, load_scenario_file, measurement_of, plan_to_run, print_plan
-from chinchilla_sim.console import log, print_json, print_tables, save_json, show_epochs, writable_folder
+from chinchilla_sim.console import busy, log, print_json, print_tables, save_json, show_epochs, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
 
 
@@ -39,6 +39,40 @@ def plan(scenario: Path, *, overrides: Overrides = None, output: Output = None, 
         print_plan(setting, search)
         if output:
             log(f"plan written to {output}")
+
+
+@app.command
+def explain(plan: Path, *, overrides: Overrides = None, as_json: AsJson = False, force: Force = False) -> None:
+    """Say what decides the step of a plan, and how much each input matters: link bandwidth x 2, flop/s + 10 %, latency / 2 and so on.
+
+    The plan stays as it is; only its machines change. Exit code 1 where it does not fit into memory.
+
+    Parameters
+    ----------
+    plan
+        A plan file (plan.json), or a scenario (.toml), which is planned first.
+    """
+    import sys
+
+    from chinchilla_sim.report.reasons import explanation_dict, explanation_sentence, explanation_tables
+    from chinchilla_sim.simulator.sensitivity import explain_step
+    from chinchilla_sim.workflow import open_plan, plan_file
+
+    if plan.suffix == ".toml":
+        setting, search = find_plan(plan, overrides)
+        file = plan_file(setting, search)
+    else:
+        file = load_plan_file(plan)
+        setting = open_plan(file, str(plan), overrides or (), force)
+    with busy("simulating with other inputs"):
+        found = explain_step(setting.graph, setting.cluster, setting.scenario.job, file.plan, setting.profile)
+    if as_json:
+        print_json(explanation_dict(found))
+    else:
+        print(explanation_sentence(found), "", sep="\n")
+        print_tables(*explanation_tables(found))
+    if found.headroom_bytes < 0:
+        sys.exit(1)
 
 
 @app.command

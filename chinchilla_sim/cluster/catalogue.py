@@ -20,6 +20,9 @@ KINDS = ("devices", "links", "backends")
 TF32 = "tf32"
 """Products of fp32 values on tensor cores; devices without them compute in fp32."""
 
+FP8 = "fp8"
+"""Products with weights in fp8, all else in bf16."""
+
 
 @cache
 def _raw() -> bytes:
@@ -121,7 +124,8 @@ def in_base_units(entry: Mapping[str, Any]) -> dict[str, Any]:
 def find_device(name: str, precision: str, where: str) -> Device:
     """The device at one precision; an unknown name is a ScenarioError that offers the nearest one, as is a precision without a rate."""
     entry = _entry("devices", name, where)
-    peak_flop_per_s = _peak_flop_per_s(name, entry["peak"], precision, where)
+    quantized_flop_per_s = _peak_flop_per_s(name, entry["peak"], FP8, where) if precision == FP8 else 0.0
+    peak_flop_per_s = _peak_flop_per_s(name, entry["peak"], "bf16" if precision == FP8 else precision, where)
     efficiency = entry["memory_efficiency"]
     bandwidth = parse_bandwidth(entry["memory_bandwidth"]) * efficiency
     return Device(
@@ -145,6 +149,7 @@ def find_device(name: str, precision: str, where: str) -> Device:
         host_microbatch_s=parse_seconds(entry.get("host_microbatch", "0 s")),
         products=_curve(entry.get("products")),
         peak_flop_per_s=peak_flop_per_s,
+        quantized_flop_per_s=quantized_flop_per_s,
         peak_bytes_per_s=parse_bandwidth(entry["memory_bandwidth"]),
     )
 

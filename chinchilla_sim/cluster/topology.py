@@ -52,7 +52,8 @@ class Device:
     byte that it sends or receives takes `communication_s_per_byte` from its cores. Where `products` is known kernels follow that
     curve from the peak rates, and sustained rates and launch times do not count for them. Within a long job products
     run at `sustained_share` of the curve's speed, other kernels at `streaming_share`. A program takes `host_launch_s` to start each kernel
-    and `host_microbatch_s` for each microbatch beside.
+    and `host_microbatch_s` for each microbatch beside. `quantized_flop_per_s` is the peak of products with weights where they run in fp8
+    (0: they do not).
     """
 
     name: str
@@ -78,6 +79,7 @@ class Device:
     streaming_share: float = 1.0
     products: ProductCurve | None = None
     peak_flop_per_s: float = 0.0
+    quantized_flop_per_s: float = 0.0
     peak_bytes_per_s: float = 0.0
 
     @property

@@ -32,6 +32,12 @@ UNALIGNED_SHARE = 0.4
 """Speed of products with rows that are not multiples of ALIGNMENT_BYTES long (a vocabulary of 50257) over that of aligned ones: a third
 in vTrain's runs without tensor parallelism; half by the 25 % that padding to 50304 brought nanoGPT (A. Karpathy, 2023-02-03)."""
 
+FP8_CASTS = 1.0
+"""Passes over a product's 2-byte operands that its casts to fp8 take: read once, written twice at half the size (plain and transposed)."""
+
+LARGEST_QUANTIZED_WIDTH = 30_000
+"""Wider outputs are vocabularies: heads stay in bf16."""
+
 HOST_CORNER = 2.5
 """Exponent between host and device; 2 to 3 fit vTrain's runs with 1 to 8 samples a microbatch, which cross the corner."""
 
@@ -60,7 +66,16 @@ def _forward_kernel_s(task: Task, scale: float, device: Device) -> float:
     moved = task.weight_bytes + scale * (task.read_bytes + task.written_bytes - task.weight_bytes)
     if device.products:
         depth = _depth(task)
-        return _on_curve(device, device.products, task.launch_count, scale * task.forward_flop, moved, depth, _is_aligned(task, depth))
+        return _on_curve(
+            device,
+            device.products,
+            task.launch_count,
+            scale * task.forward_flop,
+            moved,
+            depth,
+            _is_aligned(task, depth),
+            _is_quantized(task, device),
+        )
     return (
         task.launch_count * device.forward_launch_s
         + scale * task.forward_flop / device.flop_per_s
@@ -78,8 +93,9 @@ def _backward_kernel_s(task: Task, scale: float, device: Device) -> float:
         width, rows = _backward_depths(task, scale)
         parts = [(task.input_gradient_flop, width), (task.weight_gradient_flop, rows)]
         made = [(flop, depth) for flop, depth in parts if flop] or [(0.0, 1.0)]
-        launches, share, aligned = task.launch_count, moved / len(made), _is_aligned(task, _depth(task))
-        return sum(_on_curve(device, device.products, launches, scale * flop, share, depth, aligned) for flop, depth in made)
+        launches, share = task.launch_count, moved / len(made)
+        aligned, quantized = _is_aligned(task, _depth(task)), _is_quantized(task, device)
+        return sum(_on_curve(device, device.products, launches, scale * flop, share, depth, aligned, quantized) for flop, depth in made)
     return (
         gradients * task.launch_count * device.backward_launch_s
         + scale * task.backward_flop / device.flop_per_s
@@ -87,11 +103,15 @@ def _backward_kernel_s(task: Task, scale: float, device: Device) -> float:
     )
 
 
-def _on_curve(device: Device, curve: ProductCurve, launches: int, flop: float, moved: float, depth: float, aligned: bool) -> float:
+def _on_curve(
+    device: Device, curve: ProductCurve, launches: int, flop: float, moved: float, depth: float, aligned: bool, quantized: bool
+) -> float:
     """Seconds of one product, or of kernels that only move bytes; views take none."""
     if flop and depth >= SHALLOWEST:
-        rate = device.peak_flop_per_s * (1.0 if aligned else UNALIGNED_SHARE)
-        return product_s(curve, flop, moved, depth, rate, device.peak_bytes_per_s) / device.sustained_share
+        rate, cast_s = device.peak_flop_per_s * (1.0 if aligned else UNALIGNED_SHARE), 0.0
+        if quantized:
+            rate, cast_s = device.quantized_flop_per_s, FP8_CASTS * stream_s(curve, moved, device.peak_bytes_per_s) / device.streaming_share
+        return product_s(curve, flop, moved, depth, rate, device.peak_bytes_per_s) / device.sustained_share + cast_s
     streaming_s = stream_s(curve, moved, device.peak_bytes_per_s) - curve.launch_s if moved else 0.0
     return launches * curve.launch_s + streaming_s / device.streaming_share
 
@@ -102,6 +122,13 @@ def _is_aligned(task: Task, depth: float) -> bool:
         return True
     value_bytes = task.output_bytes / prod(task.shapes[0])
     return value_bytes > 2 or all(width * value_bytes % ALIGNMENT_BYTES == 0 for width in (task.shapes[0][-1], round(depth)))
+
+
+def _is_quantized(task: Task, device: Device) -> bool:
+    """Whether a product runs in fp8: those with weights do, but for embedding and head (Micikevicius et al. 2022)."""
+    if not device.quantized_flop_per_s or not task.weight_gradient_flop or "conv" in task.op or not task.shapes or not task.shapes[0]:
+        return False
+    return task.shapes[0][-1] < LARGEST_QUANTIZED_WIDTH
 
 
 def with_host_s(device_s: float, host_s: float) -> float:

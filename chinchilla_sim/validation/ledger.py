@@ -18,6 +18,9 @@ Floats = NDArray[np.float64]
 
 NEEDED = ("id", "source_id", "model_family", "hardware", "n_gpus", "tp", "pp", "global_batch", "precision")
 OUTPUT = ("id", "simulated_step_s", "p5_s", "p95_s", "simulated_peak_memory_bytes", "fits", "not_predicted_because")
+SCORES = ("error", "memory_error", "plan_group", "regret_of_group")
+"""Columns behind OUTPUT, filled where a row has a measurement: relative errors, and who competes with whom over the best plan."""
+
 FEWEST_ROWS = 8
 """Sources with fewer rows do not count in the mean over sources."""
 
@@ -43,6 +46,14 @@ class PredictedRow:
         if self.prediction is None or not self.measured_s:
             return None
         return self.prediction.step_s / self.measured_s - 1.0
+
+    @property
+    def memory_error(self) -> float | None:
+        """Simulated over measured peak memory, less 1, where a row of quality A or B states it."""
+        text = self.row.get("peak_mem_gb", "")
+        if self.prediction is None or not text or self.row.get("quality") == "C":
+            return None
+        return self.prediction.peak_bytes / (float(text) * 1e9) - 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,22 +87,24 @@ def predict_rows(path: Path, progress: Callable[[int, int], None] | None = None)
         filled = {key: value or "" for key, value in row.items()}
         try:
             found.append(PredictedRow(filled, predict(filled), ""))
-        except NotPredictedError as error:
-            found.append(PredictedRow(filled, None, str(error)))
+        except (NotPredictedError, ScenarioError) as error:
+            found.append(PredictedRow(filled, None, " ".join(str(error).split())))
         if progress:
             progress(number + 1, len(rows))
     return found
 
 
-def write_predictions(predicted: Iterable[PredictedRow], path: Path) -> None:
+def write_predictions(predicted: Sequence[PredictedRow], path: Path) -> None:
     """One line per row, in the order of the file."""
+    groups = {one.row["id"]: (number, regret_of(rows)) for number, rows in enumerate(plan_groups(predicted)) for one in rows}
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(OUTPUT)
+        writer.writerow(OUTPUT + SCORES)
         for one in predicted:
             told = one.prediction
             figures = [told.step_s, told.p5_s, told.p95_s, told.peak_bytes, told.fits] if told else [""] * 5
-            writer.writerow([one.row["id"], *figures, one.reason])
+            scores = ["" if value is None else value for value in (one.error, one.memory_error)]
+            writer.writerow([one.row["id"], *figures, one.reason, *scores, *groups.get(one.row["id"], ("", ""))])
 
 
 def ledger(predicted: Sequence[PredictedRow]) -> list[LedgerLine]:
@@ -141,28 +154,31 @@ def _rank_correlation(left: Floats, right: Floats) -> float:
 
 def _memory_error(rows: Sequence[PredictedRow]) -> float | None:
     """Mean absolute relative error of peak memory, where a row states it."""
-    errors = [
-        abs(one.prediction.peak_bytes / (float(one.row["peak_mem_gb"]) * 1e9) - 1.0)
-        for one in rows
-        if one.prediction and one.row.get("peak_mem_gb") and one.row.get("quality") != "C"
-    ]
+    errors = [abs(one.memory_error) for one in rows if one.memory_error is not None]
     return float(np.mean(errors)) if errors else None
 
 
-def regret(predicted: Sequence[PredictedRow]) -> tuple[int, float, float] | None:
-    """Groups that differ only in the plan, and how much slower than the best measured the first choice is: mean and worst.
+SAME_JOB = ("source_id", "model_name", "layers", "hidden", "seq_len", "hardware", "n_gpus", "global_batch", "precision")
+PLAN = ("tp", "pp", "vpp", "dp", "micro_batch", "zero_stage", "pp_schedule", "recompute", "sequence_parallel", "cp", "ep")
 
-    A group has one source, model, sequence length, number of GPUs and global batch.
-    """
+
+def plan_groups(predicted: Sequence[PredictedRow]) -> list[list[PredictedRow]]:
+    """Rows of one job that differ only in the plan, two plans or more."""
     groups: dict[tuple[str, ...], list[PredictedRow]] = {}
     for one in predicted:
         if one.error is not None:
-            key = tuple(one.row[name] for name in ("source_id", "model_name", "seq_len", "hardware", "n_gpus", "global_batch", "precision"))
-            groups.setdefault(key, []).append(one)
-    losses = []
-    for rows in groups.values():
-        plans = {tuple(row.row[name] for name in ("tp", "pp", "dp", "micro_batch")) for row in rows}
-        if len(plans) >= 2:
-            chosen = min(rows, key=lambda row: row.prediction.step_s if row.prediction else np.inf)
-            losses.append((chosen.measured_s or 0.0) / min(row.measured_s or np.inf for row in rows) - 1.0)
+            groups.setdefault(tuple(one.row.get(name, "") for name in SAME_JOB), []).append(one)
+    return [rows for rows in groups.values() if len({tuple(one.row.get(name, "") for name in PLAN) for one in rows}) >= 2]
+
+
+def regret_of(rows: Sequence[PredictedRow]) -> float:
+    """How much slower than the best measured row the one is that the simulator ranks first."""
+    chosen = min(rows, key=lambda one: one.prediction.step_s if one.prediction else np.inf)
+    return (chosen.measured_s or 0.0) / min(one.measured_s or np.inf for one in rows) - 1.0
+
+
+def regret(predicted: Sequence[PredictedRow], sources: Sequence[str] = ()) -> tuple[int, float, float] | None:
+    """Number of groups that differ only in the plan, and their mean and worst regret; of these sources, or of all."""
+    groups = [rows for rows in plan_groups(predicted) if not sources or rows[0].row["source_id"] in sources]
+    losses = [regret_of(rows) for rows in groups]
     return (len(losses), float(np.mean(losses)), float(np.max(losses))) if losses else None

@@ -188,7 +188,7 @@ def shipped_constants(row: Row) -> Constants:
 def predict(row: Row, constants: Constants | None = None) -> Prediction:
     """Simulate a row, with the catalogue's constants or others; NotPredictedError where it cannot be expressed."""
     model, machines, precision = model_of(row), _machines_of(row, constants or shipped_constants(row)), precision_of(row)
-    pricer = _pricer(model, machines, _optimizer(row), "fp32" if precision == "tf32" else precision)
+    pricer = _pricer(model, machines, _optimizer(row), {"tf32": "fp32", "fp8": "bf16"}.get(precision, precision))
     cluster, device = pricer.cluster, machines.device
     plan = _plan_of(row, model)
     if len(plan.slots) > cluster.rank_count:

@@ -72,7 +72,7 @@ def model_of(row: Row) -> Model:
         if missing:
             raise NotPredictedError(f"{', '.join(missing)} of the model are not stated")
         options |= _family_options(formula, row, options)
-    value_bytes = 2.0 if precision_of(row) in ("fp16", "bf16") else 4.0
+    value_bytes = 2.0 if precision_of(row) in ("fp16", "bf16", "fp8") else 4.0
     fused = family in FUSED_FAMILIES or "flash" in row["other_config"].lower()
     return Model(formula, tuple(sorted(options.items())), value_bytes, not fused, codes_of(row))
 
@@ -158,8 +158,10 @@ def repeats_of(model: Model) -> list[Repeat]:
 def precision_of(row: Row) -> str:
     """Precision as the catalogue names it."""
     text = row["precision"].lower()
-    if "fp8" in text or "mxfp" in text:
+    if "fp4" in text:
         raise NotPredictedError(f"precision {row['precision']} is not in the catalogue")
+    if "fp8" in text:
+        return "fp8"
     if "tf32" in text:
         return "tf32"
     if "bf16" in text:

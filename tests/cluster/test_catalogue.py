@@ -127,7 +127,7 @@ def test_a_precision_without_a_rate_is_refused() -> None:
     """An A100 has no fp8: the mistake says what it has. Products in tf32 fall back to fp32."""
     with pytest.raises(ScenarioError, match="'a100-sxm-80gb' does not compute in fp8; it has fp32, tf32, fp16, bf16"):
         find_device("a100-sxm-80gb", "fp8", "here")
-    assert find_device("l4", "fp8", "here").peak_flop_per_s == 242.5e12
+    assert (find_device("l4", "fp8", "here").quantized_flop_per_s, find_device("l4", "fp8", "here").peak_flop_per_s) == (242.5e12, 121e12)
     assert find_device("t4", "tf32", "here").peak_flop_per_s == 8.1e12
 
 

@@ -12,6 +12,7 @@ from chinchilla_sim.cluster.catalogue import find_device
 from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.validation.fitting import fit_sources
 from chinchilla_sim.validation.ledger import ledger, predict_rows, regret
+from chinchilla_sim.validation.left_out import leave_one_out
 from chinchilla_sim.validation.published import HARDWARE, Constants, predict
 from chinchilla_sim.validation.published_model import NotPredictedError
 
@@ -96,7 +97,7 @@ def test_all_families_and_ways_to_split_are_predicted(change: dict[str, str]) ->
     [
         ({"hardware": "abacus"}, "abacus is not in the catalogue"),
         ({"model_family": "rnn"}, "no formula for models of family rnn"),
-        ({"precision": "fp8"}, "precision fp8"),
+        ({"precision": "nvfp4"}, "precision nvfp4"),
         ({"global_batch": "", "micro_batch": ""}, "neither global_batch nor micro_batch is stated"),
         ({"dp": "8"}, "more than the 8 GPUs"),
         ({"layers": ""}, "layers of the model are not stated"),
@@ -123,7 +124,7 @@ def file(tmp_path: Path) -> Path:
     with path.open("w", newline="") as handle:
         writer = csv.DictWriter(handle, list(ROW))
         writer.writeheader()
-        writer.writerows([*rows, ROW | {"id": "no", "precision": "fp8"}])
+        writer.writerows([*rows, ROW | {"id": "no", "precision": "nvfp4"}])
     return path
 
 
@@ -137,9 +138,13 @@ def test_command_writes_a_line_per_row(file: Path, tmp_path: Path, capsys: pytes
     assert (found["rows"], found["predicted"]) == (11, 10) and found["regret"]["groups"] == 1
     assert texts[0] == texts[1]
     lines = list(csv.DictReader(texts[0].splitlines()))
-    assert list(lines[0]) == ["id", "simulated_step_s", "p5_s", "p95_s", "simulated_peak_memory_bytes", "fits", "not_predicted_because"]
+    asked = ["id", "simulated_step_s", "p5_s", "p95_s", "simulated_peak_memory_bytes", "fits", "not_predicted_because"]
+    assert list(lines[0]) == [*asked, "error", "memory_error", "plan_group", "regret_of_group"]
+    assert {line["plan_group"] for line in lines[:-1]} == {"0"} and float(lines[0]["error"]) == pytest.approx(
+        float(lines[0]["simulated_step_s"]) / 0.2 - 1
+    )
     assert [line["id"] for line in lines] == [*(f"r{i}" for i in range(10)), "no"]
-    assert lines[-1]["simulated_step_s"] == "" and "fp8" in lines[-1]["not_predicted_because"]
+    assert lines[-1]["simulated_step_s"] == "" and "fp4" in lines[-1]["not_predicted_because"]
 
 
 def test_ledger_adds_up(file: Path) -> None:
@@ -262,3 +267,31 @@ def test_other_hardware_is_not_mapped() -> None:
 def device_of(hardware: str) -> str | None:
     """The catalogue's name of a spelling."""
     return next((name for pattern, name in HARDWARE if re.search(pattern, hardware, re.IGNORECASE)), None)
+
+
+def test_fp8_speeds_up_products_with_weights() -> None:
+    """On an H100 a step in fp8 lies between half of the one in bf16 and all of it; an A100 has no fp8 and says so."""
+    steps = [predict(ROW | {"hardware": "H100-SXM", "hidden": "8192", "heads": "64", "precision": text}).step_s for text in ("bf16", "fp8")]
+    assert 0.5 * steps[0] < steps[1] < 0.95 * steps[0]
+
+
+def test_a_source_left_out_is_scored_with_the_constants_of_the_others(tmp_path: Path) -> None:
+    """Two sources made with slow products: the fit to the one finds them for the other, and its interval covers it."""
+    made = Constants(0.5, 1.0, 55e-6, 1e-3, 1.0, 0.0)
+    shapes = [(hidden, size) for hidden in ("2048", "4096", "6144") for size in ("2", "4", "8")]
+    path = tmp_path / "rows.csv"
+    rows = [
+        ROW | {"id": f"{source}{h}-{m}", "source_id": source, "hidden": h, "ffn_hidden": "", "micro_batch": m}
+        | {"tp": "1", "pp": "1", "dp": "8", "global_batch": "64"}
+        for source in ("a", "b") for h, m in shapes
+    ]  # fmt: skip
+    with path.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, list(ROW))
+        writer.writeheader()
+        noise = [0.85 + 0.06 * (number % 6) for number in range(len(rows))]
+        writer.writerows([row | {"step_time_s_calc": str(predict(row, made).step_s * off)} for row, off in zip(rows, noise, strict=True)])
+    results = leave_one_out(predict_rows(path))
+    assert [one.source for one in results] == ["a", "b"]
+    for one in results:
+        assert one.refitted_error < one.shipped_error / 2 and one.inside >= 0.7
+        assert one.constants.sustained_share == pytest.approx(0.5, rel=0.2)
