@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,9 @@ CNNS = {"ResNet-50": ("resnet", {"depth": 50}), "ResNet-101": ("resnet", {"depth
         "VGG16": ("vgg16", {}), "AlexNet": ("alexnet", {}), "Inception-v3": ("inception_v3", {})}  # fmt: skip
 
 
+FUSED_HARDWARE = r"[HB][12348]00|H20\b|GH200|MI3\d\d|Ada\b|RTX.?[45]0\d0|L40|\bL4\b"
+"""The same holds for decoders on devices of 2022 and later; benchmark suites run older code for other models."""
+
 PADDING = 128
 """Multiple of a padded vocabulary, for each device that shares it (Megatron-LM's default)."""
 
@@ -47,6 +51,8 @@ class Model:
 def model_of(row: Row) -> Model:
     """Formula and shape; NotPredictedError where the row does not say them."""
     family, name = row["model_family"], row["model_name"]
+    if re.search(r"\blora\b|\badapter", row["other_config"], re.IGNORECASE):
+        raise NotPredictedError("the training of adapters to frozen weights is not modelled")
     options: dict[str, Any] = {}
     if family == "cnn":
         if name not in CNNS:
@@ -74,6 +80,7 @@ def model_of(row: Row) -> Model:
         options |= _family_options(formula, row, options)
     value_bytes = 2.0 if precision_of(row) in ("fp16", "bf16", "fp8") else 4.0
     fused = family in FUSED_FAMILIES or "flash" in row["other_config"].lower()
+    fused |= formula == "gpt" and bool(re.search(FUSED_HARDWARE, row["hardware"]))
     return Model(formula, tuple(sorted(options.items())), value_bytes, not fused, codes_of(row))
 
 
