@@ -73,7 +73,7 @@ def validate_published(rows: Path, *, output: Output = None, calibrate: int | No
     output
         Write one line per row: id, simulated_step_s, p5_s, p95_s, simulated_peak_memory_bytes, fits, not_predicted_because.
     calibrate
-        Fit five constants to so many random rows of each source with at least twice as many, and score them on the others.
+        Fit six constants to so many random rows of each source with at least twice as many, and score them on the others.
     """
     from chinchilla_sim.report.listing import fits_table, ledger_dict, ledger_tables
     from chinchilla_sim.validation.fitting import fit_sources
