@@ -77,12 +77,12 @@ def busy(text: str) -> Iterator[None]:
 
 
 @contextmanager
-def searching() -> Iterator[Callable[[int, int], None]]:
+def searching(what: str = "searching splits") -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr; call what it gives with (done, total)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("searching splits"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("search")
         yield lambda done, total: bar.update(task, completed=done, total=total)

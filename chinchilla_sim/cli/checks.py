@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from chinchilla_sim.cli.app import AsJson, Force, Output, Overrides, app, bench, validate
 from chinchilla_sim.cli.shared import calibrate_tasks, load_plan_file
@@ -59,6 +62,30 @@ def validate_network(cases: Path, *, as_json: AsJson = False) -> None:
     else:
         print_tables(network_table(results))
     if not all(result.passed for result in results):
+        sys.exit(1)
+
+
+@validate.command(name="planner")
+def validate_planner(answers: Path, *, budget: Annotated[float, Parameter(name="--budget")] = 120.0, as_json: AsJson = False) -> None:
+    """Solve planning problems that other planners solved, in their own cost models; exit 1 where a known plan is better than ours.
+
+    Parameters
+    ----------
+    answers
+        A file of known answers (JSON lines), or a folder of them; graphs are named relative to the folder above the file.
+    budget
+        CPU seconds for a problem whose optimum cannot be proven sooner (stages that are not contiguous).
+    """
+    from chinchilla_sim.report.known import known_answers_tables
+    from chinchilla_sim.validation.known_answers import check_known_answers
+
+    with searching("solving problems") as progress:
+        results = check_known_answers(answers, budget, progress)
+    if as_json:
+        print_json({"problems": [result.to_dict() for result in results]})
+    else:
+        print_tables(*known_answers_tables(results))
+    if not all(result.reached for result in results):
         sys.exit(1)
 
 
