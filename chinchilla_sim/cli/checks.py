@@ -66,7 +66,7 @@ def validate_network(cases: Path, *, as_json: AsJson = False) -> None:
 
 
 @validate.command(name="planner")
-def validate_planner(answers: Path, *, budget: Annotated[float, Parameter(name="--budget")] = 120.0, as_json: AsJson = False) -> None:
+def validate_planner(answers: Path, *, budget: Annotated[float, Parameter(name="--budget")] = 30.0, as_json: AsJson = False) -> None:
     """Solve planning problems that other planners solved, in their own cost models; exit 1 where a known plan is better than ours.
 
     Parameters

@@ -186,11 +186,12 @@ def _repeated(variants: Floats, count: int) -> Floats:
     """Sums over `count` layers that each take one of the variants."""
     if len(variants) == 2:
         share = np.arange(count + 1, dtype=np.float64)[:, None]
-        return variants[0] * (count - share) + variants[1] * share
-    sums = np.zeros((1, 4))
+        sums: Floats = variants[0] * (count - share) + variants[1] * share
+        return sums
+    total: Floats = np.zeros((1, 4))
     for _ in range(count):
-        sums = _unbeaten((sums[:, None, :] + variants[None, :, :]).reshape(-1, 4))
-    return sums
+        total = _unbeaten((total[:, None, :] + variants[None, :, :]).reshape(-1, 4))
+    return total
 
 
 def _unbeaten(points: Floats) -> Floats:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 
+from chinchilla_sim.graph.importers.dnn_partitioning import CPU, TRANSFER_BYTES_PER_S
 from chinchilla_sim.graph.importers.reading import Fields, is_amount, is_count
-from chinchilla_sim.graph.profile import Profile
+from chinchilla_sim.graph.profile import ACCELERATOR, Profile
 from chinchilla_sim.graph.task import INPUT_OP, Task, TaskGraph
+from chinchilla_sim.planner.assignment import AssignmentProblem, assign_contiguous, units_of
+from chinchilla_sim.planner.free_assignment import assign_freely
 from chinchilla_sim.planner.replicated_stages import MachineLevel, ReplicationProblem, replicate_stages
 from chinchilla_sim.planner.stage_choices import TensorProblem
 from chinchilla_sim.planner.tensor_stages import split_tensor_stages
@@ -76,6 +80,36 @@ def solve_piper(graph: TaskGraph, profile: Profile, row: Fields, limits: Fields,
     return Solved(None, proven=True) if result is None else Solved(result.slowest_s, result.optimal)
 
 
+def solve_dnn_partitioning(graph: TaskGraph, profile: Profile, row: Fields, limits: Fields, budget_s: float) -> Solved:
+    """Accelerators and CPUs with contiguous parts or free ones; milliseconds."""
+    tasks = list(graph.tasks)
+    contiguous = row.flag("contiguous")
+    edges = _edges(graph, tasks)
+    units, order = units_of(
+        len(tasks), edges, [profile.colocated.get(task.name) for task in tasks], [task.op == "backward" for task in tasks]
+    )
+    problem = AssignmentProblem(
+        accelerator_s=[(profile.seconds(task.name, 1, ACCELERATOR) or (inf, 0.0))[0] for task in tasks],
+        cpu_s=[(profile.seconds(task.name, 1, CPU) or (0.0, 0.0))[0] for task in tasks],
+        output_s=[task.output_bytes / TRANSFER_BYTES_PER_S for task in tasks],
+        held_bytes=[profile.memory_bytes[task.name] for task in tasks],
+        edges=edges,
+        units=units,
+        order=order,
+        accelerators=_whole(row, limits, "accelerators", "maxFPGAs", least=0),
+        cpus=_whole(row, limits, "cpus", "maxCPUs", least=0),
+        memory_bytes=_number(row, limits, "memory_bytes", "maxSizePerFPGA"),
+    )
+    if not problem.accelerators + problem.cpus:
+        row.report.add(row.at("accelerators"), "and cpus are 0", "give at least one processor")
+    row.report.stop_if_wrong()
+    limits.report.stop_if_wrong()
+    result = assign_contiguous(problem) if contiguous else assign_freely(problem, budget_s)
+    if result is None:
+        return Solved(None, proven=True)
+    return Solved(None if result.slowest_s == inf else result.slowest_s * 1e3, result.optimal)
+
+
 def _edges(graph: TaskGraph, tasks: list[Task]) -> list[tuple[int, int]]:
     """Edges between the positions of some tasks."""
     position = {task.name: index for index, task in enumerate(tasks)}
@@ -94,4 +128,5 @@ def _whole(row: Fields, limits: Fields, key: str, file_key: str, least: int = 1)
 FORMATS: Mapping[str, Callable[[TaskGraph, Profile, Fields, Fields, float], Solved]] = {
     "pipedream": solve_pipedream,
     "piper": solve_piper,
+    "dnn-partitioning": solve_dnn_partitioning,
 }

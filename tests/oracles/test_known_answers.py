@@ -34,3 +34,15 @@ def test_piper_is_never_worse_than_known() -> None:
     infeasible = [answer for answer in answers if answer.problem.known is None]
     assert infeasible
     assert {answer.status for answer in infeasible} == {"infeasible"}
+
+
+def test_dnn_partitioning_is_never_worse_than_known(tmp_path: Path) -> None:
+    """Every contiguous optimum, and two of the five free ones (all five take two minutes of CPU: `chinchilla validate planner`)."""
+    lines = (FOLDER / "dnn-partitioning.jsonl").read_text().splitlines()
+    quick = [line for line in lines if '"contiguous": true' in line or "bert24_training" in line or "gnmt_training" in line]
+    (tmp_path / "known").mkdir()
+    (tmp_path / "dnn-partitioning").symlink_to(FOLDER.parent / "dnn-partitioning")
+    (tmp_path / "known" / "quick.jsonl").write_text("\n".join(quick))
+    answers = check_known_answers(tmp_path / "known" / "quick.jsonl", budget_s=10.0)
+    assert len(answers) >= 8
+    assert [answer.problem.id for answer in answers if not answer.reached] == []
