@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from chinchilla_sim.cluster.build import THIS_MACHINE, build_cluster, this_machine_ranks
@@ -33,7 +34,7 @@ from chinchilla_sim.planner.plan import CUSTOM, Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.plan_file import PlanFile, check_tasks
 from chinchilla_sim.planner.pricing import Pricer
-from chinchilla_sim.planner.program import lower
+from chinchilla_sim.planner.program import folds, lower
 from chinchilla_sim.planner.search import Candidate, SearchResult, find_plans
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.overrides import apply_overrides
@@ -218,11 +219,15 @@ def _refuse_compressed(scenario: Scenario) -> None:
         raise ScenarioError([Mistake("model.compression", "compressed variants can be planned and simulated, not run yet", cure)])
 
 
-def make_plan(setting: Setting, progress: Progress | None = None) -> SearchResult:
-    """The best plan of a setting, with the runners-up: found on a coarse graph where the model is large, told in its own tasks."""
+def make_plan(setting: Setting, progress: Progress | None = None, time_limit_s: float | None = None) -> SearchResult:
+    """The best plan of a setting, with the runners-up: found on a coarse graph where the model is large, told in its own tasks.
+
+    After `time_limit_s` seconds the best plan so far is taken and the result is `truncated`.
+    """
     scenario = setting.scenario
+    until = None if time_limit_s is None else monotonic() + time_limit_s
     coarse = coarsen(setting.graph, PLANNED_TASKS)
-    found = find_plans(coarse, setting.cluster, scenario.job, scenario.search, simulate, progress, setting.profile)
+    found = find_plans(coarse, setting.cluster, scenario.job, scenario.search, simulate, progress, setting.profile, until)
     if coarse is setting.graph:
         return found
     refined = [_in_own_tasks(setting, coarse, candidate) for candidate in (found.best, *found.runner_ups)]
@@ -235,7 +240,7 @@ def _in_own_tasks(setting: Setting, coarse: TaskGraph, candidate: Candidate) -> 
     """A plan of groups as the same plan of the model's own tasks."""
     plan = replace(candidate.plan, stages=tuple(expand(stage, coarse) for stage in candidate.plan.stages))
     pricing = Pricer(setting.graph, setting.cluster, setting.scenario.job, setting.profile).price(plan)
-    timeline = simulate(lower(plan), pricing, setting.cluster)
+    timeline = simulate(lower(plan, folds(plan, pricing)), pricing, setting.cluster)
     # USD and joule grow with the step as it does itself.
     return Candidate(plan, pricing, timeline, candidate.objective * (timeline.step_s / candidate.step_s if candidate.step_s else 1.0))
 
@@ -272,7 +277,7 @@ def open_plan(file: PlanFile, source: str, overrides: Sequence[str] = (), force:
 def simulate_plan(setting: Setting, file: PlanFile) -> Candidate:
     """The simulated step of a given plan, with the causes of idle time."""
     pricing = Pricer(setting.graph, setting.cluster, setting.scenario.job, setting.profile).price(file.plan)
-    timeline = simulate(lower(file.plan), pricing, setting.cluster, causes=True)
+    timeline = simulate(lower(file.plan, folds(file.plan, pricing)), pricing, setting.cluster, causes=True)
     return Candidate(file.plan, pricing, timeline, timeline.step_s)
 
 
@@ -300,7 +305,7 @@ def disturb_plan(setting: Setting, plan: Plan, step_s: float) -> Robustness | No
         return None
     seed = setting.scenario.job.seed
     pricing = Pricer(setting.graph, cluster, setting.scenario.job, setting.profile).price(plan)
-    graph = activities_of(lower(plan), pricing, cluster)
+    graph = activities_of(lower(plan, folds(plan, pricing)), pricing, cluster)
     spread = draw_steps(graph, cluster, devices_of(plan, cluster), disturbances_of(spec, cluster, seed))
     if spec.failures is None:
         return Robustness(spread, None)

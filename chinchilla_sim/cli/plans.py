@@ -11,11 +11,14 @@ from chinchilla_sim.cli.app import AsJson, Force, Output, Overrides, app
 from chinchilla_sim.cli.shared import find_plan, load_plan_file, load_scenario_file, measurement_of, plan_to_run, print_plan
 from chinchilla_sim.console import busy, log, print_json, print_tables, save_json, show_epochs, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.units import parse_seconds
 
 
 @app.command
-def plan(scenario: Path, *, overrides: Overrides = None, output: Output = None, as_json: AsJson = False) -> None:
-    """Find the best split of a scenario's job over its machines and say why it wins.
+def plan(
+    scenario: Path, *, overrides: Overrides = None, output: Output = None, time_limit: str | None = None, as_json: AsJson = False
+) -> None:
+    """Find the best split of a scenario's job over its machines, say why it wins, and how far from the best it can be at most.
 
     Parameters
     ----------
@@ -23,22 +26,36 @@ def plan(scenario: Path, *, overrides: Overrides = None, output: Output = None, 
         A scenario file (TOML).
     output
         Write the chosen plan to this file (plan.json), which `simulate`, `run` and `validate run` read.
+    time_limit
+        Take the best plan found after this time, such as "30s". Without it the search ends by what it counts, the same on any machine.
     """
+    from time import monotonic
+
     from chinchilla_sim.report.table import search_dict
     from chinchilla_sim.workflow import plan_file, study_of
 
     if output:
         writable_folder(output.parent)
-    setting, search = find_plan(scenario, overrides)
+    time_limit_s = None if time_limit is None else _time_limit_s(time_limit)
+    started_s = monotonic()
+    setting, search = find_plan(scenario, overrides, time_limit_s)
+    search_s = monotonic() - started_s
     file = plan_file(setting, search)
     if output:
         file.save(output)
     if as_json:
-        print_json(search_dict(study_of(setting, search)) | {"plan": file.to_dict()})
+        print_json(search_dict(study_of(setting, search)) | {"plan": file.to_dict(), "search_s": search_s})
     else:
         print_plan(setting, search)
         if output:
             log(f"plan written to {output}")
+
+
+def _time_limit_s(text: str) -> float:
+    try:
+        return parse_seconds(text)
+    except ValueError as error:
+        raise ScenarioError([Mistake("--time-limit", str(error), 'write a time such as "30s"')]) from error
 
 
 @app.command

@@ -36,7 +36,8 @@ Ints = NDArray[np.int64]
 class AssignmentProblem:
     """Seconds and bytes by task; `units` holds the tasks of each unit, `edges` are (producer, consumer) of tasks.
 
-    `accelerator_s` is infinite where a task cannot run there, `cpu_s` is finite; `order` are edges between units that a pipeline has to respect.
+    `accelerator_s` is infinite where a task cannot run there, `cpu_s` is finite;
+    `order` are edges between units that a pipeline has to respect.
     """
 
     accelerator_s: Sequence[float]

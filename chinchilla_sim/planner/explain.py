@@ -14,10 +14,19 @@ def explain_choice(search: SearchResult) -> tuple[str, ...]:
         lines.append(_against_one_rank(best, search.one_rank))
     lines += [_against(best, other) for other in search.runner_ups if len(other.plan.slots) > 1]
     lines.append(
-        f"The best of {search.considered} plans ({search.infeasible} do not fit or cannot be cut); {search.simulated} were simulated, "
-        "every other has a lower bound above the best of its split."
+        f"The best of {search.considered} priced plans ({search.infeasible} do not fit or cannot be cut) of {search.screened} "
+        f"configurations; {search.simulated} were simulated{', until the time was over' if search.truncated else ''}."
     )
+    lines.append(f"Lower bound: {gap_words(search)}.")
     return tuple(lines)
+
+
+def gap_words(search: SearchResult) -> str:
+    """What no plan of the space can beat, however its stages are cut, and how near the chosen one is."""
+    bound = f"no plan of the stated space takes less than {format_seconds(search.lower_bound_s)} a step"
+    if search.gap is None:
+        return bound
+    return f"{bound}; the chosen one is within {search.gap:.1%} of the least that any can reach"
 
 
 def _composition(candidate: Candidate) -> str:

@@ -19,15 +19,17 @@ from dataclasses import dataclass
 
 from chinchilla_sim.planner.action import PASSES, RECEIVES, Action, Op, parse_action
 from chinchilla_sim.planner.plan import Plan
+from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """`actions[rank]` in the order in which the rank issues them."""
+    """`actions[rank]` in the order in which the rank issues them; of a `folded` program only the first replica has any."""
 
     plan: Plan
     actions: tuple[tuple[Action, ...], ...]
+    folded: bool = False
 
     def to_csv(self) -> str:
         """One row per rank."""
@@ -89,6 +91,16 @@ def passes_of(plan: Plan, replica: int) -> list[list[Action]]:
     ]
 
 
+FOLDED_DEVICES = 128
+"""Plans on more devices are simulated with their first replica standing for all, where all are alike."""
+
+
+def folds(plan: Plan, pricing: Pricing) -> bool:
+    """Whether the first replica may stand for all: many devices, and every replica costs the same."""
+    alike = all(price is row[0] or price == row[0] for row in pricing.stages for price in row)
+    return len(plan.slots) > FOLDED_DEVICES and plan.data_parallel_degree > 1 and alike and not plan.replica_microbatch_counts
+
+
 def lower(plan: Plan, folded: bool = False) -> Program:
     """The program of a plan; `folded` leaves all replicas but the first without actions."""
     rows: list[tuple[Action, ...]] = [()] * plan.rank_count
@@ -98,7 +110,7 @@ def lower(plan: Plan, folded: bool = False) -> Program:
             if plan.training:
                 work = _with_exchanges(plan, work)
             rows[rank] = _post_early(work, plan.receives_in_flight)
-    return Program(plan, tuple(rows))
+    return Program(plan, tuple(rows), folded)
 
 
 def _with_messages(plan: Plan, passes: Sequence[Action]) -> list[Action]:

@@ -1,19 +1,25 @@
-"""Exhaustive search for the best plan, exact under the simulator.
+"""The best plan of a space: screened as a whole, cut and priced where it can win, judged by the simulator.
 
 The space: data-parallel degree x pipeline degree x microbatch count x schedule x sharding x placement x gradient
-codec x activation codec; stages are cut by `balance_stages`. Every plan that fits into memory gets a lower bound
-(`bound.py`). Within each split (data-parallel x pipeline degree) plans are simulated in the order of their
-bounds until the next bound is above the best simulated step: the rest cannot win. The winner is therefore the
-best of the whole stated space, not of a sample; other cuts than the balanced one are not in that space.
+codec x activation codec. `screen.py` bounds and ranks all configurations at once; stages are cut by `balance_stages`; every plan that
+fits into memory gets a bound of its own (`bound.py`), and what cannot beat the best simulated plan is not simulated.
+
+Spaces of up to EXHAUSTIVE configurations are searched whole, split by split, so that the best of every split is known. Larger ones
+are searched in the order of their estimates until no bound is below the best, or EVALUATIONS configurations have been priced. Both
+budgets count, so that the same scenario gives the same plan; `until` (seconds of the clock) only cuts off, and the result says so.
+The least bound of the space says how far from the best the plan can be at most.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise, product
+from itertools import pairwise
+from time import monotonic
 
-from chinchilla_sim.cluster.topology import Cluster
+import numpy as np
+
+from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.cost.codec import payload_bytes
 from chinchilla_sim.cost.money import expense
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
@@ -21,19 +27,27 @@ from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.bound import step_lower_bound_s
+from chinchilla_sim.planner.configuration import Configuration, Space, divisors
 from chinchilla_sim.planner.partition import allowed_cuts, balance_stages
+from chinchilla_sim.planner.placement import distinct_replicas, fastest_slots, placements, share_out
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.pricing import Pricer
-from chinchilla_sim.planner.program import Program, lower, passes_of
+from chinchilla_sim.planner.program import Program, folds, lower, passes_of
 from chinchilla_sim.planner.schedules.automatic import PassSeconds, find_rows
 from chinchilla_sim.planner.schedules.registry import SCHEDULES, microbatches_in_flight
+from chinchilla_sim.planner.screen import Floats, Screen, screen
 from chinchilla_sim.scenario.schema import JobSpec, SearchSpec
 from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.units import format_bytes
 
 Simulate = Callable[[Program, Pricing, Cluster], Timeline]
 Progress = Callable[[int, int], None]
+
+EXHAUSTIVE = 400
+EVALUATIONS = 8
+MOST_EVALUATIONS = 400
+"""So many configurations are priced where none of the first EVALUATIONS fits into memory."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +67,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The winner, the best plan of every other split, and one rank alone (None where it does not fit)."""
+    """The winner, the best plan of other splits, and one rank alone (None where it does not fit).
+
+    No plan of the `screened` configurations takes less than `lower_bound_s` seconds, or less than `lower_bound` of what is minimised.
+    """
 
     best: Candidate
     runner_ups: tuple[Candidate, ...]
@@ -61,53 +78,15 @@ class SearchResult:
     considered: int
     simulated: int
     infeasible: int
-
-
-@dataclass(frozen=True, slots=True)
-class Sharding:
-    """How a stage is divided over devices beside its replicas, and what is kept or computed again; fields as in Plan."""
-
-    tensor_parallel_degree: int = 1
-    sequence_parallel: bool = False
-    context_parallel_degree: int = 1
-    expert_parallel_degree: int = 1
-    zero_stage: int = 0
-    recompute: str = "none"
-    gradient_buckets: int = 1
+    screened: int = 0
+    lower_bound_s: float = 0.0
+    lower_bound: float = 0.0
+    truncated: bool = False
 
     @property
-    def group_width(self) -> int:
-        """Devices that work in lockstep."""
-        return self.tensor_parallel_degree * self.context_parallel_degree
-
-    def suits(self, replicas: int) -> bool:
-        """Whether so many replicas make sense of it: ZeRO, buckets and experts divide what replicas hold or exchange."""
-        exchanging = replicas * self.context_parallel_degree > 1
-        return replicas % self.expert_parallel_degree == 0 and (exchanging or (self.zero_stage == 0 and self.gradient_buckets == 1))
-
-
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """The part of a plan that decides its partition."""
-
-    data_parallel_degree: int
-    pipeline_parallel_degree: int
-    microbatch_count: int
-    schedule: str
-    stages_per_rank: int = 1
-    sharding: Sharding = Sharding()
-
-    @property
-    def device_count(self) -> int:
-        return self.data_parallel_degree * self.pipeline_parallel_degree * self.sharding.group_width
-
-    @property
-    def stage_count(self) -> int:
-        return self.pipeline_parallel_degree * self.stages_per_rank
-
-    @property
-    def split(self) -> tuple[int, int]:
-        return self.data_parallel_degree, self.pipeline_parallel_degree
+    def gap(self) -> float | None:
+        """How much more of what is minimised than any plan of the space needs at least, as a share of that bound."""
+        return self.best.objective / self.lower_bound - 1 if self.lower_bound > 0 else None
 
 
 def find_plans(
@@ -118,14 +97,23 @@ def find_plans(
     simulate: Simulate,
     progress: Progress | None = None,
     profile: Profile | None = None,
+    until: float | None = None,
 ) -> SearchResult:
-    """The best plan of the stated space; raises NoFeasiblePlanError that says what stood in the way."""
-    return _Search(Pricer(graph, cluster, job, profile), search, simulate, progress).run()
+    """The best plan of the stated space; raises NoFeasiblePlanError that says what stood in the way.
+
+    `until` is a time of the monotonic clock at which the search ends with the best plan so far.
+    """
+    return _Search(Pricer(graph, cluster, job, profile), search, simulate, progress, until).run()
 
 
 class _Search:
-    def __init__(self, pricer: Pricer, search: SearchSpec, simulate: Simulate, progress: Progress | None) -> None:
-        self.pricer, self.search, self.simulate, self.progress = pricer, search, simulate, progress
+    space: Space
+
+    def __init__(
+        self, pricer: Pricer, search: SearchSpec, simulate: Simulate, progress: Progress | None, until: float | None = None
+    ) -> None:
+        self.pricer, self.search, self.simulate, self.progress, self.until = pricer, search, simulate, progress, until
+        self.truncated = False
         graph, job = pricer.graph, pricer.job
         self.graph, self.cluster, self.job = graph, pricer.cluster, job
         self.training = job.kind == "training"
@@ -140,18 +128,14 @@ class _Search:
         """Best of every split, then the best of those."""
         self._check_objective()
         maximum = min(self.cluster.rank_count, self.search.maximum_ranks or self.cluster.rank_count)
-        shapes = [shape for shape in self._shapes(maximum) if self._allowed(shape)]
-        by_split: dict[tuple[int, int], list[_Shape]] = {}
-        for shape in shapes:
-            by_split.setdefault(shape.split, []).append(shape)
-        winners = []
-        for done, group in enumerate(by_split.values()):
-            winners += self._best_of(group)
-            if self.progress:
-                self.progress(done + 1, len(by_split))
+        self.space = Space(self.job, self.search, maximum, sum(self.cuts))
+        screened = screen(self.pricer, self.space)
+        exhaustive = screened.screened <= EXHAUSTIVE
+        winners = self._every_split(list(self.space.configurations())) if exhaustive else self._likely_first(screened)
         if not winners:
-            raise self._no_plan(shapes, maximum)
+            raise self._no_plan(screened.screened, maximum)
         ranked = sorted(winners, key=lambda candidate: (candidate.objective, len(candidate.plan.slots), candidate.plan.describe()))
+        bounds_s, bounds = self._bounds(screened)
         return SearchResult(
             best=ranked[0],
             runner_ups=tuple(ranked[1 : self.search.runner_ups + 1]),
@@ -159,7 +143,64 @@ class _Search:
             considered=self.considered,
             simulated=self.simulated,
             infeasible=self.infeasible,
+            screened=screened.screened,
+            lower_bound_s=min(float(bounds_s.min(initial=np.inf)), ranked[0].step_s),
+            lower_bound=min(float(bounds.min(initial=np.inf)), ranked[0].objective),
+            truncated=self.truncated,
         )
+
+    def _every_split(self, configurations: Sequence[Configuration]) -> list[Candidate]:
+        by_split: dict[tuple[int, int], list[Configuration]] = {}
+        for configuration in configurations:
+            by_split.setdefault(configuration.split, []).append(configuration)
+        winners: list[Candidate] = []
+        for done, group in enumerate(by_split.values()):
+            winners += self._best_of(group)
+            if self._reports(done + 1, len(by_split)) and winners:
+                break
+        return winners
+
+    def _likely_first(self, screened: Screen) -> list[Candidate]:
+        """Best of every split that was looked at, by rising estimate of the objective."""
+        _, bounds = self._bounds(screened)
+        estimates = screened.estimate_s * (bounds / screened.lower_bound_s)
+        best: dict[tuple[int, int], Candidate] = {}
+        least = np.inf
+        priced = 0
+        seen: set[tuple[float, Configuration]] = set()
+        for row in np.argsort(estimates, kind="stable"):
+            if bounds[row] >= least:
+                continue
+            configuration = screened.configuration(int(row))
+            # Where recompute finds nothing to compute again, its plans are those without.
+            plain = replace(configuration, sharding=replace(configuration.sharding, recompute="none"))
+            if (estimates[row], plain) in seen:
+                continue
+            seen.add((estimates[row], plain))
+            for candidate in self._best_of([configuration], least):
+                least = min(least, candidate.objective)
+                rival = best.get(configuration.split)
+                if rival is None or candidate.objective < rival.objective:
+                    best[configuration.split] = candidate
+            priced += 1
+            if self._reports(min(priced, EVALUATIONS), EVALUATIONS) and best:
+                break
+            if priced >= EVALUATIONS and (best or priced >= MOST_EVALUATIONS):
+                break
+        return list(best.values())
+
+    def _bounds(self, screened: Screen) -> tuple[Floats, Floats]:
+        """Lower bounds of every configuration in seconds, and of what is minimised."""
+        counts, index = np.unique(screened.device_counts(), return_inverse=True)
+        rates = [self._objective_of(1.0, fastest_slots(self.cluster, int(count))) for count in counts]
+        return screened.lower_bound_s, screened.lower_bound_s * (np.array(rates)[index] if len(counts) else 1.0)
+
+    def _reports(self, done: int, total: int) -> bool:
+        """Tell the progress; whether the time is over."""
+        if self.progress:
+            self.progress(done, total)
+        self.truncated |= self.until is not None and monotonic() > self.until
+        return self.truncated
 
     def _check_objective(self) -> None:
         """Minimising what no device states would make every plan equal."""
@@ -170,54 +211,8 @@ class _Search:
             what = f"{self.search.objective} is to be minimised, but no node states its {name}"
             raise ScenarioError([Mistake("search.objective", what, f'give the nodes a {name} such as "2 USD/h" or "300 W"')])
 
-    def _shapes(self, maximum: int) -> Iterator[_Shape]:
-        """Every split, schedule and microbatch count that divides the batch and uses at most `maximum` devices."""
-        batch = self.job.global_batch_size
-        for sharding in self._shardings():
-            groups = maximum // sharding.group_width
-            for replicas in range(1, groups + 1):
-                if batch % replicas or not sharding.suits(replicas):
-                    continue
-                counts = _divisors(batch // replicas)
-                for ranks in range(1, groups // replicas + 1):
-                    for count in counts:
-                        for schedule, stages_per_rank in self._schedules(ranks, count):
-                            yield _Shape(replicas, ranks, count, schedule, stages_per_rank, sharding)
-
-    def _shardings(self) -> Iterator[Sharding]:
-        search = self.search
-        axes = (search.tensor_parallel_degrees, search.context_parallel_degrees, search.expert_parallel_degrees)
-        kept = (search.zero_stages, search.recompute, search.gradient_buckets) if self.training else ((0,), ("none",), (1,))
-        for tensor, context, expert, zero_stage, recompute, buckets in product(*axes, *kept):
-            yield Sharding(tensor, search.sequence_parallel and tensor > 1, context, expert, zero_stage, recompute, buckets)
-
-    def _schedules(self, ranks: int, count: int) -> Iterator[tuple[str, int]]:
-        """Allowed schedules with their stages per rank; one stage or microbatch needs only one of the plain ones."""
-        if not self.training:
-            yield "forward", 1
-            return
-        plain = [name for name in ("gpipe", "1f1b") if name in self.search.schedules]
-        if ranks == 1 or count == 1:
-            yield (plain or ["1f1b"])[-1], 1
-            return
-        for name in self.search.schedules:
-            layout = SCHEDULES[name].layout
-            for stages_per_rank in {"line": (1,), "v": (2,), "loop": self.search.stages_per_rank}[layout]:
-                if SCHEDULES[name].refuses(ranks, stages_per_rank, count) is None:
-                    yield name, stages_per_rank
-
-    def _allowed(self, shape: _Shape) -> bool:
-        search = self.search
-        return (
-            shape.device_count >= search.minimum_ranks
-            and shape.stage_count <= sum(self.cuts)
-            and (search.data_parallel_degrees is None or shape.data_parallel_degree in search.data_parallel_degrees)
-            and (search.pipeline_parallel_degrees is None or shape.pipeline_parallel_degree in search.pipeline_parallel_degrees)
-            and (search.microbatch_counts is None or shape.microbatch_count in search.microbatch_counts)
-        )
-
-    def _best_of(self, shapes: Sequence[_Shape]) -> list[Candidate]:
-        """The best plan of one split: simulate by rising bound until the bound passes the best."""
+    def _best_of(self, shapes: Sequence[Configuration], below: float = np.inf) -> list[Candidate]:
+        """The best plan of one split, if it is below a limit: simulate by rising bound until the bound passes the best."""
         bounded: list[tuple[float, int, Plan, Pricing]] = []
         for shape in shapes:
             for plan in self._plans(shape):
@@ -228,7 +223,7 @@ class _Search:
                     bounded.append((self._objective(plan, bound_s), len(bounded), plan, pricing))
         best: Candidate | None = None
         for bound, _, plan, pricing in sorted(bounded, key=lambda row: row[:2]):
-            if best and bound >= best.objective:
+            if bound >= (best.objective if best else below):
                 break
             candidate = self._simulated(plan, pricing)
             if best is None or candidate.objective < best.objective:
@@ -237,17 +232,20 @@ class _Search:
 
     def _simulated(self, plan: Plan, pricing: Pricing) -> Candidate:
         self.simulated += 1
-        timeline = self.simulate(lower(plan), pricing, self.cluster)
+        timeline = self.simulate(lower(plan, folds(plan, pricing)), pricing, self.cluster)
         return Candidate(plan, pricing, timeline, self._objective(plan, timeline.step_s))
 
     def _objective(self, plan: Plan, step_s: float) -> float:
+        return self._objective_of(step_s, plan.slots)
+
+    def _objective_of(self, step_s: float, slots: Sequence[int]) -> float:
         if self.search.objective == "step_time":
             return step_s
-        devices = [self.cluster.device(slot) for slot in plan.slots]
+        devices = [self.cluster.device(slot) for slot in slots]
         spent = expense(step_s, devices)
         return spent.usd if self.search.objective == "cost" else spent.joule
 
-    def _plans(self, shape: _Shape) -> Iterator[Plan]:
+    def _plans(self, shape: Configuration) -> Iterator[Plan]:
         """Placements and codecs of one shape."""
         slots = fastest_slots(self.cluster, shape.device_count)
         exchanging = shape.data_parallel_degree * shape.sharding.context_parallel_degree > 1
@@ -264,9 +262,32 @@ class _Search:
                         self.infeasible += 1
                     else:
                         yield plan
+                        yield from self._weighted(plan)
+
+    def _weighted(self, plan: Plan) -> Iterator[Plan]:
+        """The plan with more microbatches for faster replicas, where replicas are on devices of different speed."""
+        if plan.data_parallel_degree == 1 or SCHEDULES[plan.schedule].row is None:
+            return
+        pricer, tasks = self.pricer.for_devices(plan), self.pricer.for_devices(plan).graph.compute_tasks
+        seconds: dict[Device, float] = {}
+        slowest_s = []
+        for replica in range(plan.data_parallel_degree):
+            devices = {self.pricer.device_of(plan, rank) for rank in plan.pipeline(replica)}
+            for device in devices - seconds.keys():
+                seconds[device] = sum(sum(pricer.task_s(task, plan.microbatch_size, device, len(plan.slots))[:2]) for task in tasks)
+            slowest_s.append(max(seconds[device] for device in devices))
+        if len(set(slowest_s)) > 1:
+            counts = share_out(plan.microbatch_count * plan.data_parallel_degree, slowest_s)
+            if set(counts) != {plan.microbatch_count}:
+                yield replace(plan, replica_microbatch_counts=tuple(counts))
 
     def _cut(
-        self, shape: _Shape, placement: tuple[tuple[int, ...], ...], slots: tuple[int, ...], activation_codec: str, gradient_codec: str
+        self,
+        shape: Configuration,
+        placement: tuple[tuple[int, ...], ...],
+        slots: tuple[int, ...],
+        activation_codec: str,
+        gradient_codec: str,
     ) -> Plan | None:
         """The partition of a shape whose busiest stage or link is as fast as can be, or None where none fits into memory."""
         stages = shape.stage_count
@@ -337,18 +358,19 @@ class _Search:
         """Whether tasks j..i-1 fit on a pipeline position."""
         task_count, pricer = len(self.graph.compute_tasks), self.pricer.for_devices(plan)
 
+        limits = [min(self.cluster.device(plan.slots_of(rank)[0]).usable_memory_bytes for rank in row) for row in plan.placement]
+        ranks, count = plan.pipeline_parallel_degree, plan.microbatch_count
+        held = [microbatches_in_flight(plan.schedule, position, ranks, len(limits), count) for position in range(len(limits))]
+
         def fits(position: int, first: int, end: int) -> bool:
-            limit = min(self.cluster.device(plan.slots_of(rank)[0]).usable_memory_bytes for rank in plan.placement[position])
-            in_flight = microbatches_in_flight(
-                plan.schedule, position, plan.pipeline_parallel_degree, len(plan.placement), plan.microbatch_count
-            )
             crossing = sum(self.crossing_bytes[behind - 1] for behind in (first, end) if 0 < behind < task_count)
-            return pricer.stage_bytes(plan, position, first, end, in_flight, crossing / plan.group_width) <= limit
+            needed = pricer.stage_bytes(plan, position, first, end, held[position], crossing / plan.group_width)
+            return needed <= limits[position]
 
         return fits
 
     def _fits(self, plan: Plan, pricing: Pricing) -> bool:
-        for replica in range(plan.data_parallel_degree):
+        for replica in distinct_replicas(plan, pricing, self.cluster):
             for rank, passes in zip(plan.pipeline(replica), passes_of(plan, replica), strict=True):
                 peak_bytes = pricing.peak_bytes(plan, rank, passes)
                 limit = self.cluster.device(plan.slots_of(rank)[0]).usable_memory_bytes
@@ -363,15 +385,15 @@ class _Search:
         for candidate in ranked:
             if len(candidate.plan.slots) == 1:
                 return candidate
-        counts = _divisors(self.job.global_batch_size)
-        shapes = [_Shape(1, 1, count, schedule) for count in counts for schedule, _ in self._schedules(1, count)]
+        counts = divisors(self.job.global_batch_size)
+        shapes = [Configuration(1, 1, count, schedule) for count in counts for schedule, _ in self.space.schedules(1, count)]
         before = self.considered, self.infeasible, self.simulated
         found = self._best_of(shapes)
         self.considered, self.infeasible, self.simulated = before
         return found[0] if found else None
 
-    def _no_plan(self, shapes: Sequence[_Shape], maximum: int) -> NoFeasiblePlanError:
-        if not shapes:
+    def _no_plan(self, screened: int, maximum: int) -> NoFeasiblePlanError:
+        if not screened:
             return NoFeasiblePlanError(
                 "search",
                 f"no split of {sum(self.cuts)} possible stages and a batch of {self.job.global_batch_size} "
@@ -388,20 +410,3 @@ def _shortfall(needed: float, limit: float, plan: Plan, cluster: Cluster, slot: 
         f"the closest plan ({plan.describe()}) needs {format_bytes(needed)} on {cluster.slots[slot]}, "
         f"which has {format_bytes(limit)}: {format_bytes(needed - limit)} too little"
     )
-
-
-def fastest_slots(cluster: Cluster, count: int) -> tuple[int, ...]:
-    """The `count` fastest device slots, in the cluster's order."""
-    ranked = sorted(range(cluster.rank_count), key=lambda slot: (-cluster.devices[slot].flop_per_s, slot))
-    return tuple(sorted(ranked[:count]))
-
-
-def placements(replicas: int, stages: int) -> Iterator[tuple[tuple[int, ...], ...]]:
-    """Ranks by [stage][replica]: stages of a replica side by side, and, where it differs, replicas of a stage side by side."""
-    yield tuple(tuple(replica * stages + stage for replica in range(replicas)) for stage in range(stages))
-    if replicas > 1 and stages > 1:
-        yield tuple(tuple(stage * replicas + replica for replica in range(replicas)) for stage in range(stages))
-
-
-def _divisors(number: int) -> list[int]:
-    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

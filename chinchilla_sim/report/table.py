@@ -10,6 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.planner.explain import gap_words
 from chinchilla_sim.planner.search import Candidate, SearchResult
 from chinchilla_sim.report.study import Study
 from chinchilla_sim.timeline import Timeline
@@ -261,6 +262,7 @@ def summary_text(study: Study) -> str:
         f"graph: {graph.name}, {len(graph.compute_tasks)} tasks, {sizes} per batch of {graph.batch_size}, "
         f"{format_bytes(graph.total_parameter_bytes)} of parameters ({graph.source or 'source not stated'})",
         f"search: {search.considered} plans considered, {search.simulated} simulated, {search.infeasible} do not fit into memory",
+        f"bound: {gap_words(search)}",
     ]
     tables = [plan_table(study), candidates_table(search, study.scenario.search.objective), ranks_table(search.best, study.cluster)]
     blocks = ["\n".join(lines), *(to_text(table) for table in (*tables, cost_table(study)))]
@@ -283,6 +285,10 @@ def search_dict(study: Study) -> dict[str, Any]:
         "objective": search.best.objective,
         "candidates": [_candidate_dict(candidate) for candidate in (search.best, *search.runner_ups)],
         "one_rank": None if search.one_rank is None else _candidate_dict(search.one_rank),
+        "lower_bound_s": search.lower_bound_s,
+        "gap": search.gap,
+        "truncated": search.truncated,
+        "screened": search.screened,
         "considered": search.considered,
         "simulated": search.simulated,
         "infeasible": search.infeasible,

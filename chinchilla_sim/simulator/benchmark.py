@@ -217,4 +217,4 @@ def folded_pipeline(tensor: int, ranks: int, replicas: int, microbatches: int) -
     exchange = Exchange("all_reduce", 1e9 / tensor, 0.1, 2e9 / tensor * (replicas - 1) / replicas)
     boundary = (2e6,) * (ranks - 1)
     pricing = Pricing(((price,) * replicas,) * ranks, boundary, boundary, (exchange,) * ranks)
-    return activities_of(lower(plan, folded=True), pricing, cluster, folded=True)
+    return activities_of(lower(plan, folded=True), pricing, cluster)

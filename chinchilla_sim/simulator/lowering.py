@@ -30,14 +30,14 @@ PREFETCHED_BUCKETS = 2
 """ZeRO 3 gathers the weights of so many buckets ahead of their use (FSDP's default: the next one, beside the present)."""
 
 
-def activities_of(program: Program, pricing: Pricing, cluster: Cluster, folded: bool = False) -> ActivityGraph:
+def activities_of(program: Program, pricing: Pricing, cluster: Cluster) -> ActivityGraph:
     """The activities of one step; RunError names messages and collectives that miss an end.
 
-    `folded` lets the first replica stand for all, and the first device of a rank for its group: right where they are alike
-    and share no links but in exchanges, which take the seconds of their table, or idle ones (the program is lowered `folded`, too).
+    In a folded program the first replica stands for all, and the first device of a rank for its group: right where they are alike
+    and share no links but in exchanges, which take the seconds of their table, or idle ones.
     """
     with no_collection():
-        return _Lowering(program, pricing, cluster, folded).run()
+        return _Lowering(program, pricing, cluster, program.folded).run()
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.pricing import Pricer
-from chinchilla_sim.planner.program import lower
+from chinchilla_sim.planner.program import folds, lower
 from chinchilla_sim.scenario.schema import JobSpec
 from chinchilla_sim.simulator.engine import simulate
 from chinchilla_sim.timeline import Timeline
@@ -73,7 +73,8 @@ class _Job:
 
     def play(self, plan: Plan, cluster: Cluster | None = None, causes: bool = False) -> Timeline:
         cluster = cluster or self.cluster
-        return simulate(lower(plan), Pricer(self.graph, cluster, self.job, self.profile).price(plan), cluster, causes=causes)
+        pricing = Pricer(self.graph, cluster, self.job, self.profile).price(plan)
+        return simulate(lower(plan, folds(plan, pricing)), pricing, cluster, causes=causes)
 
 
 def explain_step(

@@ -194,7 +194,7 @@ def predict(row: Row, constants: Constants | None = None) -> Prediction:
     if len(plan.slots) > cluster.rank_count:
         raise NotPredictedError(f"tp x pp x dp x cp = {len(plan.slots)} is more than the {cluster.rank_count} GPUs of the row")
     pricing = _with_shared_interfaces(plan, pricer.price(plan), cluster)
-    activities = activities_of(lower(plan, folded=True), pricing, cluster, folded=True)
+    activities = activities_of(lower(plan, folded=True), pricing, cluster)
     memory = memory_of(row, model, plan, pricer, pricing)
     fits = memory.needed_bytes <= device.memory_bytes
     return Prediction(makespan_s(replay(activities)), memory.reported_bytes, fits, SPREAD[model.formula in DECODERS])

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from chinchilla_sim.errors import RunError
+from chinchilla_sim.planner.placement import placements
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.planner.pricing import Pricer
-from chinchilla_sim.planner.search import placements
 from chinchilla_sim.runtime.launch import run_plan
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario

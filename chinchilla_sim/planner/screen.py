@@ -1,0 +1,303 @@
+"""Every configuration of a search at once: a bound that no cut of it can beat, and an estimate that ranks.
+
+Of the whole model on one group of devices, per microbatch, F is the forward pass, B the backward pass with its recompute, W the weight
+gradients in it; per step O is the optimizer and G the bytes of gradients that a device sends, over the fastest link there is, with the
+smallest codec allowed (0 where buckets or ZeRO 3 hide it, or collectives were measured). w is the heaviest task, T = F + B. With p
+pipeline ranks and m microbatches, wherever stages are cut:
+
+    work     (m T + O + G) / p                            the busiest rank does at least its share
+    path     T, or T - W where W is put off               one microbatch passes through all stages and back
+    task     m w                                          a task is not divided
+    ramps    T / (1 - (1 - 1/m)^p)                        one stage per rank, B whole
+
+The last follows from  sum over k < s of w_k + m w_s <= step  for every stage s (`bound.py`): with equality everywhere the work before
+stage s is step (1 - (1 - 1/m)^s). The bound is the largest of the four. What is left out only adds to it, so it holds for the replay and
+for the engine. The estimate has stages of whole tasks and adds the bubble, round trips and an idle exchange of gradients:
+
+    m v ceil(T / (p v w)) w + b (p-1) T / p + 2 v (p-1) x + O / p + R
+
+with v stages per rank; b = 1/v, and a third of that with split backward passes (`_whole_tasks` rounds where tasks are few). x is
+an idle transfer over a boundary, R the exchange over the link to the next replica, 0 where buckets or ZeRO 3 hide it.
+On devices of several kinds every figure of the bound is the fastest kind's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chinchilla_sim.cluster.topology import Device
+from chinchilla_sim.cost.codec import CODECS, payload_bytes
+from chinchilla_sim.cost.collective import collective_s, sent_bytes
+from chinchilla_sim.cost.compute import optimizer_s
+from chinchilla_sim.cost.memory import FP32_BYTES, state_parts
+from chinchilla_sim.planner.action import Op
+from chinchilla_sim.planner.configuration import Configuration, Sharding, Space
+from chinchilla_sim.planner.plan import Plan
+from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.schedules.registry import SCHEDULES
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+SPLIT_BUBBLE = 1 / 3
+"""Share of the bubble that is left where weight gradients fill it (ZB-H1, Qi et al. 2023)."""
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Configurations of a space as columns; those are left out of which even an average stage with one microbatch fits nowhere."""
+
+    shardings: tuple[Sharding, ...]
+    schedules: tuple[tuple[str, int], ...]
+    sharding: Ints
+    replicas: Ints
+    ranks: Ints
+    microbatches: Ints
+    schedule: Ints
+    lower_bound_s: Floats
+    estimate_s: Floats
+    screened: int
+    """How many there are with those that fit nowhere."""
+
+    def __len__(self) -> int:
+        return len(self.sharding)
+
+    def configuration(self, row: int) -> Configuration:
+        """One row."""
+        name, stages_per_rank = self.schedules[self.schedule[row]]
+        return Configuration(
+            int(self.replicas[row]),
+            int(self.ranks[row]),
+            int(self.microbatches[row]),
+            name,
+            stages_per_rank,
+            self.shardings[self.sharding[row]],
+        )
+
+    def device_counts(self) -> Ints:
+        """Devices by row."""
+        width = np.array([sharding.group_width for sharding in self.shardings], dtype=np.int64)
+        counts: Ints = self.replicas * self.ranks * width[self.sharding]
+        return counts
+
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """The whole model on one group of devices: seconds per microbatch, bytes of one microbatch's activations and of all parameters."""
+
+    forward_s: float
+    backward_s: float
+    weight_s: float
+    heaviest_s: float
+    saved_bytes: float
+    parameter_bytes: float
+    boundary_bytes: float
+    slowest_s: float
+
+
+def screen(pricer: Pricer, space: Space) -> Screen:
+    """The whole space, priced from a few plans of one stage."""
+    return _Screener(pricer, space).run()
+
+
+class _Screener:
+    def __init__(self, pricer: Pricer, space: Space) -> None:
+        self.pricer, self.space = pricer, space
+        self.cluster, self.job, self.search = pricer.cluster, pricer.job, space.search
+        self.schedules: dict[tuple[str, int], int] = {}
+        self._wholes: dict[tuple[Sharding, int, int, int], _Whole] = {}
+        self._allowed: dict[tuple[int, int], list[int]] = {}
+        kinds: dict[Device, int] = {}
+        self.kinds_among = [0]
+        for slot in sorted(range(self.cluster.rank_count), key=lambda slot: (-self.cluster.devices[slot].flop_per_s, slot)):
+            kinds.setdefault(replace(self.cluster.devices[slot], name=""), slot)
+            self.kinds_among.append(len(kinds))
+        self.kinds = list(kinds.values())
+        """A slot of each kind of device, fastest first; `kinds_among[n]` is how many kinds the n fastest devices are of."""
+        self.memory_bytes = max(self.cluster.device(slot).usable_memory_bytes for slot in self.kinds)
+        busy = self.cluster.rank_count
+        self.depends_on_busy = any(self.cluster.device(slot, 1) != self.cluster.device(slot, busy) for slot in self.kinds)
+        self.depends_on_busy |= any(row.busy_ranks for row in pricer.profile.times)
+
+    def run(self) -> Screen:
+        """Columns of all shardings, one below the other."""
+        shardings = tuple(self.space.shardings())
+        parts = [self._columns(number, sharding) for number, sharding in enumerate(shardings)]
+        columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.empty(0)] * 8
+        fits = columns.pop().astype(np.bool_)
+        *counts, bound_s, estimate_s = (column[fits] for column in columns)
+        sharding, replicas, ranks, microbatches, schedule = (column.astype(np.int64) for column in counts)
+        schedules = tuple(self.schedules)
+        return Screen(shardings, schedules, sharding, replicas, ranks, microbatches, schedule, bound_s, estimate_s, screened=len(fits))
+
+    def _columns(self, number: int, sharding: Sharding) -> list[Floats]:
+        """Sharding, replicas, ranks, microbatches, schedule, bound, estimate, fits."""
+        d, p, m, k = self._grid(sharding)
+        size = self.job.global_batch_size // np.maximum(d * m, 1)
+        devices = d * p * sharding.group_width
+        busy = devices if self.depends_on_busy else np.full_like(d, self.cluster.rank_count)
+        kinds = np.array(self.kinds_among, dtype=np.int64)[devices]
+        keys, index = np.unique(np.column_stack([size, busy, kinds]), axis=0, return_inverse=True)
+        index = index.reshape(-1)
+        wholes = [self._whole(sharding, *key) for key in keys.tolist()]
+        figure = {name: np.array([getattr(whole, name) for whole in wholes])[index] for name in _Whole.__slots__}
+        pass_s = figure["forward_s"] + figure["backward_s"]
+        update_s, state_bytes = self._update(sharding, d, figure["parameter_bytes"])
+        split = np.array([SCHEDULES[name].splits_backward for name, _ in self.schedules], dtype=np.bool_)[k]
+        line = np.array([SCHEDULES[name].layout == "line" for name, _ in self.schedules], dtype=np.bool_)[k] & ~split
+        stages = np.array([count for _, count in self.schedules], dtype=np.int64)[k]
+        path_s = np.where(split, pass_s - figure["weight_s"], pass_s)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ramps_s = np.where(line, pass_s / -np.expm1(p * np.log1p(-1 / m)), 0.0)
+        work_s = (m * pass_s + update_s + self._sent_s(sharding, d, figure)) / p
+        bound_s = np.maximum.reduce([work_s, path_s, m * figure["heaviest_s"], ramps_s]) * (1 - 1e-9)
+        bubble = np.where(split, SPLIT_BUBBLE, 1.0) / stages
+        exchange_s, hop_s = self._transfers(sharding, d, p, m, figure)
+        # A replica on the slowest devices in use holds up the others; longer pipelines mix kinds.
+        even_s = np.where(p == 1, figure["slowest_s"], (pass_s + figure["slowest_s"]) / 2)
+        busiest_s = stages * _whole_tasks(even_s / (p * stages), figure["heaviest_s"])
+        estimate_s = m * busiest_s + bubble * (p - 1) * even_s / p + stages * hop_s + update_s / p + exchange_s
+        fits = (state_bytes + figure["saved_bytes"]) / p <= self.memory_bytes
+        return [np.full(len(d), float(number)), d, p, m, k, bound_s, np.maximum(estimate_s, bound_s), fits]
+
+    def _grid(self, sharding: Sharding) -> tuple[Ints, Ints, Ints, Ints]:
+        """Replicas, ranks, microbatches and schedule (by number) of all configurations of a sharding."""
+        groups, width = self.space.maximum_ranks // sharding.group_width, sharding.group_width
+        pipelines = np.array(self.space.pipelines(sharding), dtype=np.int64)
+        parts: list[Ints] = [np.empty((0, 4), dtype=np.int64)]
+        for replicas in self.space.replicas(sharding):
+            usable = pipelines[(replicas * pipelines <= groups) & (replicas * pipelines * width >= self.search.minimum_ranks)]
+            rows = [
+                (ranks, count, code)
+                for ranks, count in product(usable.tolist(), self.space.counts(replicas))
+                for code in self._codes(ranks, count)
+            ]
+            if rows:
+                part = np.array(rows, dtype=np.int64)
+                parts.append(np.column_stack([np.full(len(part), replicas), part]))
+        d, p, m, k = np.concatenate(parts).T
+        return d, p, m, k
+
+    def _codes(self, ranks: int, count: int) -> list[int]:
+        if (ranks, count) not in self._allowed:
+            found = self.space.schedules(ranks, count)
+            self._allowed[ranks, count] = [self.schedules.setdefault(one, len(self.schedules)) for one in found]
+        return self._allowed[ranks, count]
+
+    def _whole(self, sharding: Sharding, size: int, busy: int, kinds: int) -> _Whole:
+        """The whole model as one stage; of the fastest kinds of devices the best figure of any, and a pass on the slowest."""
+        sharding = replace(sharding, zero_stage=0, gradient_buckets=1)
+        key = sharding, size, busy, kinds
+        if key not in self._wholes:
+            found = [self._on(sharding, size, busy, slot) for slot in self.kinds[:kinds]]
+            best = {name: min(getattr(whole, name) for whole in found) for name in _Whole.__slots__}
+            worst = {name: max(getattr(whole, name) for whole in found) for name in ("weight_s", "slowest_s")}
+            self._wholes[key] = _Whole(**best | worst)
+        return self._wholes[key]
+
+    def _on(self, sharding: Sharding, size: int, busy: int, slot: int) -> _Whole:
+        training, experts = self.space.training, sharding.expert_parallel_degree
+        plan = Plan(
+            stages=(tuple(task.name for task in self.pricer.graph.compute_tasks),),
+            placement=(tuple(range(experts)),),
+            slots=tuple(range(max(busy, sharding.group_width * experts))),
+            global_batch_size=size * experts,
+            microbatch_count=1,
+            schedule="1f1b" if training else "forward",
+            gradient_codecs=("none",),
+            activation_codecs=(),
+            **asdict(sharding),
+        )
+        pricer, device = self.pricer.for_devices(plan), self.cluster.device(slot, busy)
+        tasks = pricer.graph.compute_tasks
+        seconds = [pricer.task_s(task, size, device, busy) for task in tasks]
+        price = pricer.stage_price(plan, 0, device, (), ())
+        # With several kinds no stage may be faster than its tasks one by one; host floors are of the whole model on one kind.
+        one_kind = len(self.kinds) == 1
+        forward_s = price.action_s[Op.F] - device.forward_fixed_s if one_kind else sum(row[0] for row in seconds)
+        backward_s = price.action_s[Op.B] - device.backward_fixed_s if one_kind else sum(row[1] for row in seconds)
+        inside = price.blocking_s if one_kind else {}
+        forward_s += inside.get(Op.F, 0.0)
+        backward_s = backward_s + inside.get(Op.B, 0.0) if training else 0.0
+        return _Whole(
+            forward_s=forward_s,
+            backward_s=backward_s,
+            weight_s=price.action_s[Op.W] if training else 0.0,
+            heaviest_s=max(row[0] + row[1] * training for row in seconds),
+            saved_bytes=price.saved_bytes,
+            parameter_bytes=pricer.graph.trained_bytes_of(tasks),
+            boundary_bytes=pricer.scale(size) * tasks[0].output_bytes,
+            slowest_s=forward_s + backward_s,
+        )
+
+    def _update(self, sharding: Sharding, d: Ints, parameter_bytes: Floats) -> tuple[Floats, Floats]:
+        """Seconds of the optimizer over the whole model, and bytes of its state, by configuration."""
+        if not self.space.training or not len(d):
+            return np.zeros(len(d)), parameter_bytes
+        job, value_bytes, device = self.job, self.pricer.value_bytes, self.cluster.devices
+        degrees, index = np.unique(d, return_inverse=True)
+        parameters, seconds, state = float(parameter_bytes.max()), [], []
+        for degree in degrees.tolist():
+            shards = degree * sharding.context_parallel_degree
+            owned = parameters * FP32_BYTES / value_bytes / (shards if sharding.zero_stage else 1)
+            mixed = value_bytes < FP32_BYTES
+            seconds.append(min(optimizer_s(owned, job.optimizer, job.momentum, device[slot], mixed=mixed) for slot in self.kinds))
+            state.append(sum(state_parts(parameters, job.optimizer, job.momentum, job.precision, sharding.zero_stage, shards).values()))
+        return np.array(seconds)[index], np.array(state)[index]
+
+    def _sent_s(self, sharding: Sharding, d: Ints, figure: dict[str, Floats]) -> Floats:
+        """Seconds that a device's link is busy with the gradients of the whole model, at least."""
+        hidden = sharding.gradient_buckets > 1 or sharding.zero_stage == 3 or not self.space.training
+        if hidden or self.cluster.node_collectives or not len(d) or self.cluster.rank_count < 2:
+            return np.zeros(len(d))
+        fastest = max(self.cluster.link(edge).bandwidth_bytes_per_s for edge in self.cluster.graph.edges)
+        degrees, index = np.unique(d * sharding.context_parallel_degree, return_inverse=True)
+        parameters = float(figure["parameter_bytes"].max())
+        sent = []
+        for degree in degrees.tolist():
+            by_codec = []
+            for codec in self.search.gradient_codecs:
+                kind = "all_gather" if not CODECS[codec].summable else "reduce_scatter" if sharding.zero_stage else "all_reduce"
+                payload = payload_bytes(codec, parameters, self.pricer.value_bytes)
+                by_codec.append(sent_bytes(kind, payload, degree))
+            sent.append(min(by_codec) if degree > 1 else 0.0)
+        seconds: Floats = np.array(sent)[index] / fastest
+        return seconds
+
+    def _transfers(self, sharding: Sharding, d: Ints, p: Ints, m: Ints, figure: dict[str, Floats]) -> tuple[Floats, Floats]:
+        """Idle exchange of the gradients of a stage, and all transfers that one microbatch waits for."""
+        if not len(d):
+            return np.zeros(0), np.zeros(0)
+        width, last = sharding.group_width, self.cluster.rank_count - 1
+        pairs, index = np.unique(np.column_stack([d, p]), axis=0, return_inverse=True)
+        hidden = sharding.gradient_buckets > 1 or sharding.zero_stage == 3 or not self.space.training
+        parameters = float(figure["parameter_bytes"].max())
+        exchange_s = []
+        for replicas, ranks in pairs.tolist():
+            degree = replicas * sharding.context_parallel_degree
+            other = min(width * ranks if replicas > 1 else sharding.tensor_parallel_degree, last)
+            lanes = 1 if self.cluster.node_of(0) == self.cluster.node_of(other) else sharding.tensor_parallel_degree
+            kind = "reduce_scatter" if sharding.zero_stage else "all_reduce"
+            payload = lanes * parameters / ranks
+            idle_s = (
+                0.0
+                if degree == 1 or hidden
+                else collective_s(kind, payload, degree, self.cluster.idle_link(0, other), self.cluster.backend)
+            )
+            exchange_s.append(idle_s)
+        link = self.cluster.idle_link(0, min(width, last)) if last else None
+        byte_s, latency_s = (1 / link.bandwidth_bytes_per_s, link.latency_s) if link else (0.0, 0.0)
+        hop_s = (1 + self.space.training) * (p - 1) * (latency_s + figure["boundary_bytes"] / width * byte_s)
+        return np.array(exchange_s)[index.reshape(-1)], hop_s
+
+
+def _whole_tasks(stage_s: Floats, task_s: Floats) -> Floats:
+    """Seconds of the busiest of equal stages that hold whole tasks; smaller tasks fill up to half a gap."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rounded = np.where(task_s > 0, np.ceil(stage_s / task_s - 0.5) * task_s, 0.0)
+    busiest: Floats = np.maximum(stage_s, rounded)
+    return busiest
