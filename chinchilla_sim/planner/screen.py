@@ -2,11 +2,11 @@
 
 Of the whole model on one group of devices, per microbatch, F is the forward pass, B the backward pass with its recompute, W the weight
 gradients in it; per step O is the optimizer and G the bytes of gradients that a device sends, over the fastest link there is, with the
-smallest codec allowed (0 where buckets or ZeRO 3 hide it, or collectives were measured). w is the heaviest task, T = F + B. With p
-pipeline ranks and m microbatches, wherever stages are cut:
+smallest codec allowed (0 where buckets or ZeRO 3 hide it, or collectives were measured); X is a transfer of the narrowest cut there and
+back over such a link. w is the heaviest task, T = F + B. With p pipeline ranks and m microbatches, wherever stages are cut:
 
     work     (m T + O + G) / p                            the busiest rank does at least its share
-    path     T, or T - W where W is put off               one microbatch passes through all stages and back
+    path     T + (p-1) X, or T - W + (p-1) X              one microbatch passes through all stages and back; W may be put off
     task     m w                                          a task is not divided
     ramps    T / (1 - (1 - 1/m)^p)                        one stage per rank, B whole
 
@@ -24,18 +24,20 @@ On devices of several kinds every figure of the bound is the fastest kind's.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from itertools import product
+from functools import cached_property
+from itertools import permutations, product
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chinchilla_sim.cluster.topology import Device
+from chinchilla_sim.cluster.topology import Device, Link
 from chinchilla_sim.cost.codec import CODECS, payload_bytes
 from chinchilla_sim.cost.collective import collective_s, sent_bytes
 from chinchilla_sim.cost.compute import optimizer_s
 from chinchilla_sim.cost.memory import FP32_BYTES, state_parts
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.configuration import Configuration, Sharding, Space
+from chinchilla_sim.planner.partition import allowed_cuts
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
@@ -43,6 +45,7 @@ from chinchilla_sim.planner.schedules.registry import SCHEDULES
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+ALL_PAIRS = 64
 SPLIT_BUBBLE = 1 / 3
 """Share of the bubble that is left where weight gradients fill it (ZB-H1, Qi et al. 2023)."""
 
@@ -150,7 +153,7 @@ class _Screener:
         split = np.array([SCHEDULES[name].splits_backward for name, _ in self.schedules], dtype=np.bool_)[k]
         line = np.array([SCHEDULES[name].layout == "line" for name, _ in self.schedules], dtype=np.bool_)[k] & ~split
         stages = np.array([count for _, count in self.schedules], dtype=np.int64)[k]
-        path_s = np.where(split, pass_s - figure["weight_s"], pass_s)
+        path_s = np.where(split, pass_s - figure["weight_s"], pass_s) + (p - 1) * self._crossing_s(sharding, size)
         with np.errstate(divide="ignore", invalid="ignore"):
             ramps_s = np.where(line, pass_s / -np.expm1(p * np.log1p(-1 / m)), 0.0)
         work_s = (m * pass_s + update_s + self._sent_s(sharding, d, figure)) / p
@@ -249,12 +252,44 @@ class _Screener:
             state.append(sum(state_parts(parameters, job.optimizer, job.momentum, job.precision, sharding.zero_stage, shards).values()))
         return np.array(seconds)[index], np.array(state)[index]
 
+    @cached_property
+    def _fastest_link(self) -> Link:
+        """Least latency and largest bandwidth between any two devices; of a large cluster, of any single link."""
+        cluster, slots = self.cluster, range(self.cluster.rank_count)
+        if cluster.rank_count <= ALL_PAIRS:
+            links = [cluster.idle_link(a, b) for a, b in permutations(slots, 2)]
+        else:
+            links = [cluster.link(edge) for edge in cluster.graph.edges]
+        return Link(min(link.latency_s for link in links), max(link.bandwidth_bytes_per_s for link in links))
+
+    @cached_property
+    def _narrowest_cut_bytes(self) -> tuple[float, float]:
+        """Least bytes per batch of the graph that any cut sends on, and back."""
+        graph = self.pricer.graph
+        ends = [task for task, cut in zip(graph.compute_tasks, allowed_cuts(graph, self.space.training), strict=True) if cut][:-1]
+        live = [graph.live_after(graph.position[task.name]) for task in ends]
+        on = [sum(producer.output_bytes for producer in row) for row in live]
+        back = [sum(producer.output_bytes for producer in row if producer.needs_gradient) for row in live]
+        return min(on, default=0.0), min(back, default=0.0)
+
+    def _crossing_s(self, sharding: Sharding, size: Ints) -> Floats:
+        """Seconds of the narrowest cut there and, in training, back, at least."""
+        if self.cluster.rank_count < 2:
+            return np.zeros(len(size))
+        link, scale = self._fastest_link, self.pricer.scale(1) * size / sharding.group_width
+        # A codec takes at least the share of its bytes per value; scales and headers come on top.
+        share = min(1.0, min(CODECS[codec].value_bytes for codec in self.search.activation_codecs) / self.pricer.value_bytes)
+        on_bytes, back_bytes = self._narrowest_cut_bytes
+        seconds: Floats = link.latency_s + scale * share * on_bytes / link.bandwidth_bytes_per_s
+        if self.space.training:
+            seconds = seconds + link.latency_s + scale * share * back_bytes / link.bandwidth_bytes_per_s
+        return seconds
+
     def _sent_s(self, sharding: Sharding, d: Ints, figure: dict[str, Floats]) -> Floats:
         """Seconds that a device's link is busy with the gradients of the whole model, at least."""
         hidden = sharding.gradient_buckets > 1 or sharding.zero_stage == 3 or not self.space.training
         if hidden or self.cluster.node_collectives or not len(d) or self.cluster.rank_count < 2:
             return np.zeros(len(d))
-        fastest = max(self.cluster.link(edge).bandwidth_bytes_per_s for edge in self.cluster.graph.edges)
         degrees, index = np.unique(d * sharding.context_parallel_degree, return_inverse=True)
         parameters = float(figure["parameter_bytes"].max())
         sent = []
@@ -265,7 +300,7 @@ class _Screener:
                 payload = payload_bytes(codec, parameters, self.pricer.value_bytes)
                 by_codec.append(sent_bytes(kind, payload, degree))
             sent.append(min(by_codec) if degree > 1 else 0.0)
-        seconds: Floats = np.array(sent)[index] / fastest
+        seconds: Floats = np.array(sent)[index] / self._fastest_link.bandwidth_bytes_per_s
         return seconds
 
     def _transfers(self, sharding: Sharding, d: Ints, p: Ints, m: Ints, figure: dict[str, Floats]) -> tuple[Floats, Floats]:
