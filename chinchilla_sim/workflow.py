@@ -29,6 +29,7 @@ from chinchilla_sim.graph.importers import read_graph
 from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import VALUE_BYTES, TaskGraph
 from chinchilla_sim.graph.zoo import FORMULAS, PRESETS, chain, mlp
+from chinchilla_sim.planner.alternative import search_instead
 from chinchilla_sim.planner.explain import explain_choice
 from chinchilla_sim.planner.plan import CUSTOM, Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
@@ -234,6 +235,13 @@ def make_plan(setting: Setting, progress: Progress | None = None, time_limit_s: 
     refined.sort(key=lambda candidate: candidate.objective)
     one_rank = _in_own_tasks(setting, coarse, found.one_rank) if found.one_rank else None
     return replace(found, best=refined[0], runner_ups=tuple(refined[1:]), one_rank=one_rank)
+
+
+def plan_instead(setting: Setting, text: str, progress: Progress | None = None) -> Candidate:
+    """The best plan of another configuration ("dp=8,pp=1"); NoFeasiblePlanError says what it lacks, and by how much."""
+    search = search_instead(setting.scenario.search, text)
+    scenario = setting.scenario.model_copy(update={"search": search})
+    return make_plan(replace(setting, scenario=scenario), progress).best
 
 
 def _in_own_tasks(setting: Setting, coarse: TaskGraph, candidate: Candidate) -> Candidate:

@@ -229,7 +229,7 @@ def calibrate(scenario: Path | None = None, *, ranks: int | None = None, overrid
 @bench.command(name="simulator")
 def bench_simulator(*, as_json: AsJson = False) -> None:
     """Measure how fast the three evaluators are here: SimPy engine, replay, closed form; and flows, and a step of 3,072 GPUs."""
-    from chinchilla_sim.report.listing import speed_table
+    from chinchilla_sim.report.listing import figures_dict, speed_table
     from chinchilla_sim.simulator.benchmark import measure_simulator
 
     figures = []
@@ -237,11 +237,31 @@ def bench_simulator(*, as_json: AsJson = False) -> None:
         for figure in measure_simulator():
             figures.append(figure)
     if as_json:
-        print_json(
-            {"figures": [{"name": f.name, "value": f.value, "unit": f.unit, "target": f.target, "reached": f.reached} for f in figures]}
-        )
+        print_json(figures_dict(figures))
     else:
         print_tables(speed_table(figures))
+
+
+@bench.command(name="planner")
+def bench_planner(*, most_devices: int = 16384, as_json: AsJson = False) -> None:
+    """Measure how long planning takes here from 8 to 16,384 devices, and how many configurations are screened in a second.
+
+    Parameters
+    ----------
+    most_devices
+        Leave out larger clusters.
+    """
+    from chinchilla_sim.report.listing import figures_dict, speed_table
+    from chinchilla_sim.validation.planning_speed import measure_planning
+
+    figures = []
+    with busy("planning (about 2 minutes)"):
+        for figure in measure_planning(most_devices):
+            figures.append(figure)
+    if as_json:
+        print_json(figures_dict(figures))
+    else:
+        print_tables(speed_table(figures, "Speed of planning on this machine"))
 
 
 @bench.command(name="ledger")

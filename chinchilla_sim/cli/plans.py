@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from chinchilla_sim.cli.app import AsJson, Force, Output, Overrides, app
 from chinchilla_sim.cli.shared import find_plan, load_plan_file, load_scenario_file, measurement_of, plan_to_run, print_plan
-from chinchilla_sim.console import busy, log, print_json, print_tables, save_json, show_epochs, writable_folder
+from chinchilla_sim.console import busy, log, print_json, print_tables, save_json, searching, show_epochs, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.units import parse_seconds
+
+if TYPE_CHECKING:
+    from chinchilla_sim.planner.plan_file import PlanFile
+    from chinchilla_sim.workflow import Setting
 
 
 @app.command
@@ -59,15 +63,18 @@ def _time_limit_s(text: str) -> float:
 
 
 @app.command
-def explain(plan: Path, *, overrides: Overrides = None, as_json: AsJson = False, force: Force = False) -> None:
+def explain(plan: Path, *, instead: str | None = None, overrides: Overrides = None, as_json: AsJson = False, force: Force = False) -> None:
     """Say what decides the step of a plan, and how much each input matters: link bandwidth x 2, flop/s + 10 %, latency / 2 and so on.
 
-    The plan stays as it is; only its machines change. Exit code 1 where it does not fit into memory.
+    The plan stays as it is; only its machines change. Exit code 1 where it does not fit into memory. With --instead: why not another one.
 
     Parameters
     ----------
     plan
         A plan file (plan.json), or a scenario (.toml), which is planned first.
+    instead
+        Compare with the best plan of another configuration, such as "dp=8,pp=1": time, memory and money; keys are dp, pp, tp, cp, ep,
+        m (microbatches), zero, buckets, schedule, recompute, gradients and activations (codecs). Exit code 1 where it does not fit.
     """
     import sys
 
@@ -81,6 +88,9 @@ def explain(plan: Path, *, overrides: Overrides = None, as_json: AsJson = False,
     else:
         file = load_plan_file(plan)
         setting = open_plan(file, str(plan), overrides or (), force)
+    if instead is not None:
+        _explain_instead(setting, file, instead, as_json)
+        return
     with busy("simulating with other inputs"):
         found = explain_step(setting.graph, setting.cluster, setting.scenario.job, file.plan, setting.profile)
     if as_json:
@@ -90,6 +100,19 @@ def explain(plan: Path, *, overrides: Overrides = None, as_json: AsJson = False,
         print_tables(*explanation_tables(found))
     if found.headroom_bytes < 0:
         sys.exit(1)
+
+
+def _explain_instead(setting: Setting, file: PlanFile, instead: str, as_json: bool) -> None:
+    from chinchilla_sim.report.reasons import instead_dict, instead_table
+    from chinchilla_sim.workflow import plan_instead, simulate_plan
+
+    chosen = simulate_plan(setting, file)
+    with searching() as progress:
+        other = plan_instead(setting, instead, progress)
+    if as_json:
+        print_json(instead_dict(chosen, other, setting.cluster))
+    else:
+        print_tables(instead_table(chosen, other, setting.cluster))
 
 
 @app.command

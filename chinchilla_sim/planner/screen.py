@@ -104,10 +104,12 @@ class _Whole:
 
 def screen(pricer: Pricer, space: Space) -> Screen:
     """The whole space, priced from a few plans of one stage."""
-    return _Screener(pricer, space).run()
+    return Screener(pricer, space).run()
 
 
-class _Screener:
+class Screener:
+    """Screens a space; prices are kept from one run to the next."""
+
     def __init__(self, pricer: Pricer, space: Space) -> None:
         self.pricer, self.space = pricer, space
         self.cluster, self.job, self.search = pricer.cluster, pricer.job, space.search

@@ -305,16 +305,20 @@ def schedule_dict(drawn: DrawnSchedule) -> dict[str, Any]:
     return {"schedule": drawn.plan.schedule, "rows": [row.split() for row in drawn.rows], **facts, "row_s": row_seconds(drawn.timeline)}
 
 
-def speed_table(figures: Sequence[Figure]) -> Table:
-    """Speeds of the simulator, with the targets of this project."""
+def figures_dict(figures: Sequence[Figure]) -> dict[str, Any]:
+    """JSON-ready form of measured speeds."""
+    fields = ("name", "value", "unit", "target", "reached")
+    return {"figures": [{name: getattr(figure, name) for name in fields} for figure in figures]}
+
+
+def speed_table(figures: Sequence[Figure], title: str = "Speed of the simulator on this machine") -> Table:
+    """Measured speeds, with the targets of this project."""
     cells = []
     for figure in figures:
         value = f"{figure.value:,.0f}" if figure.value >= 100 else f"{figure.value:.2f}"
         target = "" if figure.target is None else f"{'<=' if figure.at_most else '>='} {figure.target:,.0f}"
         cells.append((figure.name, value, figure.unit, target, {None: "", True: "yes", False: "no"}[figure.reached]))
-    return Table(
-        "Speed of the simulator on this machine", ("what", "measured", "unit", "target", "reached"), tuple(cells), text_columns=(0, 2)
-    )
+    return Table(title, ("what", "measured", "unit", "target", "reached"), tuple(cells), text_columns=(0, 2))
 
 
 def calibration_table(calibration: Calibration) -> Table:

@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from chinchilla_sim.report.table import Table, percent, signed_percent
+from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.cost.money import expense
+from chinchilla_sim.planner.search import Candidate
+from chinchilla_sim.report.listing import peak_of
+from chinchilla_sim.report.table import NONE, Table, percent, signed_percent, versus
 from chinchilla_sim.simulator.sensitivity import Explanation
-from chinchilla_sim.units import format_bytes, format_seconds
+from chinchilla_sim.units import format_bytes, format_seconds, format_usd
 from chinchilla_sim.validation.left_out import LeftOut
 
 
@@ -64,3 +68,50 @@ def left_out_table(results: Sequence[LeftOut]) -> Table:
 def left_out_dict(results: Sequence[LeftOut]) -> dict[str, Any]:
     """JSON-ready."""
     return {"sources": [asdict(one) for one in results]}
+
+
+def instead_table(chosen: Candidate, other: Candidate, cluster: Cluster) -> Table:
+    """A plan beside the best one of another configuration."""
+    rows = [_instead_row(name, candidate, chosen, cluster) for name, candidate in (("this plan", chosen), ("instead", other))]
+    headers = ("", "plan", "ranks", "step time", "", "computation", "exposed communication", "peak memory", "of device", "cost of a step")
+    return Table("Why not another one", headers, tuple(rows), text_columns=(0, 1, 4))
+
+
+def _instead_row(name: str, candidate: Candidate, chosen: Candidate, cluster: Cluster) -> tuple[str, ...]:
+    facts = instead_facts(candidate, cluster)
+    compared = "" if candidate is chosen else versus(candidate.step_s, chosen.step_s, "step_time")
+    cost = format_usd(facts["step_usd"]) if facts["step_usd"] else NONE
+    return (
+        name,
+        candidate.plan.describe(),
+        str(len(candidate.plan.slots)),
+        format_seconds(candidate.step_s),
+        compared,
+        format_seconds(facts["computation_s"]),
+        format_seconds(facts["exposed_communication_s"]),
+        format_bytes(facts["peak_memory_bytes"]),
+        percent(facts["peak_memory_share"]),
+        cost,
+    )
+
+
+def instead_facts(candidate: Candidate, cluster: Cluster) -> dict[str, Any]:
+    """Time of the busiest rank, memory of the fullest, and what a step costs."""
+    timeline, plan = candidate.timeline, candidate.plan
+    busiest = max(range(timeline.rank_count), key=timeline.busy_s)
+    peaks = [peak_of(candidate, rank)["peak_bytes"] for rank in range(timeline.rank_count)]
+    limits = [cluster.device(plan.slots_of(rank)[0]).usable_memory_bytes for rank in range(timeline.rank_count)]
+    return {
+        "plan": plan.describe(),
+        "step_s": candidate.step_s,
+        "computation_s": timeline.busy_s(busiest),
+        "exposed_communication_s": timeline.exposed_communication_s(busiest),
+        "peak_memory_bytes": max(peaks),
+        "peak_memory_share": max(peak / limit for peak, limit in zip(peaks, limits, strict=True)),
+        "step_usd": expense(candidate.step_s, [cluster.device(slot) for slot in plan.slots]).usd,
+    }
+
+
+def instead_dict(chosen: Candidate, other: Candidate, cluster: Cluster) -> dict[str, Any]:
+    """JSON-ready form of both."""
+    return {"chosen": instead_facts(chosen, cluster), "instead": instead_facts(other, cluster)}
