@@ -158,7 +158,7 @@ def _over_ideals(problem: AssignmentProblem, most_ideals: int) -> AssignmentResu
     count = len(problem.units)
     best = _Contiguous(problem, list_ideals(count, problem.order, 0), np.inf).solve()
     ideals = list_ideals(count, problem.order, most_ideals)
-    if ideals.complete and len(ideals) > count + 1:
+    if ideals.complete and len(ideals) > count + 1 and not (best and best.slowest_s == 0):
         best = _Contiguous(problem, ideals, best.slowest_s if best else np.inf).solve() or best
     if best is None:
         return None
@@ -218,9 +218,10 @@ class _Contiguous:
 
     def __init__(self, problem: AssignmentProblem, ideals: Ideals, limit_s: float) -> None:
         self.problem, self.ideals, self.limit_s = problem, ideals, limit_s
-        possible = np.isfinite(problem.accelerator_s)
-        self.accelerator_s = ideals.totals(problem.unit_totals(np.where(possible, problem.accelerator_s, 0.0).tolist()).tolist())
-        self.refused = ideals.totals(problem.unit_totals((~possible).astype(float).tolist()).tolist())
+        accelerator_s = problem.unit_totals(problem.accelerator_s)
+        possible = np.isfinite(accelerator_s)
+        self.accelerator_s = ideals.totals(np.where(possible, accelerator_s, 0.0).tolist())
+        self.refused = ideals.totals((~possible).astype(np.float64).tolist())
         self.cpu_s = ideals.totals(problem.unit_totals(problem.cpu_s).tolist())
         self.held_bytes = ideals.totals(problem.unit_totals(problem.held_bytes).tolist())
         words = np.packbits(ideals.inside, axis=1, bitorder="little")

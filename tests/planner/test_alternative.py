@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from chinchilla_sim.cli.app import app, main
-from chinchilla_sim.errors import ScenarioError
+from chinchilla_sim.cli.app import app
+from chinchilla_sim.errors import NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.planner.alternative import FIELDS, search_instead
 from chinchilla_sim.scenario.schema import SearchSpec
 
@@ -42,15 +42,13 @@ def test_why_not_eight_replicas(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 < found["instead"]["peak_memory_share"] < 1
 
 
-def test_what_does_not_fit_says_by_how_much(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_says_by_how_much(tmp_path: Path) -> None:
     """Infeasible is an answer: the constraint, and what is missing."""
     scenario = tmp_path / "small.toml"
     scenario.write_text(SEED.read_text().replace('"16 GiB"', '"700 MiB"'))
-    monkeypatch.setattr("sys.argv", ["chinchilla", "explain", str(scenario), "--instead", "dp=2,pp=1"])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 1
-    assert "too little" in capsys.readouterr().err
+    with pytest.raises(NoFeasiblePlanError, match="too little") as caught:
+        app(["explain", str(scenario), "--instead", "dp=2,pp=1"], result_action="return_value")
+    assert caught.value.exit_code == 1
 
 
 def test_plan_json_has_bound_gap_and_time(capsys: pytest.CaptureFixture[str]) -> None:

@@ -216,7 +216,7 @@ def test_folded_replicas_take_as_long(case: Case) -> None:
     assume(alike and not plan.replica_microbatch_counts and plan.gradient_buckets == 1 and plan.zero_stage in (0, 1))
     graph = case.activities
     times = replay(graph)
-    small = activities_of(lower(plan, folded=True), case.pricing, case.cluster, folded=True)
+    small = activities_of(lower(plan, folded=True), case.pricing, case.cluster)
     assume(case.cluster.graph.has_node("network/switch"))
     assert len(small) <= len(graph)
     assert makespan_s(replay(small)) == pytest.approx(makespan_s(times), rel=1e-6)
