@@ -44,6 +44,14 @@ def fastest_slots(cluster: Cluster, count: int) -> tuple[int, ...]:
     return tuple(sorted(ranked[:count]))
 
 
+def slot_choices(cluster: Cluster, count: int) -> list[tuple[int, ...]]:
+    """Devices worth using when so many are: the fastest, and those with most memory where they are others."""
+    ranked = sorted(
+        range(cluster.rank_count), key=lambda slot: (-cluster.devices[slot].memory_bytes, -cluster.devices[slot].flop_per_s, slot)
+    )
+    return list(dict.fromkeys((fastest_slots(cluster, count), tuple(sorted(ranked[:count])))))
+
+
 def placements(replicas: int, stages: int) -> Iterator[tuple[tuple[int, ...], ...]]:
     """Ranks by [stage][replica]: stages of a replica side by side, and, where it differs, replicas of a stage side by side."""
     yield tuple(tuple(replica * stages + stage for replica in range(replicas)) for stage in range(stages))

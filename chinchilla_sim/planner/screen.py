@@ -194,13 +194,16 @@ class Screener:
         return self._allowed[ranks, count]
 
     def _whole(self, sharding: Sharding, size: int, busy: int, kinds: int) -> _Whole:
-        """The whole model as one stage; of the fastest kinds of devices the best figure of any, and a pass on the slowest."""
+        """The whole model as one stage; the best figure of any kind of device, and a pass on the slowest of the fastest `kinds`."""
         sharding = replace(sharding, zero_stage=0, gradient_buckets=1)
         key = sharding, size, busy, kinds
         if key not in self._wholes:
-            found = [self._on(sharding, size, busy, slot) for slot in self.kinds[:kinds]]
+            found = [self._on(sharding, size, busy, slot) for slot in self.kinds]
             best = {name: min(getattr(whole, name) for whole in found) for name in _Whole.__slots__}
-            worst = {name: max(getattr(whole, name) for whole in found) for name in ("weight_s", "slowest_s")}
+            worst = {
+                "weight_s": max(whole.weight_s for whole in found),
+                "slowest_s": max(whole.slowest_s for whole in found[:kinds]),
+            }
             self._wholes[key] = _Whole(**best | worst)
         return self._wholes[key]
 

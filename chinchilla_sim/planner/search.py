@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from time import monotonic
 
 import numpy as np
@@ -29,7 +29,7 @@ from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.configuration import Configuration, Space, divisors
 from chinchilla_sim.planner.partition import allowed_cuts, balance_stages
-from chinchilla_sim.planner.placement import distinct_replicas, fastest_slots, placements, share_out
+from chinchilla_sim.planner.placement import distinct_replicas, placements, share_out, slot_choices
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.pricing import Pricer
@@ -192,7 +192,7 @@ class _Search:
     def _bounds(self, screened: Screen) -> tuple[Floats, Floats]:
         """Lower bounds of every configuration in seconds, and of what is minimised."""
         counts, index = np.unique(screened.device_counts(), return_inverse=True)
-        rates = [self._objective_of(1.0, fastest_slots(self.cluster, int(count))) for count in counts]
+        rates = [min(self._objective_of(1.0, slots) for slots in slot_choices(self.cluster, int(count))) for count in counts]
         return screened.lower_bound_s, screened.lower_bound_s * (np.array(rates)[index] if len(counts) else 1.0)
 
     def _reports(self, done: int, total: int) -> bool:
@@ -247,12 +247,11 @@ class _Search:
 
     def _plans(self, shape: Configuration) -> Iterator[Plan]:
         """Placements and codecs of one shape."""
-        slots = fastest_slots(self.cluster, shape.device_count)
         exchanging = shape.data_parallel_degree * shape.sharding.context_parallel_degree > 1
         gradient_codecs = self.search.gradient_codecs if exchanging and self.training else ("none",)
         activation_codecs = self.search.activation_codecs if shape.pipeline_parallel_degree > 1 else ("none",)
         schedule = SCHEDULES[shape.schedule]
-        for line in placements(*shape.split):
+        for slots, line in product(slot_choices(self.cluster, shape.device_count), placements(*shape.split)):
             placement = tuple(line[schedule.rank_of_stage(stage, shape.pipeline_parallel_degree)] for stage in range(shape.stage_count))
             for activation_codec in activation_codecs:
                 for gradient_codec in gradient_codecs:
