@@ -12,6 +12,9 @@ SCHEDULE_NAMES = (*SCHEDULES, CUSTOM)
 """`forward` is the only schedule of inference; `custom` plays the rows of `order`."""
 
 
+LISTED_REPLICAS = 8
+
+
 @dataclass(frozen=True)
 class Plan:
     """Partition, placement, schedule, sharding and compression of one job.
@@ -136,7 +139,7 @@ class Plan:
         parts = [_split(self.stage_count, self.pipeline_parallel_degree, self.data_parallel_degree)]
         parts += self._group_words()
         if self.replica_microbatch_counts:
-            parts.append(f"{'/'.join(map(str, self.replica_microbatch_counts))} microbatches of {self.microbatch_size}")
+            parts.append(f"{_count_words(self.replica_microbatch_counts)} microbatches of {self.microbatch_size}")
         elif self.microbatch_count > 1:
             parts.append(f"{self.microbatch_count} microbatches of {self.microbatch_size}")
         if self.pipeline_parallel_degree > 1:
@@ -166,6 +169,10 @@ def _split(stage_count: int, rank_count: int, replica_count: int) -> str:
         return "one rank" if replica_count == 1 else replicas
     stages += "" if stage_count == rank_count else f" on {rank_count} rank{'s' if rank_count > 1 else ''}"
     return stages if replica_count == 1 else f"{stages} x {replicas}"
+
+
+def _count_words(counts: tuple[int, ...]) -> str:
+    return "/".join(map(str, counts)) if len(counts) <= LISTED_REPLICAS else f"{min(counts)} to {max(counts)}"
 
 
 def _codec_words(what: str, codecs: tuple[str, ...]) -> list[str]:
