@@ -234,7 +234,15 @@ def make_plan(setting: Setting, progress: Progress | None = None, time_limit_s: 
     refined = [_in_own_tasks(setting, coarse, candidate) for candidate in (found.best, *found.runner_ups)]
     refined.sort(key=lambda candidate: candidate.objective)
     one_rank = _in_own_tasks(setting, coarse, found.one_rank) if found.one_rank else None
-    return replace(found, best=refined[0], runner_ups=tuple(refined[1:]), one_rank=one_rank)
+    best = refined[0]
+    return replace(
+        found,
+        best=best,
+        runner_ups=tuple(refined[1:]),
+        one_rank=one_rank,
+        lower_bound_s=min(found.lower_bound_s, best.step_s),
+        lower_bound=min(found.lower_bound, best.objective),
+    )
 
 
 def plan_instead(setting: Setting, text: str, progress: Progress | None = None) -> Candidate:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from chinchilla_sim.cli.app import AsJson, Force, Output, Overrides, app, bench, validate
-from chinchilla_sim.cli.shared import calibrate_tasks, load_plan_file
+from chinchilla_sim.cli.shared import calibrate_tasks, load_plan_file, seconds_of
 from chinchilla_sim.console import busy, log, print_json, print_tables, searching, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
 
@@ -66,7 +63,7 @@ def validate_network(cases: Path, *, as_json: AsJson = False) -> None:
 
 
 @validate.command(name="planner")
-def validate_planner(answers: Path, *, budget: Annotated[float, Parameter(name="--budget")] = 30.0, as_json: AsJson = False) -> None:
+def validate_planner(answers: Path, *, budget: str = "30s", as_json: AsJson = False) -> None:
     """Solve planning problems that other planners solved, in their own cost models; exit 1 where a known plan is better than ours.
 
     Parameters
@@ -74,13 +71,14 @@ def validate_planner(answers: Path, *, budget: Annotated[float, Parameter(name="
     answers
         A file of known answers (JSON lines), or a folder of them; graphs are named relative to the folder above the file.
     budget
-        CPU seconds for a problem whose optimum cannot be proven sooner (stages that are not contiguous).
+        CPU time for a problem whose optimum cannot be proven sooner (stages that are not contiguous).
     """
     from chinchilla_sim.report.known import known_answers_tables
     from chinchilla_sim.validation.known_answers import check_known_answers
 
+    budget_s = seconds_of("--budget", budget)
     with searching("solving problems") as progress:
-        results = check_known_answers(answers, budget, progress)
+        results = check_known_answers(answers, budget_s, progress)
     if as_json:
         print_json({"problems": [result.to_dict() for result in results]})
     else:

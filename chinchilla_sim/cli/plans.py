@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from chinchilla_sim.cli.app import AsJson, Force, Output, Overrides, app
-from chinchilla_sim.cli.shared import find_plan, load_plan_file, load_scenario_file, measurement_of, plan_to_run, print_plan
+from chinchilla_sim.cli.shared import find_plan, load_plan_file, load_scenario_file, measurement_of, plan_to_run, print_plan, seconds_of
 from chinchilla_sim.console import busy, log, print_json, print_tables, save_json, searching, show_epochs, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
-from chinchilla_sim.units import parse_seconds
 
 if TYPE_CHECKING:
     from chinchilla_sim.planner.plan_file import PlanFile
@@ -40,7 +39,7 @@ def plan(
 
     if output:
         writable_folder(output.parent)
-    time_limit_s = None if time_limit is None else _time_limit_s(time_limit)
+    time_limit_s = None if time_limit is None else seconds_of("--time-limit", time_limit)
     started_s = monotonic()
     setting, search = find_plan(scenario, overrides, time_limit_s)
     search_s = monotonic() - started_s
@@ -53,13 +52,6 @@ def plan(
         print_plan(setting, search)
         if output:
             log(f"plan written to {output}")
-
-
-def _time_limit_s(text: str) -> float:
-    try:
-        return parse_seconds(text)
-    except ValueError as error:
-        raise ScenarioError([Mistake("--time-limit", str(error), 'write a time such as "30s"')]) from error
 
 
 @app.command

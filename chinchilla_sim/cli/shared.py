@@ -21,6 +21,16 @@ def load_scenario_file(path: Path, overrides: list[str] | None) -> Any:
     return load_scenario(path, overrides or ())
 
 
+def seconds_of(option: str, text: str) -> float:
+    """Seconds of an option such as "30s"."""
+    from chinchilla_sim.units import parse_seconds
+
+    try:
+        return parse_seconds(text)
+    except ValueError as error:
+        raise ScenarioError([Mistake(option, f"{text!r} is no time", 'write a number with a unit, such as "30s"')]) from error
+
+
 def load_plan_file(path: Path) -> PlanFile:
     from chinchilla_sim.planner.plan_file import load_plan
 

@@ -26,7 +26,7 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
-from chinchilla_sim.planner.ideals import Bools, Floats, Ideals, list_ideals
+from chinchilla_sim.planner.ideals import Bools, Floats, Ideals, list_ideals, product_of
 
 MOST_IDEALS = 40_000
 Ints = NDArray[np.int64]
@@ -136,32 +136,31 @@ def units_of(
 def assign_contiguous(problem: AssignmentProblem, most_ideals: int = MOST_IDEALS) -> AssignmentResult | None:
     """The best plan whose parts lie between nested ideals, or None where nothing fits.
 
-    Optimal unless there are more than `most_ideals` ideals; then it is the best over one linear order.
+    Optimal unless there are more than `most_ideals` ideals; then it is the best over one linear order, or no plan (an empty
+    `processor`) where none of that order fits.
 
     >>> line = AssignmentProblem([2, 1, 1], [9, 9, 9], [0, 0, 0], [1, 1, 1], [(0, 1), (1, 2)], [[0], [1], [2]], [(0, 1), (1, 2)], 2, 0, 9)
     >>> assign_contiguous(line).processor
     (0, 1, 1)
     """
     # Without the bytes of units that cost no time this is a bound; where the plan holds them after all, it is the optimum.
-    for exact, held in ((True, False), (False, True)):
-        small = _merge_free_units(problem, held)
-        best = _over_ideals(small, most_ideals)
-        if best is None:
-            return None
-        own = _own_units(problem, small, best)
-        if problem.fits(own.processor):
-            return replace(own, optimal=own.optimal and (exact or len(small.units) == len(problem.units)))
-    return None
+    small = _merge_free_units(problem)
+    best = _over_ideals(small, most_ideals)
+    if best is None or not best.processor:
+        return best
+    own = _own_units(problem, small, best)
+    return own if problem.fits(own.processor) else _over_ideals(problem, most_ideals)
 
 
 def _over_ideals(problem: AssignmentProblem, most_ideals: int) -> AssignmentResult | None:
+    """The best over all ideals, or one order of the units; of what is not proven impossible a result without a plan."""
     count = len(problem.units)
     best = _Contiguous(problem, list_ideals(count, problem.order, 0), np.inf).solve()
     ideals = list_ideals(count, problem.order, most_ideals)
     if ideals.complete and len(ideals) > count + 1 and not (best and best.slowest_s == 0):
         best = _Contiguous(problem, ideals, best.slowest_s if best else np.inf).solve() or best
     if best is None:
-        return None
+        return None if ideals.complete else AssignmentResult(np.inf, (), least_load_s(problem), optimal=False)
     bound_s = best.slowest_s if ideals.complete else least_load_s(problem)
     return replace(best, lower_bound_s=bound_s, optimal=ideals.complete)
 
@@ -172,10 +171,10 @@ def least_load_s(problem: AssignmentProblem) -> float:
     return float(seconds.sum() / (problem.accelerators + problem.cpus))
 
 
-def _merge_free_units(problem: AssignmentProblem, held: bool) -> AssignmentProblem:
+def _merge_free_units(problem: AssignmentProblem) -> AssignmentProblem:
     """The problem with units that take no time joined to their only producer, or to the first of their consumers.
 
-    That adds no transfer to any plan, and takes some away. Their bytes count only where `held`.
+    That adds no transfer to any plan, and takes some away. Their bytes do not count.
     """
     graph = nx.DiGraph(problem.order)
     graph.add_nodes_from(range(len(problem.units)))
@@ -196,7 +195,7 @@ def _merge_free_units(problem: AssignmentProblem, held: bool) -> AssignmentProbl
     for unit, tasks in enumerate(problem.units):
         units[number[unit]] += tasks
     free = {task for unit in joins for task in problem.units[unit]}
-    sizes = [0.0 if task in free and not held else size for task, size in enumerate(problem.held_bytes)]
+    sizes = [0.0 if task in free else size for task, size in enumerate(problem.held_bytes)]
     order = sorted({(number[a], number[b]) for a, b in problem.order if number[a] != number[b]})
     return replace(problem, units=units, order=order, held_bytes=sizes)
 
@@ -308,15 +307,15 @@ class _Transfers:
     def __init__(self, problem: AssignmentProblem, ideals: Ideals) -> None:
         counts = np.array([len(units) for units in problem.readers])
         kept = np.flatnonzero((counts > 0) & (np.asarray(problem.output_s) > 0))
-        matrix = np.zeros((len(problem.units), len(kept)), dtype=np.float32)
+        matrix = np.zeros((len(problem.units), len(kept)))
         for column, task in enumerate(kept):
             matrix[problem.readers[task], column] = 1
         self.seconds = np.asarray(problem.output_s, dtype=np.float64)[kept]
         self.made: Bools = ideals.inside[:, [problem.unit_of[task] for task in kept]]
-        self.read = (ideals.inside.astype(np.float32) @ matrix).astype(np.int16)
+        self.read = product_of(ideals.inside, matrix).astype(np.int16)
         self.all_read = counts[kept].astype(np.int16)
         self.from_start: Bools = np.where(self.made, self.read < self.all_read, self.read > 0)
-        self.whole_s = self.from_start.astype(np.float64) @ self.seconds
+        self.whole_s = product_of(self.from_start, self.seconds)
 
     def between(self, start: int, ends: Ints) -> Floats:
         """Transfers of the parts from one ideal to several."""

@@ -27,6 +27,11 @@ class Sharding:
         """Devices that work in lockstep."""
         return self.tensor_parallel_degree * self.context_parallel_degree
 
+    @property
+    def hides_exchange(self) -> bool:
+        """Whether gradients leave while the backward pass still runs."""
+        return self.gradient_buckets > 1 or self.zero_stage == 3
+
     def suits(self, replicas: int) -> bool:
         """Whether so many replicas make sense of it: ZeRO, buckets and experts divide what replicas hold or exchange."""
         exchanging = replicas * self.context_parallel_degree > 1

@@ -37,10 +37,10 @@ def assign_freely(problem: AssignmentProblem, budget_s: float, seed: int = 0) ->
     until = time.process_time() + budget_s
     if not problem.cpus and not np.isfinite(problem.accelerator_s).all():
         return None
-    first = assign_contiguous(problem)
-    start = first.processor if first else _packed(problem)
-    found = _Annealing(problem, start, seed).run()
-    plans = [plan for plan in (first.processor if first else None, found) if plan and problem.fits(plan)]
+    contiguous = assign_contiguous(problem)
+    first = contiguous.processor if contiguous else ()
+    found = _Annealing(problem, first or _packed(problem), seed).run()
+    plans = [plan for plan in (first, found) if plan and problem.fits(plan)]
     best = min(plans, key=lambda plan: max(problem.loads(plan)), default=None)
     programme = AssignmentProgramme(problem)
     if best is not None:

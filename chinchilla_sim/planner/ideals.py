@@ -10,12 +10,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
+
+
+def product_of(members: Bools, amounts: NDArray[Any]) -> Floats:
+    """Rows of flags times finite amounts. BLAS kernels also compute on lanes beyond the matrix and may raise flags for them."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        product: Floats = members.astype(np.float64) @ amounts
+    return product
 
 
 @dataclass(frozen=True)
@@ -33,15 +41,13 @@ class Ideals:
 
     def totals(self, amounts: Sequence[float]) -> Floats:
         """Sum of an amount per task over each ideal."""
-        sums: Floats = self.inside.astype(np.float64) @ np.asarray(amounts, dtype=np.float64)
-        return sums
+        return product_of(self.inside, np.asarray(amounts, dtype=np.float64))
 
     @cached_property
     def nested(self) -> Bools:
         """`nested[i, j]`: ideal i is a proper part of ideal j. Takes the square of their number in memory."""
-        members = self.inside.astype(np.float32)
-        sizes = members.sum(axis=1)
-        within: Bools = (members @ members.T == sizes[:, None]) & (sizes[:, None] < sizes[None, :])
+        sizes = self.inside.sum(axis=1)
+        within: Bools = (product_of(self.inside, self.inside.T.astype(np.float64)) == sizes[:, None]) & (sizes[:, None] < sizes[None, :])
         return within
 
     def cut_producers(self, edges: Iterable[tuple[int, int]]) -> Bools:

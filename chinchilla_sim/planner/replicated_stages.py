@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chinchilla_sim.planner.ideals import Floats, Ideals, list_ideals
+from chinchilla_sim.planner.ideals import Floats, Ideals, list_ideals, product_of
 
 MOST_WORK = 4e9
 """Comparisons, about ten seconds: decides how many ideals are considered."""
@@ -162,7 +162,7 @@ def _solve_inner_levels(problem: ReplicationProblem, ideals: Ideals) -> list[_Le
     compute_s, parameters = (ideals.totals(amounts) for amounts in (problem.compute_s, problem.parameter_bytes))
     span_s = np.where(ideals.nested, compute_s[None, :] - compute_s[:, None], np.inf)
     parameter_bytes = np.where(ideals.nested, parameters[None, :] - parameters[:, None], 0.0)
-    cut_bytes = ideals.cut_producers(problem.edges).astype(np.float64) @ np.asarray(problem.output_bytes, dtype=np.float64)
+    cut_bytes = product_of(ideals.cut_producers(problem.edges), np.asarray(problem.output_bytes, dtype=np.float64))
     ratio = problem.activation_compression_ratio
     levels: list[_Level] = []
     for level in problem.levels:

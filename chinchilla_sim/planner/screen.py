@@ -44,7 +44,6 @@ from chinchilla_sim.planner.schedules.registry import SCHEDULES
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 ALL_PAIRS = 64
 SPLIT_BUBBLE = 1 / 3
 """Share of the bubble that is left where weight gradients fill it (ZB-H1, Qi et al. 2023)."""
@@ -161,7 +160,7 @@ class Screener:
         work_s = (m * pass_s + update_s + self._sent_s(sharding, d, figure)) / p
         bound_s = np.maximum.reduce([work_s, path_s, m * figure["heaviest_s"], ramps_s]) * (1 - 1e-9)
         bubble = np.where(split, SPLIT_BUBBLE, 1.0) / stages
-        exchange_s, hop_s = self._transfers(sharding, d, p, m, figure)
+        exchange_s, hop_s = self._transfers(sharding, d, p, figure)
         # A replica on the slowest devices in use holds up the others; longer pipelines mix kinds.
         even_s = np.where(p == 1, figure["slowest_s"], (pass_s + figure["slowest_s"]) / 2)
         busiest_s = stages * _whole_tasks(even_s / (p * stages), figure["heaviest_s"])
@@ -292,7 +291,7 @@ class Screener:
 
     def _sent_s(self, sharding: Sharding, d: Ints, figure: dict[str, Floats]) -> Floats:
         """Seconds that a device's link is busy with the gradients of the whole model, at least."""
-        hidden = sharding.gradient_buckets > 1 or sharding.zero_stage == 3 or not self.space.training
+        hidden = sharding.hides_exchange or not self.space.training
         if hidden or self.cluster.node_collectives or not len(d) or self.cluster.rank_count < 2:
             return np.zeros(len(d))
         degrees, index = np.unique(d * sharding.context_parallel_degree, return_inverse=True)
@@ -308,13 +307,13 @@ class Screener:
         seconds: Floats = np.array(sent)[index] / self._fastest_link.bandwidth_bytes_per_s
         return seconds
 
-    def _transfers(self, sharding: Sharding, d: Ints, p: Ints, m: Ints, figure: dict[str, Floats]) -> tuple[Floats, Floats]:
+    def _transfers(self, sharding: Sharding, d: Ints, p: Ints, figure: dict[str, Floats]) -> tuple[Floats, Floats]:
         """Idle exchange of the gradients of a stage, and all transfers that one microbatch waits for."""
         if not len(d):
             return np.zeros(0), np.zeros(0)
         width, last = sharding.group_width, self.cluster.rank_count - 1
         pairs, index = np.unique(np.column_stack([d, p]), axis=0, return_inverse=True)
-        hidden = sharding.gradient_buckets > 1 or sharding.zero_stage == 3 or not self.space.training
+        hidden = sharding.hides_exchange or not self.space.training
         parameters = float(figure["parameter_bytes"].max())
         exchange_s = []
         for replicas, ranks in pairs.tolist():

@@ -135,7 +135,7 @@ class _Search:
         if not winners:
             raise self._no_plan(screened.screened, maximum)
         ranked = sorted(winners, key=lambda candidate: (candidate.objective, len(candidate.plan.slots), candidate.plan.describe()))
-        bounds_s, bounds = self._bounds(screened)
+        bounds = screened.lower_bound_s * self._objective_per_s(screened)
         return SearchResult(
             best=ranked[0],
             runner_ups=tuple(ranked[1 : self.search.runner_ups + 1]),
@@ -144,7 +144,7 @@ class _Search:
             simulated=self.simulated,
             infeasible=self.infeasible,
             screened=screened.screened,
-            lower_bound_s=min(float(bounds_s.min(initial=np.inf)), ranked[0].step_s),
+            lower_bound_s=min(float(screened.lower_bound_s.min(initial=np.inf)), ranked[0].step_s),
             lower_bound=min(float(bounds.min(initial=np.inf)), ranked[0].objective),
             truncated=self.truncated,
         )
@@ -162,8 +162,8 @@ class _Search:
 
     def _likely_first(self, screened: Screen) -> list[Candidate]:
         """Best of every split that was looked at, by rising estimate of the objective."""
-        _, bounds = self._bounds(screened)
-        estimates = screened.estimate_s * (bounds / screened.lower_bound_s)
+        per_s = self._objective_per_s(screened)
+        bounds, estimates = screened.lower_bound_s * per_s, screened.estimate_s * per_s
         best: dict[tuple[int, int], Candidate] = {}
         least = np.inf
         priced = 0
@@ -189,11 +189,12 @@ class _Search:
                 break
         return list(best.values())
 
-    def _bounds(self, screened: Screen) -> tuple[Floats, Floats]:
-        """Lower bounds of every configuration in seconds, and of what is minimised."""
+    def _objective_per_s(self, screened: Screen) -> Floats:
+        """What is minimised, per second of a step, by configuration: on the cheapest devices that it may get."""
         counts, index = np.unique(screened.device_counts(), return_inverse=True)
         rates = [min(self._objective_of(1.0, slots) for slots in slot_choices(self.cluster, int(count))) for count in counts]
-        return screened.lower_bound_s, screened.lower_bound_s * (np.array(rates)[index] if len(counts) else 1.0)
+        per_s: Floats = np.array(rates, dtype=np.float64)[index]
+        return per_s
 
     def _reports(self, done: int, total: int) -> bool:
         """Tell the progress; whether the time is over."""
