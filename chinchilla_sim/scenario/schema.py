@@ -340,6 +340,11 @@ class SearchSpec(_Table):
     """What the planner minimizes and what it may choose from; a list that is not given means every value."""
 
     objective: Literal["step_time", "cost", "energy"] = Field(default="step_time", description="Minimized.", examples=["step_time"])
+    executable: bool = Field(
+        default=True,
+        description="Keep to plans that `chinchilla run` can play today; false widens the space to all that can be simulated.",
+        examples=[False],
+    )
     minimum_ranks: Count = Field(default=1, description="Use at least so many ranks.", examples=[2])
     maximum_ranks: Count | None = Field(default=None, description="Use at most so many ranks.", examples=[8])
     data_parallel_degrees: Counts | None = Field(default=None, description="Allowed data parallel degrees.", examples=[[1, 2]])
