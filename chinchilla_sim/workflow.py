@@ -30,6 +30,7 @@ from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import VALUE_BYTES, TaskGraph
 from chinchilla_sim.graph.zoo import FORMULAS, PRESETS, chain, mlp
 from chinchilla_sim.planner.alternative import search_instead
+from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.planner.executable import unplayable
 from chinchilla_sim.planner.explain import explain_choice
 from chinchilla_sim.planner.plan import CUSTOM, Plan
@@ -37,7 +38,7 @@ from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.plan_file import PlanFile, check_tasks
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import folds, lower
-from chinchilla_sim.planner.search import Candidate, SearchResult, find_plans
+from chinchilla_sim.planner.search import find_plans
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.overrides import apply_overrides
 from chinchilla_sim.scenario.schema import CompressionSpec, ModelSpec, Scenario

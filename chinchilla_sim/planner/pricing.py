@@ -53,6 +53,8 @@ class Pricer:
         self._seconds: dict[tuple[str, int, int, Device], tuple[float, float, float]] = {}
         self._rings: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._holdings_from: dict[tuple[int, str], list[Holding]] = {}
+        self._stage_prices: dict[tuple[object, ...], StagePrice] = {}
+        self._exchanges: dict[tuple[object, ...], Exchange] = {}
 
     def scale(self, microbatch_size: int) -> float:
         """Microbatch in units of the graph's batch."""
@@ -113,7 +115,7 @@ class Pricer:
             for rank in plan.placement[stage]:
                 device = self.device_of(plan, rank)
                 if (stage, device) not in prices:
-                    prices[stage, device] = device_pricer.stage_price(plan, stage, device, own, own_gradients)
+                    prices[stage, device] = device_pricer.kept_stage_price(plan, stage, device, own, own_gradients)
         return Pricing(
             stages=tuple(tuple(prices[stage, self.device_of(plan, rank)] for rank in plan.placement[stage]) for stage in stages),
             boundary_bytes=tuple(
@@ -147,6 +149,21 @@ class Pricer:
         """Seconds of a stage's gradient exchange per byte of its parameters, if it held the whole model."""
         total = self.graph.trained_bytes_of(self.graph.tasks)
         return self._gradients(plan, stage, total).idle_s / total if total else 0.0
+
+    def kept_stage_price(self, plan: Plan, stage: int, device: Device, raw: Sequence[float], raw_gradients: Sequence[float]) -> StagePrice:
+        """The price of a stage, from another plan where all that it depends on is the same."""
+        around = slice(max(0, stage - 1), stage + 1)
+        group = plan.slots_of(plan.placement[stage][0]) if self.collectives else ()
+        experts = plan.placement[stage][: plan.expert_parallel_degree] if plan.expert_parallel_degree > 1 else ()
+        key = (
+            *(plan.stages[stage], device, plan.microbatch_size, plan.microbatch_count, len(plan.slots), plan.training),
+            *(stage > 0, stage < plan.stage_count - 1, plan.activation_codecs[around], tuple(raw[around]), tuple(raw_gradients[around])),
+            *(plan.gradient_codecs[stage], plan.gradient_buckets, plan.exchange_degree, plan.zero_stage, plan.recompute_of(stage)),
+            *(plan.receives_in_flight, group, tuple(plan.slots_of(rank)[0] for rank in experts)),
+        )
+        if key not in self._stage_prices:
+            self._stage_prices[key] = self.stage_price(plan, stage, device, raw, raw_gradients)
+        return self._stage_prices[key]
 
     def stage_price(self, plan: Plan, stage: int, device: Device, raw: Sequence[float], raw_gradients: Sequence[float]) -> StagePrice:
         """One stage on one device of its rank; `raw` are bytes that this device sends over each boundary."""
@@ -344,6 +361,14 @@ class Pricer:
             return Exchange(kind)
         if kind == "all_gather" and plan.zero_stage:
             payload /= replicas
+        group = plan.placement[stage], plan.slots, plan.tensor_parallel_degree, plan.context_parallel_degree
+        key = kind, payload, *group, plan.gradient_buckets, plan.collective_algorithm, plan.ring_order
+        if key not in self._exchanges:
+            self._exchanges[key] = self._priced_exchange(plan, stage, kind, payload)
+        return self._exchanges[key]
+
+    def _priced_exchange(self, plan: Plan, stage: int, kind: str, payload: float) -> Exchange:
+        replicas = plan.exchange_degree
         sent = sent_bytes(kind, payload, replicas)
         orders = tuple(self._ring(plan, stage, lane) for lane in range(plan.tensor_parallel_degree))
         tables = [measured_table(self.cluster, kind, order) for order in orders]

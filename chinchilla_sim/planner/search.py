@@ -13,7 +13,7 @@ The least bound of the space says how far from the best the plan can be at most.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise, product
 from time import monotonic
 
@@ -26,9 +26,11 @@ from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.bound import step_lower_bound_s
+from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.planner.configuration import Configuration, Space, divisors
 from chinchilla_sim.planner.cutting import Cutter
 from chinchilla_sim.planner.executable import search_mistakes, unplayable
+from chinchilla_sim.planner.improve import Budget, improve
 from chinchilla_sim.planner.placement import distinct_replicas, placements, share_out, slot_choices
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
@@ -46,47 +48,10 @@ Progress = Callable[[int, int], None]
 
 EXHAUSTIVE = 400
 EVALUATIONS = 8
+IMPROVED = 3
+"""So many of the best splits go through a local search."""
 MOST_EVALUATIONS = 400
 """So many configurations are priced where none of the first EVALUATIONS fits into memory."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A plan with its simulated step; `objective` is what the search minimises (seconds, USD or joule per step)."""
-
-    plan: Plan
-    pricing: Pricing
-    timeline: Timeline
-    objective: float
-
-    @property
-    def step_s(self) -> float:
-        """Simulated seconds of one step."""
-        return self.timeline.step_s
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """The winner, the best plan of other splits, and one rank alone (None where it does not fit).
-
-    No plan of the `screened` configurations takes less than `lower_bound_s` seconds, or less than `lower_bound` of what is minimised.
-    """
-
-    best: Candidate
-    runner_ups: tuple[Candidate, ...]
-    one_rank: Candidate | None
-    considered: int
-    simulated: int
-    infeasible: int
-    screened: int = 0
-    lower_bound_s: float = 0.0
-    lower_bound: float = 0.0
-    truncated: bool = False
-
-    @property
-    def gap(self) -> float | None:
-        """How much more of what is minimised than any plan of the space needs at least, as a share of that bound."""
-        return self.best.objective / self.lower_bound - 1 if self.lower_bound > 0 else None
 
 
 def find_plans(
@@ -114,6 +79,7 @@ class _Search:
     ) -> None:
         self.pricer, self.search, self.simulate, self.progress, self.until = pricer, search, simulate, progress, until
         self.truncated = False
+        self.budget = Budget()
         graph, job = pricer.graph, pricer.job
         self.graph, self.cluster, self.job = graph, pricer.cluster, job
         self.training = job.kind == "training"
@@ -131,7 +97,8 @@ class _Search:
         winners = self._every_split(list(self.space.configurations())) if exhaustive else self._likely_first(screened)
         if not winners:
             raise self._no_plan(screened.screened, maximum)
-        ranked = sorted(winners, key=lambda candidate: (candidate.objective, len(candidate.plan.slots), candidate.plan.describe()))
+        ranked = sorted(winners, key=_rank)
+        ranked = sorted([*map(self._improved, ranked[:IMPROVED]), *ranked[IMPROVED:]], key=_rank)
         bounds = screened.lower_bound_s * self._objective_per_s(screened)
         return SearchResult(
             best=ranked[0],
@@ -233,6 +200,21 @@ class _Search:
             if best is None or candidate.objective < best.objective:
                 best = candidate
         return [best] if best else []
+
+    def _improved(self, candidate: Candidate) -> Candidate:
+        """The candidate after a local search, within what the scenario allows."""
+        can_end = {task.name: end for task, end in zip(self.graph.compute_tasks, self.cutter.can_end, strict=True)}
+        return improve(
+            candidate, self.search, self.cluster, can_end, self._if_better, self.budget, lambda: self._reports(EVALUATIONS, EVALUATIONS)
+        )
+
+    def _if_better(self, plan: Plan, limit: float) -> Candidate | None:
+        """A plan simulated, if it fits and its bound is below a limit."""
+        self.considered += 1
+        pricing = self.pricer.price(plan)
+        if not self._fits(plan, pricing) or self._objective(plan, step_lower_bound_s(plan, pricing, self.cluster)) >= limit:
+            return None
+        return self._simulated(plan, pricing)
 
     def _simulated(self, plan: Plan, pricing: Pricing) -> Candidate:
         self.simulated += 1
@@ -340,7 +322,8 @@ class _Search:
         counts = divisors(self.job.global_batch_size)
         shapes = [Configuration(1, 1, count, schedule) for count in counts for schedule, _ in self.space.schedules(1, count)]
         before = self.considered, self.infeasible, self.simulated
-        found = self._best_of(shapes)
+        # More microbatches need less memory: where the most do not fit, no others do.
+        found = self._best_of(shapes) if self._best_of(shapes[-1:]) else []
         self.considered, self.infeasible, self.simulated = before
         return found[0] if found else None
 
@@ -355,6 +338,10 @@ class _Search:
         shortfall = min(self.shortfalls)[1] if self.shortfalls else "no partition exists"
         cure = "use more nodes or more memory per device, a smaller global_batch_size, or an optimizer with less state (sgd)"
         return NoFeasiblePlanError("device memory", shortfall, cure)
+
+
+def _rank(candidate: Candidate) -> tuple[float, int, str]:
+    return candidate.objective, len(candidate.plan.slots), candidate.plan.describe()
 
 
 def _shortfall(needed: float, limit: float, plan: Plan, cluster: Cluster, slot: int) -> str:

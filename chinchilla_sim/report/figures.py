@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
-from chinchilla_sim.planner.search import SearchResult
+from chinchilla_sim.planner.candidate import SearchResult
 from chinchilla_sim.report.table import listed_candidates, percent, versus
 from chinchilla_sim.report.trace import split_lanes
 from chinchilla_sim.timeline import STREAMS, Category, Span, Stream, Timeline

@@ -14,6 +14,7 @@ from chinchilla_sim.errors import NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.zoo import chain, mlp
 from chinchilla_sim.planner import search as search_module
+from chinchilla_sim.planner.candidate import SearchResult
 from chinchilla_sim.planner.partition import allowed_cuts
 from chinchilla_sim.planner.placement import fastest_slots, placements
 from chinchilla_sim.planner.plan import Plan
@@ -21,7 +22,7 @@ from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import Program, lower, passes_of
-from chinchilla_sim.planner.search import SearchResult, find_plans
+from chinchilla_sim.planner.search import find_plans
 from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
 from chinchilla_sim.simulator.engine import simulate
 from chinchilla_sim.timeline import Timeline
