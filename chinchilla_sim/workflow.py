@@ -33,6 +33,7 @@ from chinchilla_sim.planner.alternative import search_instead
 from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.planner.executable import unplayable
 from chinchilla_sim.planner.explain import explain_choice
+from chinchilla_sim.planner.judge import Progress
 from chinchilla_sim.planner.plan import CUSTOM, Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.plan_file import PlanFile, check_tasks
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from chinchilla_sim.report.study import Study
     from chinchilla_sim.validation.compare import Measurement
 
-Progress = Callable[[int, int], None]
 BUILTIN_WIDTHS = (784, 512, 10)
 PLANNED_TASKS = 64
 CALIBRATION_VARIABLE = "CHINCHILLA_CALIBRATION"

@@ -87,11 +87,16 @@ class Space:
         """Whether there are backward passes."""
         return self.job.kind == "training"
 
+    @property
+    def recompute(self) -> list[str]:
+        """Kinds of recompute that a stage may choose from, the fastest first."""
+        return [kind for kind in RECOMPUTE if kind in self.search.recompute] if self.training else ["none"]
+
     def shardings(self) -> Iterator[Sharding]:
         """Every combination of the lists in [search]; what only training has is left out of inference."""
         search = self.search
         axes = (search.tensor_parallel_degrees, search.context_parallel_degrees, search.expert_parallel_degrees)
-        kept = (search.zero_stages, search.recompute, search.gradient_buckets) if self.training else ((0,), ("none",), (1,))
+        kept = (search.zero_stages, self.recompute, search.gradient_buckets) if self.training else ((0,), ("none",), (1,))
         for tensor, context, expert, zero_stage, recompute, buckets in product(*axes, *kept):
             if tensor * context <= self.maximum_ranks:
                 yield Sharding(tensor, search.sequence_parallel and tensor > 1, context, expert, zero_stage, recompute, buckets)

@@ -36,7 +36,7 @@ from chinchilla_sim.cost.collective import collective_s, sent_bytes
 from chinchilla_sim.cost.compute import optimizer_s
 from chinchilla_sim.cost.memory import FP32_BYTES, state_parts
 from chinchilla_sim.planner.action import Op
-from chinchilla_sim.planner.configuration import RECOMPUTE, Configuration, Sharding, Space
+from chinchilla_sim.planner.configuration import Configuration, Sharding, Space
 from chinchilla_sim.planner.partition import allowed_cuts
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.pricing import Pricer
@@ -123,7 +123,7 @@ class Screener:
         self.kinds = list(kinds.values())
         """A slot of each kind of device, fastest first; `kinds_among[n]` is how many kinds the n fastest devices are of."""
         self.memory_bytes = max(self.cluster.device(slot).usable_memory_bytes for slot in self.kinds)
-        self.lightest = next(kind for kind in RECOMPUTE if kind in self.search.recompute) if space.training else "none"
+        self.lightest = space.recompute[0]
         busy = self.cluster.rank_count
         self.depends_on_busy = any(self.cluster.device(slot, 1) != self.cluster.device(slot, busy) for slot in self.kinds)
         self.depends_on_busy |= any(row.busy_ranks for row in pricer.profile.times)
