@@ -160,6 +160,10 @@ class Cutter:
 
     # Memory
 
+    def run_bytes(self, plan: Plan, first: int, end: int, in_flight: int) -> float:
+        """Peak bytes of tasks first..end-1 as a stage, without recompute."""
+        return float(self._needed_bytes(plan, self.pricer.for_devices(plan), self.menu[0], in_flight)[first, end])
+
     @staticmethod
     def _in_flight(plan: Plan, stage: int) -> int:
         ranks, stages = plan.pipeline_parallel_degree, len(plan.placement)

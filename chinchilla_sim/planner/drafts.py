@@ -8,14 +8,18 @@ from itertools import pairwise, product
 
 from chinchilla_sim.cluster.topology import Device
 from chinchilla_sim.planner.action import Op
-from chinchilla_sim.planner.configuration import Configuration
+from chinchilla_sim.planner.configuration import Configuration, microbatch_counts
 from chinchilla_sim.planner.cutting import Cutter
 from chinchilla_sim.planner.placement import placements, share_out, slot_choices
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.scattered import scatter
 from chinchilla_sim.planner.schedules.automatic import PassSeconds, find_rows
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
 from chinchilla_sim.scenario.schema import SearchSpec
+
+SCATTERED_COUNTS = 4
+"""Numbers of microbatches that are tried with stages in several pieces."""
 
 
 class Drafter:
@@ -41,6 +45,17 @@ class Drafter:
                 for plan in map(self._with_order, found):
                     yield plan
                     yield from self._weighted(plan)
+
+    def scattered(self, plan: Plan) -> Iterator[Plan]:
+        """The plan's job with stages that are not contiguous, in as many microbatches or fewer, where [search] allows it."""
+        ranks = plan.pipeline_parallel_degree
+        if self.search.stage_tasks == "contiguous" or not self.training or ranks == 1 or plan.replica_microbatch_counts:
+            return
+        tasks = tuple(name for stage in plan.stages for name in stage)
+        whole = replace(plan, stages=(tasks,), placement=tuple(dict.fromkeys(plan.placement)))
+        counts = microbatch_counts(self.search, plan.global_batch_size // plan.data_parallel_degree)
+        fewer = [count for count in counts if count <= plan.microbatch_count]
+        yield from scatter(self.cutter, whole, fewer[-SCATTERED_COUNTS:])
 
     def _weighted(self, plan: Plan) -> Iterator[Plan]:
         """The plan with more microbatches for faster replicas, where replicas are on devices of different speed."""

@@ -20,6 +20,7 @@ PLAYED: Mapping[str, tuple[object, ...]] = {
     "gradient_buckets": (1,),
     "gradient_codecs": WIRE_CODECS,
     "activation_codecs": WIRE_CODECS,
+    "stage_tasks": ("contiguous",),
 }
 """Keys of [search] and those of their values that the runtime plays."""
 
@@ -47,8 +48,9 @@ def search_mistakes(search: SearchSpec) -> list[Mistake]:
         return []
     mistakes = []
     for key, played in PLAYED.items():
-        foreign = [value for value in getattr(search, key) if value not in played]
+        given = getattr(search, key)
+        foreign = [value for value in ((given,) if isinstance(given, str) else given) if value not in played]
         if foreign:
-            what = f"lists {', '.join(map(str, foreign))}, which the runtime cannot play yet"
+            what = f"asks for {', '.join(map(str, foreign))}, which the runtime cannot play yet"
             mistakes.append(Mistake(f"search.{key}", what, "leave it out, or write executable = false to plan and simulate only"))
     return mistakes

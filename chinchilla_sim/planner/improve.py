@@ -18,7 +18,7 @@ from typing import TypeVar
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.rounds import can_do
 from chinchilla_sim.planner.candidate import Candidate
-from chinchilla_sim.planner.configuration import RECOMPUTE, divisors
+from chinchilla_sim.planner.configuration import RECOMPUTE, microbatch_counts
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Exchange
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
@@ -167,12 +167,7 @@ def _other_counts(plan: Plan, search: SearchSpec) -> Iterator[Plan]:
     """The next larger and smaller number of microbatches that the search allows."""
     if plan.replica_microbatch_counts:
         return
-    allowed = [
-        count
-        for count in divisors(plan.global_batch_size // plan.data_parallel_degree)
-        if search.microbatch_counts is None or count in search.microbatch_counts
-    ]
-    for lower, upper in pairwise(allowed):
+    for lower, upper in pairwise(microbatch_counts(search, plan.global_batch_size // plan.data_parallel_degree)):
         other = {lower: upper, upper: lower}.get(plan.microbatch_count)
         if other and SCHEDULES[plan.schedule].refuses(plan.pipeline_parallel_degree, plan.stages_per_rank, other) is None:
             yield replace(plan, microbatch_count=other)

@@ -160,6 +160,7 @@ class Screener:
         update_s, state_bytes = self._update(sharding, d, figure["parameter_bytes"])
         split = np.array([SCHEDULES[name].splits_backward for name, _ in self.schedules], dtype=np.bool_)[k]
         line = np.array([SCHEDULES[name].layout == "line" for name, _ in self.schedules], dtype=np.bool_)[k] & ~split
+        line &= self.search.stage_tasks == "contiguous"
         stages = np.array([count for _, count in self.schedules], dtype=np.int64)[k]
         path_s = np.where(split, least_s - figure["weight_s"], least_s) + (p - 1) * self._crossing_s(sharding, size)
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -132,7 +132,9 @@ class _Search:
 
     def _improved(self, candidate: Candidate, budget: Budget) -> Candidate:
         """The candidate after a local search, within what the scenario allows."""
-        return improve(candidate, self.search, self.cluster, self.can_end, self.judge.if_better, budget, self.judge.out_of_time)
+        best = improve(candidate, self.search, self.cluster, self.can_end, self.judge.if_better, budget, self.judge.out_of_time)
+        scattered = self.judge.best_of(self.drafter.scattered(best.plan), best.objective)
+        return min(best, scattered or best, key=_rank)
 
     def _objective_per_s(self, screened: Screen) -> Floats:
         """What is minimised, per second of a step, by configuration: on the cheapest devices that it may get."""

@@ -353,6 +353,11 @@ class SearchSpec(_Table):
     schedules: tuple[Schedule, ...] = Field(
         default=("gpipe", "1f1b"), strict=False, min_length=1, description="Allowed schedules.", examples=[["1f1b"]]
     )
+    stage_tasks: Literal["contiguous", "free"] = Field(
+        default="contiguous",
+        description="free: a rank may also take several pieces of the line of tasks, wherever they lie, on like devices.",
+        examples=["free"],
+    )
     stages_per_rank: Counts = Field(
         default=(2,), description="Stages that a rank has in schedules that loop over the ranks.", examples=[[2, 4]]
     )
