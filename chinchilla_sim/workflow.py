@@ -22,7 +22,7 @@ from chinchilla_sim.cluster.calibration import (
 )
 from chinchilla_sim.cluster.catalogue import catalogue_digest
 from chinchilla_sim.cluster.topology import Cluster
-from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.graph.coarsen import coarsen, expand
 from chinchilla_sim.graph.compress import Variant, compress
 from chinchilla_sim.graph.importers import read_graph
@@ -244,6 +244,53 @@ def make_plan(setting: Setting, progress: Progress | None = None, time_limit_s: 
         one_rank=one_rank,
         lower_bound_s=min(found.lower_bound_s, best.step_s),
         lower_bound=min(found.lower_bound, best.objective),
+    )
+
+
+def make_best_plan(setting: Setting, progress: Progress | None = None, time_limit_s: float | None = None) -> tuple[Setting, SearchResult]:
+    """The best plan over all variants of the model that [search] allows, with the setting of the variant that it is for.
+
+    A variant whose plans do not fit is left out; NoFeasiblePlanError is the model's own where none fits.
+    """
+    variants = setting.scenario.search.variants
+    if not variants:
+        return setting, make_plan(setting, progress, time_limit_s)
+    own = setting.scenario.model.compression
+    share_s = None if time_limit_s is None else time_limit_s / (len(variants) + 1)
+    found: list[tuple[Setting, SearchResult]] = []
+    refusals: list[NoFeasiblePlanError] = []
+    for variant in dict.fromkeys((own, *variants)):
+        model = setting.scenario.model.model_copy(update={"compression": variant})
+        chosen = setting if variant == own else prepare(setting.scenario.model_copy(update={"model": model}), setting.calibration)
+        try:
+            found.append((chosen, _named(make_plan(chosen, progress, share_s), variant.describe())))
+        except NoFeasiblePlanError as refusal:
+            refusals.append(refusal)
+    if not found:
+        raise refusals[0]
+    return _best_variant(found)
+
+
+def _named(search: SearchResult, variant: str) -> SearchResult:
+    best, *others = (replace(candidate, variant=variant) for candidate in (search.best, *search.runner_ups))
+    one_rank = search.one_rank and replace(search.one_rank, variant=variant)
+    return replace(search, best=best, runner_ups=tuple(others), one_rank=one_rank)
+
+
+def _best_variant(found: Sequence[tuple[Setting, SearchResult]]) -> tuple[Setting, SearchResult]:
+    """The best of all, with the best of the other variants among its rivals, and the bound of the whole space."""
+    chosen, search = min(found, key=lambda pair: pair[1].best.objective)
+    results = [result for _, result in found]
+    rivals = [*search.runner_ups, *(result.best for result in results if result is not search)]
+    rivals.sort(key=lambda candidate: candidate.objective)
+    counts = {name: sum(getattr(result, name) for result in results) for name in ("considered", "simulated", "infeasible", "screened")}
+    return chosen, replace(
+        search,
+        runner_ups=tuple(rivals[: chosen.scenario.search.runner_ups]),
+        lower_bound_s=min(result.lower_bound_s for result in results),
+        lower_bound=min(result.lower_bound for result in results),
+        truncated=any(result.truncated for result in results),
+        **counts,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from chinchilla_sim.errors import Mistake
 from chinchilla_sim.planner.plan import CUSTOM, Plan
-from chinchilla_sim.scenario.schema import SearchSpec
+from chinchilla_sim.scenario.schema import CompressionSpec, SearchSpec
 
 WIRE_CODECS = ("none", "fp16", "bf16", "int8")
 
@@ -21,6 +21,7 @@ PLAYED: Mapping[str, tuple[object, ...]] = {
     "gradient_codecs": WIRE_CODECS,
     "activation_codecs": WIRE_CODECS,
     "stage_tasks": ("contiguous",),
+    "variants": (),
 }
 """Keys of [search] and those of their values that the runtime plays."""
 
@@ -51,6 +52,7 @@ def search_mistakes(search: SearchSpec) -> list[Mistake]:
         given = getattr(search, key)
         foreign = [value for value in ((given,) if isinstance(given, str) else given) if value not in played]
         if foreign:
-            what = f"asks for {', '.join(map(str, foreign))}, which the runtime cannot play yet"
+            words = [value.describe() if isinstance(value, CompressionSpec) else str(value) for value in foreign]
+            what = f"asks for {', '.join(words)}, which the runtime cannot play yet"
             mistakes.append(Mistake(f"search.{key}", what, "leave it out, or write executable = false to plan and simulate only"))
     return mistakes

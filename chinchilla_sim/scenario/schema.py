@@ -107,6 +107,18 @@ class CompressionSpec(_Table):
         default=None, description="Format of the weights; int8 and int4 for inference only.", examples=["int8"]
     )
 
+    def describe(self) -> str:
+        """A few words, such as `pruned 50 %, int8 weights`; `as it is` where nothing is done.
+
+        >>> CompressionSpec(prune=0.5, quantize="int8").describe()
+        'pruned 50 %, int8 weights'
+        """
+        words = ["shared weights"] * self.share_weights + ["tied embeddings"] * self.tie_embeddings
+        words += [f"pruned {self.prune:.0%}".replace("%", " %")] * (self.prune > 0)
+        words += [f"low rank, {self.low_rank:.0%} of values saved".replace("%", " %")] * (self.low_rank > 0)
+        words += [f"{self.quantize} weights"] * (self.quantize is not None)
+        return ", ".join(words) or "as it is"
+
 
 class ModelSpec(_Table):
     """The neural network, given in exactly one way: builtin, factory, formula or graph."""
@@ -403,6 +415,12 @@ class SearchSpec(_Table):
         min_length=1,
         description="Allowed codecs for what stages send each other. Only none keeps every bit; the others must be allowed by name.",
         examples=[["none", "int8"]],
+    )
+    variants: tuple[CompressionSpec, ...] = Field(
+        default=(),
+        strict=False,
+        description="Smaller variants of the model that may be taken instead of it; how accurate they still are is for you to know.",
+        examples=[[{"prune": 0.5}, {"quantize": "bf16"}]],
     )
     runner_ups: int = Field(default=5, ge=0, description="How many next best plans to report.", examples=[5])
 
