@@ -21,6 +21,7 @@ PLAYED: Mapping[str, tuple[object, ...]] = {
     "gradient_codecs": WIRE_CODECS,
     "activation_codecs": WIRE_CODECS,
     "stage_tasks": ("contiguous",),
+    "activation_priorities": (),
     "variants": (),
 }
 """Keys of [search] and those of their values that the runtime plays."""
@@ -31,6 +32,7 @@ _ASKS: Mapping[str, Callable[[Plan], bool]] = {
     "custom rows": lambda plan: plan.schedule == CUSTOM,
     "unequal microbatch counts": lambda plan: bool(plan.replica_microbatch_counts),
     "gradient buckets": lambda plan: plan.gradient_buckets > 1,
+    "priorities of messages": lambda plan: plan.activation_priority is not None,
     "ZeRO": lambda plan: plan.zero_stage > 0,
     "recompute": lambda plan: not {*plan.recompute} <= {"none"},
     "tensor, context and expert parallelism": lambda plan: plan.group_width * plan.expert_parallel_degree > 1,

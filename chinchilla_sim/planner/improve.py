@@ -143,6 +143,9 @@ def _other_exchange(candidate: Candidate, search: SearchSpec, cluster: Cluster) 
     for buckets in search.gradient_buckets:
         if buckets != plan.gradient_buckets:
             yield replace(plan, gradient_buckets=buckets)
+    for priority in (None, *search.activation_priorities) if plan.pipeline_parallel_degree > 1 else ():
+        if priority != plan.activation_priority:
+            yield replace(plan, activation_priority=priority)
     exchanges = [one for one in (*candidate.pricing.gradients, *candidate.pricing.weights) if one.payload_bytes]
     if search.executable or plan.exchange_degree < 3 or any(one.table for one in exchanges):
         return

@@ -76,6 +76,7 @@ class _PlanSpec(BaseModel):
     ring_order: Literal["near", "placed"] = "near"
     zero_stage: int = Field(default=0, ge=0, le=3)
     recompute: tuple[Literal["none", "selective", "full"], ...] = ()
+    activation_priority: float | None = Field(default=None, gt=0, le=1000)
     tensor_parallel_degree: int = Field(default=1, ge=1)
     sequence_parallel: bool = False
     context_parallel_degree: int = Field(default=1, ge=1)

@@ -402,6 +402,12 @@ class SearchSpec(_Table):
     gradient_buckets: Counts = Field(
         default=(1,), description="Buckets in which gradients leave during the last backward pass.", examples=[[1, 4]]
     )
+    activation_priorities: tuple[Annotated[float, Field(gt=0, le=1000)], ...] = Field(
+        default=(),
+        strict=False,
+        description="Weights that messages between stages may get on links that they share with exchanges, instead of the network's own.",
+        examples=[[4.0]],
+    )
     gradient_codecs: tuple[Codec, ...] = Field(
         default=("none",),
         strict=False,

@@ -111,6 +111,7 @@ class _Lowering:
     def _add_message(self, source: int, target: int, key: MessageKey, before: int) -> int:
         direction, boundary, microbatch, _ = key
         graph, cluster, message = self.graph, self.cluster, self.messages[key]
+        priority = self.plan.activation_priority or cluster.activation_priority
         assert message.sent_after is not None and message.posted_after is not None
         payload = self.pricing.message_bytes(direction, boundary)
         pairs = list(zip(self.plan.slots_of(source), self.plan.slots_of(target), strict=True))
@@ -118,7 +119,7 @@ class _Lowering:
         for source_slot, target_slot in pairs[: 1 if self.folded else None]:
             wire_bytes = payload * cluster.backend.header_factor / len(pairs)
             latency_s = cluster.latency_s(source_slot, target_slot)
-            flow = graph.add_flow(cluster, FlowSpec(source_slot, target_slot, wire_bytes, source, target, cluster.activation_priority))
+            flow = graph.add_flow(cluster, FlowSpec(source_slot, target_slot, wire_bytes, source, target, priority))
             graph.link(message.sent_after, flow, latency_s)
             if cluster.backend.rendezvous:
                 graph.link(message.posted_after, flow, cluster.latency_s(target_slot, source_slot) + latency_s)
