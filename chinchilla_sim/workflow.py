@@ -22,6 +22,7 @@ from chinchilla_sim.cluster.calibration import (
 )
 from chinchilla_sim.cluster.catalogue import catalogue_digest
 from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.cost.codec import GRADIENTS_ONLY
 from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.graph.coarsen import coarsen, expand
 from chinchilla_sim.graph.compress import Variant, compress
@@ -366,6 +367,7 @@ def unplayable(plan: Plan) -> list[str]:
         "gradient buckets": plan.gradient_buckets > 1,
         "ZeRO": plan.zero_stage > 0,
         "recompute": plan.recompute != "none",
+        f"codecs {', '.join(GRADIENTS_ONLY)}": any(codec in GRADIENTS_ONLY for codec in plan.gradient_codecs),
         "tensor, context and expert parallelism": plan.group_width * plan.expert_parallel_degree > 1,
     }
     return [what for what, asked in asks.items() if asked]

@@ -20,7 +20,7 @@ from time import monotonic
 import numpy as np
 
 from chinchilla_sim.cluster.topology import Cluster, Device
-from chinchilla_sim.cost.codec import payload_bytes
+from chinchilla_sim.cost.codec import GRADIENTS_ONLY, payload_bytes
 from chinchilla_sim.cost.money import expense
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.graph.profile import Profile
@@ -250,6 +250,9 @@ class _Search:
         """Placements and codecs of one shape."""
         exchanging = shape.data_parallel_degree * shape.sharding.context_parallel_degree > 1
         gradient_codecs = self.search.gradient_codecs if exchanging and self.training else ("none",)
+        if shape.sharding.zero_stage == 3:
+            # No rank ever has whole gradients, of which a residual could be kept.
+            gradient_codecs = tuple(codec for codec in gradient_codecs if codec not in GRADIENTS_ONLY) or ("none",)
         activation_codecs = self.search.activation_codecs if shape.pipeline_parallel_degree > 1 else ("none",)
         schedule = SCHEDULES[shape.schedule]
         for slots, line in product(slot_choices(self.cluster, shape.device_count), placements(*shape.split)):
