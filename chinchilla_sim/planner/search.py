@@ -98,12 +98,13 @@ def find_plans(
     progress: Progress | None = None,
     profile: Profile | None = None,
     until: float | None = None,
+    pricer: Pricer | None = None,
 ) -> SearchResult:
     """The best plan of the stated space; raises NoFeasiblePlanError that says what stood in the way.
 
-    `until` is a time of the monotonic clock at which the search ends with the best plan so far.
+    `until` is a time of the monotonic clock at which the search ends with the best plan so far; `pricer` keeps prices between searches.
     """
-    return _Search(Pricer(graph, cluster, job, profile), search, simulate, progress, until).run()
+    return _Search(pricer or Pricer(graph, cluster, job, profile), search, simulate, progress, until).run()
 
 
 class _Search:

@@ -75,7 +75,7 @@ with 64 the run at 1 Gbit/s would beat its wire; NCF's 2^20 are the usual batch 
 LSTM counts steps of all workers."""
 
 MEASURED_MODE, COUNTED_MODE = "throughput", "data-volume"
-COLUMNS = ("id", "model", "n_workers", "inter_node_gbps", "transport", "backend", "comm_method", "method", "method_param")
+COLUMNS: tuple[str, ...] = ("id", "model", "n_workers", "inter_node_gbps", "transport", "backend", "comm_method", "method", "method_param")
 COLUMNS += ("error_feedback", "grad_mb_uncompressed", "throughput_per_s", "sent_mb_per_step", "mode")
 FEWEST = 8
 LEFT_OUT = {"vgg19": "its baseline contradicts its other rows"}
