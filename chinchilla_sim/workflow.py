@@ -267,19 +267,17 @@ def map_codecs(scenario: Scenario, bandwidths: Sequence[float], batches: Sequenc
     """The fastest codec of gradients for every bandwidth (bytes per second) and global batch size, on the best data-parallel plan."""
     if scenario.job.kind != "training":
         raise ScenarioError([Mistake("job.kind", "inference exchanges no gradients", 'write job.kind = "training"')])
-    rows: list[tuple[CodecCell, ...]] = []
-    across = sorted(set(bandwidths))
-    for batch in sorted(set(batches)):
+    rows, across, down = list[tuple[CodecCell, ...]](), sorted(set(bandwidths)), sorted(set(batches))
+    for batch in down:
         setting = prepare(scenario.model_copy(update={"job": scenario.job.model_copy(update={"global_batch_size": batch})}))
-        graph, job = coarsen(setting.graph, PLANNED_TASKS), setting.scenario.job
-        row: list[CodecCell] = []
+        graph, job, row = coarsen(setting.graph, PLANNED_TASKS), setting.scenario.job, list[CodecCell]()
         for bandwidth in across:
             if progress:
-                progress(len(rows) * len(across) + len(row), len(set(batches)) * len(across))
-            step_s = codec_cell(graph, with_bandwidth(setting.cluster, bandwidth), job, scenario.search, simulate, setting.profile)
-            row.append(CodecCell(bandwidth, batch, step_s))
+                progress(len(rows) * len(across) + len(row), len(down) * len(across))
+            cluster = with_bandwidth(setting.cluster, bandwidth)
+            row.append(CodecCell(bandwidth, batch, codec_cell(graph, cluster, job, scenario.search, simulate, setting.profile)))
         rows.append(tuple(row))
-    return CodecMap(scenario.name, tuple(across), tuple(sorted(set(batches))), tuple(rows))
+    return CodecMap(scenario.name, tuple(across), tuple(down), tuple(rows))
 
 
 def plan_file(setting: Setting, search: SearchResult) -> PlanFile:
