@@ -31,6 +31,7 @@ from chinchilla_sim.graph.task import VALUE_BYTES, TaskGraph
 from chinchilla_sim.graph.zoo import FORMULAS, PRESETS, chain, mlp
 from chinchilla_sim.planner.alternative import search_instead
 from chinchilla_sim.planner.candidate import Candidate, SearchResult
+from chinchilla_sim.planner.codec_map import CodecCell, CodecMap, codec_cell, with_bandwidth
 from chinchilla_sim.planner.executable import unplayable
 from chinchilla_sim.planner.explain import explain_choice
 from chinchilla_sim.planner.judge import Progress
@@ -308,6 +309,23 @@ def _in_own_tasks(setting: Setting, coarse: TaskGraph, candidate: Candidate) -> 
     timeline = simulate(lower(plan, folds(plan, pricing)), pricing, setting.cluster)
     # USD and joule grow with the step as it does itself.
     return Candidate(plan, pricing, timeline, candidate.objective * (timeline.step_s / candidate.step_s if candidate.step_s else 1.0))
+
+
+def map_codecs(scenario: Scenario, bandwidths: Sequence[float], batches: Sequence[int], progress: Progress | None = None) -> CodecMap:
+    """The fastest codec of gradients for every bandwidth (bytes per second) and global batch size, on the best data-parallel plan."""
+    if scenario.job.kind != "training":
+        raise ScenarioError([Mistake("job.kind", "inference exchanges no gradients", 'write job.kind = "training"')])
+    rows, across, down = list[tuple[CodecCell, ...]](), sorted(set(bandwidths)), sorted(set(batches))
+    for batch in down:
+        setting = prepare(scenario.model_copy(update={"job": scenario.job.model_copy(update={"global_batch_size": batch})}))
+        graph, job, row = coarsen(setting.graph, PLANNED_TASKS), setting.scenario.job, list[CodecCell]()
+        for bandwidth in across:
+            if progress:
+                progress(len(rows) * len(across) + len(row), len(down) * len(across))
+            cluster = with_bandwidth(setting.cluster, bandwidth)
+            row.append(CodecCell(bandwidth, batch, codec_cell(graph, cluster, job, scenario.search, simulate, setting.profile)))
+        rows.append(tuple(row))
+    return CodecMap(scenario.name, tuple(across), tuple(down), tuple(rows))
 
 
 def plan_file(setting: Setting, search: SearchResult) -> PlanFile:

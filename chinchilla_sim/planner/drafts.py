@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import pairwise, product
 
 from chinchilla_sim.cluster.topology import Device
+from chinchilla_sim.cost.codec import GRADIENTS_ONLY
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.configuration import Configuration, microbatch_counts
 from chinchilla_sim.planner.cutting import Cutter
@@ -34,6 +35,9 @@ class Drafter:
         """All of them; None stands for devices, placement and codecs over which the tasks cannot be cut."""
         exchanging = shape.data_parallel_degree * shape.sharding.context_parallel_degree > 1
         gradient_codecs = self.search.gradient_codecs if exchanging and self.training else ("none",)
+        if shape.sharding.zero_stage == 3:
+            # No rank ever has whole gradients, of which a residual could be kept.
+            gradient_codecs = tuple(codec for codec in gradient_codecs if codec not in GRADIENTS_ONLY) or ("none",)
         activation_codecs = self.search.activation_codecs if shape.pipeline_parallel_degree > 1 else ("none",)
         schedule = SCHEDULES[shape.schedule]
         for slots, line in product(slot_choices(self.cluster, shape.device_count), placements(*shape.split)):

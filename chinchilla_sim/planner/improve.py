@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.cost.codec import GRADIENTS_ONLY
 from chinchilla_sim.cost.rounds import can_do
 from chinchilla_sim.planner.candidate import Candidate
 from chinchilla_sim.planner.configuration import RECOMPUTE, microbatch_counts
@@ -104,9 +105,9 @@ def _other_codecs(candidate: Candidate, search: SearchSpec) -> Iterator[Plan]:
     if not plan.training or plan.exchange_degree == 1:
         return
     for stage in sorted(range(plan.stage_count), key=lambda stage: (-_waiting_s(candidate, stage), stage)):
-        for codec in search.gradient_codecs:
-            if codec != plan.gradient_codecs[stage]:
-                yield replace(plan, gradient_codecs=_with(plan.gradient_codecs, stage, codec))
+        for other in search.gradient_codecs:
+            if other != plan.gradient_codecs[stage] and not (plan.zero_stage == 3 and other in GRADIENTS_ONLY):
+                yield replace(plan, gradient_codecs=_with(plan.gradient_codecs, stage, other))
 
 
 def _moved_cuts(candidate: Candidate, can_end: dict[str, bool]) -> Iterator[Plan]:

@@ -49,12 +49,13 @@ def find_plans(
     progress: Progress | None = None,
     profile: Profile | None = None,
     until: float | None = None,
+    pricer: Pricer | None = None,
 ) -> SearchResult:
     """The best plan of the stated space; raises NoFeasiblePlanError that says what stood in the way.
 
-    `until` is a time of the monotonic clock at which the search ends with the best plan so far.
+    `until` is a time of the monotonic clock at which the search ends with the best plan so far; `pricer` keeps prices between searches.
     """
-    pricer = Pricer(graph, cluster, job, profile)
+    pricer = pricer or Pricer(graph, cluster, job, profile)
     return _Search(pricer, search, Judge(pricer, search, simulate, progress, until)).run()
 
 

@@ -22,7 +22,7 @@ else sees frozen values. Rules that join several keys are in `check.py`.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from chinchilla_sim.scenario.fields import (
     Bytes,
@@ -42,10 +42,12 @@ from chinchilla_sim.scenario.fields import (
     Seconds,
     UsdPerSecond,
     Watt,
+    refuse_for_activations,
 )
 
 ModelKind = Literal["builtin", "factory", "formula", "graph"]
-Codec = Literal["none", "fp16", "bf16", "int8"]
+Codec = Literal["none", "fp16", "bf16", "int8", "one-bit", "top-k", "low-rank"]
+ActivationCodec = Annotated[Literal["none", "fp16", "bf16", "int8"], BeforeValidator(refuse_for_activations)]
 Schedule = Literal[
     "gpipe", "1f1b", "looped-bfs", "interleaved-1f1b", "zb-h1", "zb-h2", "interleaved-zb", "zb-1p", "zb-2p", "zb-v", "dualpipe-v"
 ]
@@ -412,10 +414,11 @@ class SearchSpec(_Table):
         default=("none",),
         strict=False,
         min_length=1,
-        description="Allowed codecs for gradients. Only none keeps every bit: codecs that lose accuracy must be allowed by name.",
+        description="Allowed codecs for gradients. Only none keeps every bit: codecs that lose accuracy must be allowed by name. "
+        "one-bit, top-k (1 %) and low-rank (PowerSGD, rank 4) send in later steps what they left out (error feedback).",
         examples=[["none", "fp16"]],
     )
-    activation_codecs: tuple[Codec, ...] = Field(
+    activation_codecs: tuple[ActivationCodec, ...] = Field(
         default=("none",),
         strict=False,
         min_length=1,

@@ -161,7 +161,7 @@ class _Lowering:
             if self.folded and not collective.exchange.table:
                 exits[key] = self.graph.add(collective.exchange.idle_s * collective.share, after=entries[key])
             else:
-                exits[key] = add_exchange(self.graph, self.cluster, collective.exchange, collective.share, self.rank_of_slot, entries[key])
+                exits[key] = self._add_rounds(collective, entries[key])
             sent = collective.exchange.sent_bytes * collective.share * self.plan.group_width
             for rank in members:
                 self.graph.records.append(Record(rank, "collective", "collective", str(collective.action), entries[key], exits[key], sent))
@@ -169,6 +169,13 @@ class _Lowering:
             for before, behind in pairwise(order):
                 self.graph.link(exits[before], entries[behind])
         return exits
+
+    def _add_rounds(self, collective: _Collective, entry: int) -> int:
+        """The rounds of an exchange, one behind the other; returns the end of the last."""
+        exchange = collective.exchange
+        for _ in range(exchange.rounds):
+            entry = add_exchange(self.graph, self.cluster, exchange, collective.share / exchange.rounds, self.rank_of_slot, entry)
+        return entry
 
 
 @dataclass(slots=True)
