@@ -362,6 +362,7 @@ def unplayable(plan: Plan) -> list[str]:
         "several stages per rank": plan.stages_per_rank > 1,
         "split backward passes": plan.training and plan.splits_backward,
         "custom rows": plan.schedule == CUSTOM,
+        "stages with replica counts of their own": plan.free_replicas,
         "unequal microbatch counts": bool(plan.replica_microbatch_counts),
         "gradient buckets": plan.gradient_buckets > 1,
         "ZeRO": plan.zero_stage > 0,

@@ -161,11 +161,11 @@ class Pricer:
             Op.B: backward_s,
             Op.I: backward_s - weights_s,
             Op.W: weights_s,
-            Op.OPTIM: self._optimizer_s(plan, parameters, device),
+            Op.OPTIM: self._optimizer_s(plan, stage, parameters, device),
         }
         action_s |= self._codec_s(plan, stage, raw, raw_gradients, device)
         action_s |= gradient_codec_s(plan, stage, parameters, device)
-        buffers = self._buffer_bytes(plan, sum(raw[boundary] for boundary in (stage - 1, stage) if 0 <= boundary < len(raw)))
+        buffers = self._buffer_bytes(plan, stage, sum(raw[boundary] for boundary in (stage - 1, stage) if 0 <= boundary < len(raw)))
         kept = self._kept(plan, tasks)
         saved, transient = (size * self.scale(plan.microbatch_size) for size in (kept.saved_bytes, kept.transient_bytes))
         if kept.again:
@@ -248,8 +248,8 @@ class Pricer:
         payload = collective.payload_bytes * self.scale(plan.microbatch_size)
         return collective_s(collective.kind, payload, len(slots), self.cluster.slowest_pair(slots), self.cluster.backend, table)
 
-    def _optimizer_s(self, plan: Plan, parameters: float, device: Device) -> float:
-        shards = plan.exchange_degree if plan.zero_stage else 1
+    def _optimizer_s(self, plan: Plan, stage: int, parameters: float, device: Device) -> float:
+        shards = plan.exchange_degree_of(stage) if plan.zero_stage else 1
         fp32_bytes = parameters * FP32_BYTES / self.value_bytes / shards
         return optimizer_s(fp32_bytes, self.job.optimizer, self.job.momentum, device, mixed=self.value_bytes < FP32_BYTES)
 
@@ -282,9 +282,10 @@ class Pricer:
         return seconds
 
     @staticmethod
-    def _buffer_bytes(plan: Plan, message_bytes: float) -> float:
+    def _buffer_bytes(plan: Plan, stage: int, message_bytes: float) -> float:
         """Receive buffers of messages that are awaited at once."""
-        return min(plan.receives_in_flight, plan.microbatch_count) * message_bytes
+        count = plan.share_of(stage) if plan.free_replicas else plan.microbatch_count
+        return min(plan.receives_in_flight, count) * message_bytes
 
     def stage_bytes(self, plan: Plan, stage: int, first: int, end: int, in_flight: int, crossing_bytes: float) -> float:
         """Peak bytes of a stage of compute tasks first..end-1; `crossing_bytes` cross its boundaries per batch of the graph."""
@@ -293,7 +294,7 @@ class Pricer:
         saved = holding.saved_bytes if plan.training else self.graph.compute_tasks[end - 1].output_bytes
         held = sum(self._held_parts(plan, stage, holding.trained_bytes, holding.untrained_bytes).values())
         transient = scale * holding.transient_bytes if plan.training else 0.0
-        return held + self._buffer_bytes(plan, crossing_bytes * scale) + in_flight * scale * saved + transient
+        return held + self._buffer_bytes(plan, stage, crossing_bytes * scale) + in_flight * scale * saved + transient
 
     def _holdings(self, first: int) -> list[Holding]:
         """What the compute tasks first..first, first..first + 1 and so on hold, each weight and saved tensor once."""
@@ -305,7 +306,7 @@ class Pricer:
         """What a stage holds all the time; ZeRO 3 beside its shards two gathered buckets and one of whole gradients."""
         if not plan.training:
             return {"weights": parameters + frozen}
-        replicas, job = plan.exchange_degree, self.job
+        replicas, job = plan.exchange_degree_of(stage), self.job
         parts = state_parts(parameters, job.optimizer, job.momentum, job.precision, plan.zero_stage, replicas)
         parts["weights"] += frozen
         if replicas > 1 and plan.zero_stage == 3:
@@ -337,7 +338,7 @@ class Pricer:
 
     def _exchange(self, plan: Plan, stage: int, kind: str, payload: float) -> Exchange:
         """A collective of a stage's replicas; for an all-gather of sharded weights and for the others `payload` is the whole."""
-        replicas = plan.exchange_degree
+        replicas = plan.exchange_degree_of(stage)
         if replicas == 1 or not payload:
             return Exchange(kind)
         if kind == "all_gather" and plan.zero_stage:
@@ -368,10 +369,10 @@ class Pricer:
 
 def gradient_codec_s(plan: Plan, stage: int, raw_bytes: float, device: Device) -> dict[Op, float]:
     """Seconds to pack the gradients of a stage into its bucket (a copy, then the codec) and to unpack the result."""
-    if plan.exchange_degree == 1 or plan.zero_stage == 3:
+    if plan.exchange_degree_of(stage) == 1 or plan.zero_stage == 3:
         return {}
     codec = plan.gradient_codecs[stage]
-    copies = 1 if CODECS[codec].summable else plan.exchange_degree
+    copies = 1 if CODECS[codec].summable else plan.exchange_degree_of(stage)
     packing_s = device.elementwise_launch_s + 2 * raw_bytes / device.elementwise_bandwidth_bytes_per_s
     return {
         Op.ENCODE_GRAD: packing_s + encode_s(codec, raw_bytes, device),
