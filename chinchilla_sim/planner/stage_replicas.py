@@ -253,4 +253,5 @@ def _spans(amounts: Sequence[float]) -> Floats:
     [0.0, 1.0, 3.0]
     """
     sums = np.concatenate([[0.0], np.cumsum(np.asarray(amounts, dtype=np.float64))])
-    return sums[None, :] - sums[:, None]
+    spans: Floats = sums[None, :] - sums[:, None]
+    return spans

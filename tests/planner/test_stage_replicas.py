@@ -85,7 +85,7 @@ def test_without_communication_it_is_pipedreams_optimum(task_s: list[int], devic
 def cluster_of(count: int, memory: str = "64 GiB", bandwidth: str = "1 Gbit/s", peaks: tuple[int, ...] = ()) -> Cluster:
     """Nodes of one device each at a switch."""
     nodes = [{"name": f"n{index}", "peak": f"{(peaks or (100,) * count)[index]} Gflop/s", "memory": memory} for index in range(count)]
-    network = {"bandwidth": bandwidth, "latency": "10 us", "backend": "plain"}
+    network = {"bandwidth": bandwidth, "latency": "1 us", "backend": "plain"}
     return build_cluster(ClusterSpec.model_validate({"nodes": nodes, "network": network}), "fp32")
 
 
@@ -128,7 +128,7 @@ def test_every_plan_found_can_be_played_and_fits(
 def test_heavy_layers_get_the_replicas_by_hand() -> None:
     """Layers with work 1 : 4 : 4 : 1 as four stages on six devices: 1/2/2/1 replicas, the slowest with 12 of 24 microbatches."""
     graph = mlp([512, 512, 2048, 512, 512], 24)
-    pricer = Pricer(graph, cluster_of(6, bandwidth="100 Gbit/s"), JobSpec(global_batch_size=24))
+    pricer = Pricer(graph, cluster_of(6, bandwidth="100000 Gbit/s"), JobSpec(global_batch_size=24))
     (plan,) = (plan for plan in plans_with_replicas(pricer, range(6), 24, "1f1b") if plan.stage_count == 4)
     assert plan.placement == ((0,), (1, 2), (3, 4), (5,)) and plan.share_of(1) == 12
     price = pricer.price(plan)
