@@ -12,7 +12,7 @@ The least bound of the space says how far from the best the plan can be at most.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise, product
 from time import monotonic
@@ -28,6 +28,7 @@ from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.configuration import Configuration, Space, divisors
+from chinchilla_sim.planner.free_space import FreeSpace
 from chinchilla_sim.planner.partition import allowed_cuts, balance_stages
 from chinchilla_sim.planner.placement import distinct_replicas, placements, share_out, slot_choices
 from chinchilla_sim.planner.plan import Plan
@@ -132,6 +133,10 @@ class _Search:
         screened = screen(self.pricer, self.space)
         exhaustive = screened.screened <= EXHAUSTIVE
         winners = self._every_split(list(self.space.configurations())) if exhaustive else self._likely_first(screened)
+        # Hook: stages with replica counts of their own. They are no configurations of the screen, and have a bound of their own.
+        free = FreeSpace(self.pricer, self.space) if self.search.stage_replicas == "free" else None
+        winners += self._best_among(free.plans()) if free else []
+        least_s, least = free.least(self._objective_of) if free else (np.inf, np.inf)
         if not winners:
             raise self._no_plan(screened.screened, maximum)
         ranked = sorted(winners, key=lambda candidate: (candidate.objective, len(candidate.plan.slots), candidate.plan.describe()))
@@ -144,8 +149,8 @@ class _Search:
             simulated=self.simulated,
             infeasible=self.infeasible,
             screened=screened.screened,
-            lower_bound_s=min(float(screened.lower_bound_s.min(initial=np.inf)), ranked[0].step_s),
-            lower_bound=min(float(bounds.min(initial=np.inf)), ranked[0].objective),
+            lower_bound_s=min(float(screened.lower_bound_s.min(initial=np.inf)), least_s, ranked[0].step_s),
+            lower_bound=min(float(bounds.min(initial=np.inf)), least, ranked[0].objective),
             truncated=self.truncated,
         )
 
@@ -213,15 +218,18 @@ class _Search:
             raise ScenarioError([Mistake("search.objective", what, f'give the nodes a {name} such as "2 USD/h" or "300 W"')])
 
     def _best_of(self, shapes: Sequence[Configuration], below: float = np.inf) -> list[Candidate]:
-        """The best plan of one split, if it is below a limit: simulate by rising bound until the bound passes the best."""
+        """The best plan of one split, if it is below a limit."""
+        return self._best_among((plan for shape in shapes for plan in self._plans(shape)), below)
+
+    def _best_among(self, plans: Iterable[Plan], below: float = np.inf) -> list[Candidate]:
+        """The best of some plans, if it is below a limit: simulate by rising bound until the bound passes the best."""
         bounded: list[tuple[float, int, Plan, Pricing]] = []
-        for shape in shapes:
-            for plan in self._plans(shape):
-                self.considered += 1
-                pricing = self.pricer.price(plan)
-                if self._fits(plan, pricing):
-                    bound_s = step_lower_bound_s(plan, pricing, self.cluster)
-                    bounded.append((self._objective(plan, bound_s), len(bounded), plan, pricing))
+        for plan in plans:
+            self.considered += 1
+            pricing = self.pricer.price(plan)
+            if self._fits(plan, pricing):
+                bound_s = step_lower_bound_s(plan, pricing, self.cluster)
+                bounded.append((self._objective(plan, bound_s), len(bounded), plan, pricing))
         best: Candidate | None = None
         for bound, _, plan, pricing in sorted(bounded, key=lambda row: row[:2]):
             if bound >= (best.objective if best else below):

@@ -20,7 +20,7 @@ What a step takes besides its slowest stage (ramps, latencies, exchanges that me
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from chinchilla_sim.cluster.topology import Device
 from chinchilla_sim.cost.codec import payload_bytes
+from chinchilla_sim.planner.configuration import Sharding
 from chinchilla_sim.planner.partition import allowed_cuts
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.pricing import Pricer
@@ -98,20 +99,27 @@ def _walk_back(origins: Sequence[Origin], devices: int, tasks: int, slowest_s: f
     return ReplicatedSplit(tuple(sizes[::-1]), tuple(replicas[::-1]), slowest_s)
 
 
-def plans_with_replicas(
-    pricer: Pricer,
-    slots: Sequence[int],
-    microbatch_count: int,
-    schedule: str,
-    activation_codec: str = "none",
-    gradient_codec: str = "none",
-) -> Iterator[Plan]:
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What is decided before stages are cut: `microbatch_count` microbatches of the whole batch, which they must divide.
+
+    `schedule` is 1f1b, gpipe or forward; the sharding has one device per rank and no ZeRO 3. Only `replica_counts` are tried (None: all).
+    """
+
+    microbatch_count: int
+    schedule: str
+    activation_codec: str = "none"
+    gradient_codec: str = "none"
+    sharding: Sharding = field(default_factory=Sharding)
+    replica_counts: tuple[int, ...] | None = None
+
+
+def plans_with_replicas(pricer: Pricer, slots: Sequence[int], stream: Stream) -> Iterator[Plan]:
     """The best plan for every number of stages on all these device slots, in their order; nothing where none fits into memory.
 
-    `microbatch_count` microbatches of the whole batch, which they must divide, are one stream; `schedule` is 1f1b, gpipe or forward.
     Where all stages get equally many replicas it is the ordinary plan of so many replicas.
     """
-    costs = _Costs(pricer, tuple(slots), microbatch_count, schedule, activation_codec, gradient_codec)
+    costs = _Costs(pricer, tuple(slots), stream)
     names = [task.name for task in pricer.graph.compute_tasks]
     for split in split_with_replicas(len(names), len(slots), costs.stage_s):
         yield _plan_of(split, names, costs)
@@ -120,7 +128,8 @@ def plans_with_replicas(
 def _plan_of(split: ReplicatedSplit, names: Sequence[str], costs: _Costs) -> Plan:
     task, rank = iter(names), iter(range(len(costs.slots)))
     stages = len(split.sizes)
-    count, replicas = costs.microbatch_count, split.replicas[0]
+    stream, replicas = costs.stream, split.replicas[0]
+    count = stream.microbatch_count
     equal: tuple[int, ...] = ()
     if len(set(split.replicas)) == 1:
         equal = tuple(len(range(place, count, replicas)) for place in range(replicas))
@@ -131,10 +140,11 @@ def _plan_of(split: ReplicatedSplit, names: Sequence[str], costs: _Costs) -> Pla
         slots=costs.slots,
         global_batch_size=costs.pricer.job.global_batch_size,
         microbatch_count=count,
-        schedule=costs.schedule,
-        gradient_codecs=tuple(costs.gradient_codec if width > 1 else "none" for width in split.replicas),
-        activation_codecs=(costs.activation_codec,) * (stages - 1),
+        schedule=stream.schedule,
+        gradient_codecs=tuple(stream.gradient_codec if width > 1 else "none" for width in split.replicas),
+        activation_codecs=(stream.activation_codec,) * (stages - 1),
         replica_microbatch_counts=equal if len(set(equal)) > 1 else (),
+        **asdict(stream.sharding),
     )
 
 
@@ -144,16 +154,26 @@ class _Costs:
 
     pricer: Pricer
     slots: tuple[int, ...]
-    microbatch_count: int
-    schedule: str
-    activation_codec: str
-    gradient_codec: str
+    stream: Stream
+
+    @property
+    def _training(self) -> bool:
+        return self.stream.schedule != "forward"
+
+    @property
+    def _microbatch_size(self) -> int:
+        return self.pricer.job.global_batch_size // self.stream.microbatch_count
+
+    def _share(self, replicas: int) -> int:
+        """Most microbatches of a rank."""
+        return -(-self.stream.microbatch_count // replicas)
 
     def stage_s(self, before: int, replicas: int) -> Floats:
         """Seconds of tasks j..i-1 at [j, i] on the devices behind the first `before`."""
-        if replicas > self.microbatch_count:
+        counts = self.stream.replica_counts
+        if replicas > self.stream.microbatch_count or (counts is not None and replicas not in counts):
             return np.full(self._allowed.shape, np.inf)
-        plan, count = self._stage(before, replicas), -(-self.microbatch_count // replicas)
+        plan, count = self._stage(before, replicas), self._share(replicas)
         used = self.slots[before : before + replicas]
         kinds = sorted({self._kinds.index(self.pricer.device_of(plan, rank)) for rank in plan.placement[0]})
         computed = np.maximum.reduce([self._computed[kind] for kind in kinds])
@@ -162,26 +182,33 @@ class _Costs:
             stage_s = np.maximum(stage_s, count * self._link_s(self.slots[before - 1], used[0])[:, None])
         if before + replicas < len(self.slots):
             stage_s = np.maximum(stage_s, count * self._link_s(used[-1], self.slots[before + replicas])[None, :])
-        limit = min(self.pricer.cluster.device(slot).usable_memory_bytes for slot in used)
-        base, growth = self._bytes_with(replicas)
-        under_way = {"forward": 1, "gpipe": count}.get(self.schedule, min(count, -(-(len(self.slots) - before) // replicas)))
-        fits = self._allowed & (base + under_way * growth <= limit)
-        costs: Floats = np.where(fits, stage_s, np.inf)
+        costs: Floats = np.where(self._fits(before, replicas), stage_s, np.inf)
         return costs
+
+    def _fits(self, before: int, replicas: int) -> NDArray[np.bool_]:
+        """Whether tasks j..i-1 may be a stage there, and fit into memory (with recompute the exact price says so, later)."""
+        if self.stream.sharding.recompute != "none":
+            return self._allowed
+        limit = min(self.pricer.cluster.device(slot).usable_memory_bytes for slot in self.slots[before : before + replicas])
+        base, growth = self._bytes_with(replicas)
+        count = self._share(replicas)
+        under_way = {"forward": 1, "gpipe": count}.get(self.stream.schedule, min(count, -(-(len(self.slots) - before) // replicas)))
+        fits: NDArray[np.bool_] = self._allowed & (base + under_way * growth <= limit)
+        return fits
 
     def _stage(self, before: int, replicas: int) -> Plan:
         """All tasks as one stage on these devices, of which every other figure of a stage is read off."""
-        count = -(-self.microbatch_count // replicas)
-        size = self.pricer.job.global_batch_size // self.microbatch_count
+        count = self._share(replicas)
         return Plan(
             stages=(tuple(task.name for task in self.pricer.graph.compute_tasks),),
             placement=(tuple(range(before, before + replicas)),),
             slots=self.slots,
-            global_batch_size=size * count * replicas,
+            global_batch_size=self._microbatch_size * count * replicas,
             microbatch_count=count,
-            schedule=self.schedule,
-            gradient_codecs=(self.gradient_codec if replicas > 1 else "none",),
+            schedule=self.stream.schedule,
+            gradient_codecs=(self.stream.gradient_codec if replicas > 1 else "none",),
             activation_codecs=(),
+            **asdict(self.stream.sharding),
         )
 
     @cached_property
@@ -192,8 +219,7 @@ class _Costs:
     @cached_property
     def _computed(self) -> list[Floats]:
         """Seconds of a microbatch at [j, i], by kind of device."""
-        size = self.pricer.job.global_batch_size // self.microbatch_count
-        training = self.schedule != "forward"
+        size, training = self._microbatch_size, self._training
         found = []
         for device in self._kinds:
             seconds = [self.pricer.task_s(task, size, device, len(self.slots)) for task in self.pricer.graph.compute_tasks]
@@ -210,7 +236,7 @@ class _Costs:
     @cached_property
     def _allowed(self) -> NDArray[np.bool_]:
         """Whether tasks j..i-1 may be a stage at [j, i]."""
-        ends = np.array([True, *allowed_cuts(self.pricer.graph, self.schedule != "forward")])
+        ends = np.array([True, *allowed_cuts(self.pricer.graph, self._training)])
         allowed: NDArray[np.bool_] = np.triu(ends[:, None] & ends[None, :], 1)
         return allowed
 
@@ -223,9 +249,11 @@ class _Costs:
 
     def _link_s(self, source: int, target: int) -> Floats:
         """Seconds that a microbatch keeps the link between two slots busy, one way, for each cut."""
-        scale = self.pricer.scale(self.pricer.job.global_batch_size // self.microbatch_count)
+        scale = self.pricer.scale(self._microbatch_size)
         bandwidth = self.pricer.cluster.bandwidth_bytes_per_s(source, target)
-        packed = [payload_bytes(self.activation_codec, scale * size, self.pricer.value_bytes) for size in self._crossing_bytes.tolist()]
+        packed = [
+            payload_bytes(self.stream.activation_codec, scale * size, self.pricer.value_bytes) for size in self._crossing_bytes.tolist()
+        ]
         link_s: Floats = np.array(packed) / bandwidth
         return link_s
 

@@ -18,7 +18,7 @@ from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import lower, passes_of
 from chinchilla_sim.planner.replicated_stages import MachineLevel, ReplicationProblem, replicate_stages
-from chinchilla_sim.planner.stage_replicas import Floats, plans_with_replicas, split_with_replicas
+from chinchilla_sim.planner.stage_replicas import Floats, Stream, plans_with_replicas, split_with_replicas
 from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec
 from chinchilla_sim.simulator.engine import simulate
 
@@ -113,7 +113,7 @@ def test_every_plan_found_can_be_played_and_fits(
     cluster = cluster_of(len(peaks), memory, peaks=tuple(peaks))
     pricer = Pricer(graph, cluster, JobSpec(kind="inference" if schedule == "forward" else "training", global_batch_size=24))
     stages = []
-    for plan in plans_with_replicas(pricer, range(len(peaks)), count, schedule, codec, codec):
+    for plan in plans_with_replicas(pricer, range(len(peaks)), Stream(count, schedule, codec, codec)):
         assert mistakes_of(plan) == [] and plan.microbatch_size == 24 // count
         assert [name for stage in plan.stages for name in stage] == [task.name for task in graph.compute_tasks]
         stages.append(plan.stage_count)
@@ -129,7 +129,7 @@ def test_heavy_layers_get_the_replicas_by_hand() -> None:
     """Layers with work 1 : 4 : 4 : 1 as four stages on six devices: 1/2/2/1 replicas, the slowest with 12 of 24 microbatches."""
     graph = mlp([512, 512, 2048, 512, 512], 24)
     pricer = Pricer(graph, cluster_of(6, bandwidth="100000 Gbit/s"), JobSpec(global_batch_size=24))
-    (plan,) = (plan for plan in plans_with_replicas(pricer, range(6), 24, "1f1b") if plan.stage_count == 4)
+    (plan,) = (plan for plan in plans_with_replicas(pricer, range(6), Stream(24, "1f1b")) if plan.stage_count == 4)
     assert plan.placement == ((0,), (1, 2), (3, 4), (5,)) and plan.share_of(1) == 12
     price = pricer.price(plan)
     heavy_s = sum(price.stages[1][0].action_s[op] for op in (Op.F, Op.B))
