@@ -19,7 +19,7 @@ from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.stage_replicas import Stream, plans_with_replicas
 
-MOST_DEVICES = 64
+MOST_DEVICES = 32
 """The exact programme tries every run of devices for every stage."""
 
 FEWEST_DEVICES = 3

@@ -104,7 +104,7 @@ class Plan:
     @property
     def microbatch_size(self) -> int:
         """Samples of one microbatch: `global_batch_size = microbatch_size * microbatch_count * data_parallel_degree`."""
-        return self.global_batch_size // sum(self.microbatches_of(replica) for replica in range(self.data_parallel_degree))
+        return self.global_batch_size // (sum(self.replica_microbatch_counts) or self.microbatch_count * self.data_parallel_degree)
 
     def microbatches_of(self, replica: int) -> int:
         """Microbatches of one replica."""

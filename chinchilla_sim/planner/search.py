@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise, product
+from itertools import pairwise, product, takewhile
 from time import monotonic
 
 import numpy as np
@@ -135,7 +135,7 @@ class _Search:
         winners = self._every_split(list(self.space.configurations())) if exhaustive else self._likely_first(screened)
         # Hook: stages with replica counts of their own. They are no configurations of the screen, and have a bound of their own.
         free = FreeSpace(self.pricer, self.space) if self.search.stage_replicas == "free" else None
-        winners += self._best_among(free.plans()) if free else []
+        winners += self._best_among(takewhile(lambda _: not self._is_over(), free.plans())) if free else []
         least_s, least = free.least(self._objective_of) if free else (np.inf, np.inf)
         if not winners:
             raise self._no_plan(screened.screened, maximum)
@@ -205,6 +205,9 @@ class _Search:
         """Tell the progress; whether the time is over."""
         if self.progress:
             self.progress(done, total)
+        return self._is_over()
+
+    def _is_over(self) -> bool:
         self.truncated |= self.until is not None and monotonic() > self.until
         return self.truncated
 

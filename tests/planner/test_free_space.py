@@ -123,10 +123,10 @@ def test_devices_are_halved_down_to_three_or_the_minimum() -> None:
 
 
 def test_too_many_devices_are_refused_with_a_cure() -> None:
-    """The exact programme ends at 64 ranks, and says so."""
-    with pytest.raises(ScenarioError, match=r"up to 64 ranks, not for 65.*maximum_ranks = 64"):
-        space_of(mlp([8, 8], 12), cluster_of(*[100] * 65))
-    assert space_of(mlp([8, 8], 12), cluster_of(*[100] * 65), maximum_ranks=64).device_counts()[0] == 64
+    """The exact programme ends at 32 ranks, and says so."""
+    with pytest.raises(ScenarioError, match=r"up to 32 ranks, not for 33.*maximum_ranks = 32"):
+        space_of(mlp([8, 8], 12), cluster_of(*[100] * 33))
+    assert space_of(mlp([8, 8], 12), cluster_of(*[100] * 33), maximum_ranks=32).device_counts()[0] == 32
 
 
 def test_heavy_work_without_weights_is_replicated_by_hand() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from chinchilla_sim.cluster.build import build_cluster
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.graph.task import TaskGraph
-from chinchilla_sim.graph.zoo import chain, mlp
+from chinchilla_sim.graph.zoo import chain, mlp, vgg16
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.pricing import Pricer
@@ -134,3 +134,14 @@ def test_heavy_layers_get_the_replicas_by_hand() -> None:
     price = pricer.price(plan)
     heavy_s = sum(price.stages[1][0].action_s[op] for op in (Op.F, Op.B))
     assert 12 * heavy_s < simulate(lower(plan), price, pricer.cluster).step_s < 18 * heavy_s
+
+
+def test_vgg_gets_fifteen_replicas_and_one_on_sixteen_nodes() -> None:
+    """PipeDream (Narayanan et al. 2019) published 15-1 for VGG-16 on 16 V100: under our costs, too, one node has the dense layers alone."""
+    job = JobSpec(global_batch_size=256)
+    nodes = {"name": "n", "count": 16, "device": "v100-sxm2-16gb"}
+    network = {"bandwidth": "10 Gbit/s", "latency": "20 us", "backend": "nccl"}
+    cluster = build_cluster(ClusterSpec.model_validate({"nodes": [nodes], "network": network}), "fp32")
+    found = plans_with_replicas(Pricer(vgg16(batch_size=256), cluster, job), range(16), Stream(64, "1f1b"))
+    (plan,) = (plan for plan in found if plan.stage_count == 2)
+    assert [len(row) for row in plan.placement] == [15, 1] and plan.stages[1][0] == "linear"
