@@ -145,6 +145,21 @@ def test_bound_then_replay_then_engine(case: Case) -> None:
 
 
 @often
+@given(cases(schedules=STREAMED))
+def test_the_same_for_stages_with_replica_counts_of_their_own(case: Case) -> None:
+    """lower bound <= replay <= engine, and no rank holds more than the planner says, where one stream is dealt out at every stage."""
+    assume(case.plan.free_replicas)
+    graph = case.activities
+    engine, quick = play_events(graph, case.cluster), replay(graph)
+    assert step_lower_bound_s(case.plan, case.pricing, case.cluster) <= makespan_s(quick) * TIGHT
+    assert makespan_s(quick) <= makespan_s(engine) * TIGHT
+    timeline = timeline_of(graph, quick)
+    for rank, passes in zip(case.plan.pipeline(0), passes_of(case.plan, 0), strict=True):
+        if case.plan.training:
+            assert timeline.peak_memory_bytes(rank) == pytest.approx(case.pricing.peak_bytes(case.plan, rank, passes))
+
+
+@often
 @given(cases())
 def test_no_stream_overlaps_itself_and_nothing_is_lost(case: Case) -> None:
     """Compute spans of a rank follow each other and add up to their prices."""
