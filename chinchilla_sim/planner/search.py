@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.planner.configuration import Configuration, Space, divisors
 from chinchilla_sim.planner.drafts import Drafter
 from chinchilla_sim.planner.executable import search_mistakes
+from chinchilla_sim.planner.free_space import FreeSpace
 from chinchilla_sim.planner.improve import Budget, improve
 from chinchilla_sim.planner.judge import Judge, Progress, Simulate
 from chinchilla_sim.planner.placement import slot_choices
@@ -67,6 +69,7 @@ class _Search:
         can_end = self.drafter.cutter.can_end
         self.can_end = {task.name: end for task, end in zip(pricer.graph.compute_tasks, can_end, strict=True)}
         most = min(self.cluster.rank_count, search.maximum_ranks or self.cluster.rank_count)
+        self.free_bound_s = np.inf
         self.space = Space(self.job, search, most, sum(can_end))
 
     def run(self) -> SearchResult:
@@ -77,6 +80,7 @@ class _Search:
         self.judge.lower_bound = float((screened.lower_bound_s * per_s).min(initial=np.inf))
         exhaustive = screened.screened <= EXHAUSTIVE
         winners = self._every_split() if exhaustive else self._likely_first(screened, per_s)
+        winners += self._with_free_replicas()
         if not winners:
             raise self._no_plan(screened.screened)
         ranked = sorted(winners, key=_rank)
@@ -89,7 +93,7 @@ class _Search:
             self._one_rank(ranked),
             *counts,
             screened=screened.screened,
-            lower_bound_s=min(float(screened.lower_bound_s.min(initial=np.inf)), ranked[0].step_s),
+            lower_bound_s=min(float(screened.lower_bound_s.min(initial=np.inf)), self.free_bound_s, ranked[0].step_s),
             lower_bound=min(self.judge.lower_bound, ranked[0].objective),
             truncated=self.judge.truncated,
         )
@@ -130,6 +134,16 @@ class _Search:
             if len(seen) >= EVALUATIONS and (best or len(seen) >= MOST_EVALUATIONS):
                 break
         return list(best.values())
+
+    def _with_free_replicas(self) -> list[Candidate]:
+        """The best plan whose stages have replica counts of their own: no configurations of the screen, and with a bound of their own."""
+        if self.search.stage_replicas == "equal":
+            return []
+        free = FreeSpace(self.pricer, self.space)
+        best = self.judge.best_of(takewhile(lambda _: not self.judge.out_of_time(), free.plans()))
+        self.free_bound_s, bound = free.least(self.judge.objective)
+        self.judge.lower_bound = min(self.judge.lower_bound, bound)
+        return [best] if best else []
 
     def _improved(self, candidate: Candidate, budget: Budget) -> Candidate:
         """The candidate after a local search, within what the scenario allows."""

@@ -118,7 +118,7 @@ def plan_table(study: Study) -> Table:
     )
     if plan.stage_count > 1:
         columns.append(("codec to next stage", [*plan.activation_codecs, NONE]))
-    if plan.data_parallel_degree > 1 and plan.training:
+    if plan.exchange_degree > 1 and plan.training:
         columns.append(("gradient codec", list(plan.gradient_codecs)))
     headers, cells = zip(*columns, strict=True)
     text_columns = tuple(index for index, header in enumerate(headers) if header != "parameters")

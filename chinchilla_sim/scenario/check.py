@@ -171,6 +171,10 @@ def _check_search(search: Table) -> Iterator[Mistake]:
     if _is_count(fewest) and _is_count(most) and fewest > most:
         cure = "write a maximum_ranks that is at least minimum_ranks"
         yield Mistake("search.minimum_ranks", f"is {show_value(fewest)}, more than maximum_ranks = {show_value(most)}", cure)
+    schedules = search.get("schedules", ["1f1b"])
+    if search.get("stage_replicas") == "free" and isinstance(schedules, list) and not {"1f1b", "gpipe"} & set(map(str, schedules)):
+        cure = 'add one of them, or write stage_replicas = "equal"'
+        yield Mistake("search.stage_replicas", 'is "free", but schedules has neither 1f1b nor gpipe', cure)
 
 
 def _check_foreign_keys(where: str, table: Table, kind: str, keys_of: Mapping[str, frozenset[str]]) -> Iterator[Mistake]:

@@ -364,6 +364,11 @@ class SearchSpec(_Table):
     data_parallel_degrees: Counts | None = Field(default=None, description="Allowed data parallel degrees.", examples=[[1, 2]])
     pipeline_parallel_degrees: Counts | None = Field(default=None, description="Allowed pipeline parallel degrees.", examples=[[1, 2]])
     microbatch_counts: Counts | None = Field(default=None, description="Allowed microbatch counts per replica.", examples=[[1, 4]])
+    stage_replicas: Literal["equal", "free"] = Field(
+        default="equal",
+        description="free also tries stages with replica counts of their own, which share one stream of microbatches (1f1b and gpipe).",
+        examples=["free"],
+    )
     schedules: tuple[Schedule, ...] = Field(
         default=("gpipe", "1f1b"), strict=False, min_length=1, description="Allowed schedules.", examples=[["1f1b"]]
     )

@@ -252,6 +252,15 @@ def test_a_single_node_needs_no_network() -> None:
             "search.minimum_ranks: is 4, more than maximum_ranks = 2; write a maximum_ranks that is at least minimum_ranks",
         ),
         (
+            {"stage_replicas": "free", "schedules": ["zb-h1"]},
+            'search.stage_replicas: is "free", but schedules has neither 1f1b nor gpipe; '
+            'add one of them, or write stage_replicas = "equal"',
+        ),
+        (
+            {"stage_replicas": "unequal"},
+            'search.stage_replicas: must be "equal" or "free", not "unequal"; did you mean \'equal\'?',
+        ),
+        (
             {"schedules": ["1f1B"]},
             'search.schedules.0: must be "gpipe", "1f1b", "looped-bfs", "interleaved-1f1b", "zb-h1", "zb-h2", "interleaved-zb", '
             '"zb-1p", "zb-2p", "zb-v" or "dualpipe-v", not "1f1B"; did you mean \'1f1b\'?',
