@@ -29,7 +29,7 @@ from chinchilla_sim.report.sweep import SweepRow
 from chinchilla_sim.report.table import search_dict
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario
-from chinchilla_sim.workflow import make_plan, plan_file, prepare, study_of
+from chinchilla_sim.workflow import make_best_plan, plan_file, prepare, study_of
 
 ANSWER_WITHIN = "10s"
 """How long a Dask scheduler may take to answer."""
@@ -68,7 +68,7 @@ def answer_question(question: Question) -> Outcome:
     started_s = monotonic()
     try:
         setting = prepare(question.scenario)
-        search = make_plan(setting, None, question.time_limit_s)
+        setting, search = make_best_plan(setting, None, question.time_limit_s)
         file = plan_file(setting, search)
         search_s = monotonic() - started_s
         result = search_dict(study_of(setting, search)) | {"plan": file.to_dict()}

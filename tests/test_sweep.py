@@ -83,7 +83,7 @@ def test_one_bad_file_and_one_infeasible_job_stop_no_other(tmp_path: Path) -> No
         ("wrong", "bad input", 2),
         ("mnist_mlp", "planned", 0),
     ]
-    assert "302 MB too little" in rows[0]["problem"] and "did you mean 'bandwidth'" in rows[2]["problem"]
+    assert "MB too little" in rows[0]["problem"] and "did you mean 'bandwidth'" in rows[2]["problem"]
     assert sorted(path.name for path in (tmp_path / "plans").iterdir()) == ["edge_5g.json", "mnist_mlp.json"]
     assert json.loads((tmp_path / "plans" / "edge_5g.json").read_text()) == rows[1]["plan"]
     table = plan(small, SCENARIOS[0], cwd=tmp_path)
@@ -122,3 +122,18 @@ def test_plans_of_one_name_are_refused(tmp_path: Path) -> None:
     assert told.returncode == 2 and "2 scenarios are called 'edge_5g'" in told.stderr and not (tmp_path / "plans").exists()
     assert "--jobs: must be at least 1, not 0" in plan(*SCENARIOS[:2], "--jobs", "0", cwd=tmp_path).stderr
     assert "no scenario named" in plan(cwd=tmp_path).stderr
+
+
+def test_a_plan_under_load_is_told_by_plan_and_by_simulate(tmp_path: Path) -> None:
+    """The percentiles of a planned job are those of its written plan; twice the arrivals wait longer; too many are no plan."""
+    serving = ROOT / "scenarios" / "serving.toml"
+    made = plan(serving, "-o", "plan.json", "--json", cwd=tmp_path)
+    told = json.loads(made.stdout)["serving"]
+    command = [sys.executable, "-m", "chinchilla_sim.cli", "simulate", "plan.json"]
+    rates = [["--set", f'job.arrival_rate="{rate} requests/s"'] for rate in (800, 1000)]
+    for options, compare in zip(rates, (float.__eq__, float.__gt__), strict=True):
+        result = subprocess.run([*command, *options, "--json"], cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT)
+        assert compare(json.loads(result.stdout)["plans"][0]["serving"]["p95_s"], told["p95_s"]), result.stderr
+    assert "Latency of 800 requests/s" in subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT).stdout
+    refused = plan(serving, "--set", 'job.arrival_rate="9000 requests/s"', cwd=tmp_path)
+    assert refused.returncode == 1 and "9000 requests/s arrive, 2.87 times the 3140 requests/s" in refused.stderr

@@ -158,6 +158,7 @@ def simulate(
         Write a Chrome trace of all of them (for ui.perfetto.dev): spans, what every idle moment waits for, and the critical path.
     """
     from chinchilla_sim.report.listing import disturbed_dict, disturbed_table, memory_table, simulated_dict, simulated_table
+    from chinchilla_sim.report.serving import requests_table
     from chinchilla_sim.report.trace import chrome_trace
     from chinchilla_sim.workflow import disturb_plan, open_plan, simulate_plan, with_program
 
@@ -181,7 +182,8 @@ def simulate(
         print_json({"plans": [{"plan": name} | simulated_dict(candidate) | spreads.get(name, {}) for name, candidate in rows]})
     else:
         memory = [memory_table(rows[0][1])] if len(rows) == 1 else []
-        print_tables(simulated_table(rows), *memory, *([disturbed_table(robust)] if robust else []))
+        served = [requests_table(rows)] if any(candidate.serving for _, candidate in rows) else []
+        print_tables(simulated_table(rows), *served, *memory, *([disturbed_table(robust)] if robust else []))
 
 
 @app.command
