@@ -218,11 +218,8 @@ def answer(study: Study) -> str:
     """The answer in one sentence: the plan, its step, and how the best alternative and one rank alone compare with it."""
     search, objective = study.search, study.scenario.search.objective
     best, alone = search.best, search.one_rank
-    own_price = (
-        ""
-        if objective in ("step_time", "latency") or not best.objective
-        else f", {_FORMAT_OBJECTIVE[objective](best.objective)} per {_unit(best)}"
-    )
+    priced = objective in ("cost", "energy") and best.objective
+    own_price = f", {_FORMAT_OBJECTIVE[objective](best.objective)} per {_unit(best)}" if priced else ""
     if best.serving:
         own_price += f", 95 % of {format_requests_per_s(best.serving.arrivals_per_s)} answered within {format_seconds(best.serving.p95_s)}"
     step = f"{format_seconds(best.step_s)} per step (simulated){own_price}"
