@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
+from chinchilla_sim.planner.serving import Serving
 from chinchilla_sim.timeline import Timeline
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan with its simulated step; `objective` is what the search minimises (seconds, USD or joule per step)."""
+    """A plan with its simulated step; `objective` is what the search minimises (seconds, USD or joule per step; seconds of latency)."""
 
     plan: Plan
     pricing: Pricing
@@ -19,6 +20,8 @@ class Candidate:
     objective: float
     variant: str = ""
     """What was done to the model, where the search may choose that."""
+    serving: Serving | None = None
+    """What a load of requests makes of it, where the job states one."""
 
     @property
     def title(self) -> str:
@@ -48,6 +51,8 @@ class SearchResult:
     lower_bound_s: float = 0.0
     lower_bound: float = 0.0
     truncated: bool = False
+    overloaded: int = 0
+    """Simulated plans that do not carry the arrivals of the job, or not in time."""
 
     @property
     def gap(self) -> float | None:

@@ -62,6 +62,8 @@ def find_plans(
 
 
 class _Search:
+    evaluations = EVALUATIONS
+
     def __init__(self, pricer: Pricer, search: SearchSpec, judge: Judge) -> None:
         self.pricer, self.search, self.judge = pricer, search, judge
         self.cluster, self.job = pricer.cluster, pricer.job
@@ -113,7 +115,7 @@ class _Search:
 
     def _likely_first(self, screened: Screen, per_s: Floats) -> list[Candidate]:
         """Best of every split that was looked at, by rising estimate of the objective."""
-        bounds, estimates = screened.lower_bound_s * per_s, screened.estimate_s * per_s
+        bounds, estimates = screened.lower_bound_s * per_s, self._estimates(screened, per_s)
         best: dict[tuple[int, int], Candidate] = {}
         seen: set[Configuration] = set()
         for row in np.argsort(estimates, kind="stable"):
@@ -129,9 +131,9 @@ class _Search:
             rival = best.get(configuration.split)
             if candidate and (rival is None or candidate.objective < rival.objective):
                 best[configuration.split] = candidate
-            if self.judge.late(min(len(seen), EVALUATIONS), EVALUATIONS) and best:
+            if self.judge.late(min(len(seen), self.evaluations), self.evaluations) and best:
                 break
-            if len(seen) >= EVALUATIONS and (best or len(seen) >= MOST_EVALUATIONS):
+            if len(seen) >= self.evaluations and (best or len(seen) >= MOST_EVALUATIONS):
                 break
         return list(best.values())
 
@@ -157,6 +159,10 @@ class _Search:
         rates = [min(self.judge.objective(1.0, slots) for slots in slot_choices(self.cluster, int(count))) for count in counts]
         per_s: Floats = np.array(rates, dtype=np.float64)[index]
         return per_s
+
+    def _estimates(self, screened: Screen, per_s: Floats) -> Floats:
+        """What is minimised, by configuration, roughly; the least come first."""
+        return screened.estimate_s * per_s
 
     def _check(self) -> None:
         """Minimising what no device states would make every plan equal; and what the runtime cannot play must be asked for."""

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from chinchilla_sim.cluster.catalogue import catalogue_digest
+from chinchilla_sim.report.serving import serving_tables
 from chinchilla_sim.report.study import Study
 from chinchilla_sim.report.table import (
     answer,
@@ -48,6 +49,7 @@ def _context(study: Study) -> dict[str, Any]:
         "cost_table": cost_table(study),
         "ranks_table": ranks_table(search.best, study.cluster),
         "candidates_table": candidates_table(search, scenario.search.objective),
+        "serving_tables": serving_tables(search),
         "search": search,
         "explanation": study.explanation,
         "provenance": study.cluster.provenance,

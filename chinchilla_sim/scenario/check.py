@@ -18,6 +18,7 @@ from chinchilla_sim.scenario.schema import (
     MODEL_KEYS,
     MODEL_KINDS,
     IntraNodeSpec,
+    JobSpec,
     LinkSpec,
     ModelSpec,
     NetworkSpec,
@@ -37,6 +38,7 @@ def find_mistakes(scenario: Table) -> Iterator[Mistake]:
     for key, check in checks.items():
         if isinstance(scenario.get(key), dict):
             yield from check(scenario[key])
+    yield from _check_load(scenario)
     formats = [("model.compression", _table(_table(scenario, "model"), "compression"))]
     formats += [(f"search.{place}", variant) for place, variant in _tables(_table(scenario, "search"), "variants")]
     for where, compression in formats:
@@ -91,6 +93,18 @@ def _check_model(model: Table) -> Iterator[Mistake]:
 def _check_job(job: Table) -> Iterator[Mistake]:
     if job.get("momentum") and job.get("optimizer", "adam") == "adam":
         yield Mistake("job.momentum", "is not used by optimizer adam", 'write optimizer = "sgd", or leave momentum out')
+
+
+def _check_load(scenario: Table) -> Iterator[Mistake]:
+    """Requests arrive in inference; a latency is that of requests."""
+    job, search = _table(scenario, "job"), _table(scenario, "search")
+    if _has(job, "arrival_rate"):
+        if job.get("kind", "training") == "training":
+            yield Mistake("job.arrival_rate", "is for inference; nobody waits for a step of training", 'write kind = "inference"')
+        return
+    asks = {"objective": search.get("objective") == "latency", "maximum_latency": _has(search, "maximum_latency")}
+    for key in [key for key, asked in asks.items() if asked]:
+        yield Mistake(f"search.{key}", "is about requests, and job.arrival_rate is missing", _example(JobSpec, "arrival_rate"))
 
 
 def _check_cluster(cluster: Table) -> Iterator[Mistake]:

@@ -39,6 +39,7 @@ from chinchilla_sim.scenario.fields import (
     NodeName,
     Options,
     PositiveSeconds,
+    RequestsPerSecond,
     Seconds,
     UsdPerSecond,
     Watt,
@@ -208,6 +209,12 @@ class JobSpec(_Table):
         description='"digits", or a folder of IDX files looked up from the folder of the scenario; default: the data of the model.',
         examples=["digits"],
     )
+    arrivals_per_s: RequestsPerSecond | None = Field(
+        default=None,
+        alias="arrival_rate",
+        description="Requests of one sample each that arrive at random (Poisson) in inference; plans that cannot answer them are left out.",
+        examples=["200 requests/s"],
+    )
     seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of every random number of the job.", examples=[0])
 
 
@@ -353,7 +360,17 @@ class ClusterSpec(_Table):
 class SearchSpec(_Table):
     """What the planner minimizes and what it may choose from; a list that is not given means every value."""
 
-    objective: Literal["step_time", "cost", "energy"] = Field(default="step_time", description="Minimized.", examples=["step_time"])
+    objective: Literal["step_time", "cost", "energy", "latency"] = Field(
+        default="step_time",
+        description="Minimized; latency is the 95th percentile from a request's arrival to its answer, and needs job.arrival_rate.",
+        examples=["step_time"],
+    )
+    maximum_latency_s: PositiveSeconds | None = Field(
+        default=None,
+        alias="maximum_latency",
+        description="95 % of the requests are answered within this time; needs job.arrival_rate.",
+        examples=["50 ms"],
+    )
     executable: bool = Field(
         default=True,
         description="Keep to plans that `chinchilla run` can play today; false widens the space to all that can be simulated.",
