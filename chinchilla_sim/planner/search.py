@@ -58,10 +58,10 @@ def find_plans(
     `until` is a time of the monotonic clock at which the search ends with the best plan so far; `pricer` keeps prices between searches.
     """
     pricer = pricer or Pricer(graph, cluster, job, profile)
-    return _Search(pricer, search, Judge(pricer, search, simulate, progress, until)).run()
+    return PlanSearch(pricer, search, Judge(pricer, search, simulate, progress, until)).run()
 
 
-class _Search:
+class PlanSearch:
     evaluations = EVALUATIONS
 
     def __init__(self, pricer: Pricer, search: SearchSpec, judge: Judge) -> None:

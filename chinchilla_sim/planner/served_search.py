@@ -24,7 +24,7 @@ from chinchilla_sim.planner.configuration import Configuration, Space, divisors
 from chinchilla_sim.planner.judge import Progress, Simulate
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.screen import Floats, Screen, screen
-from chinchilla_sim.planner.search import _Search
+from chinchilla_sim.planner.search import PlanSearch
 from chinchilla_sim.planner.served_judge import ServedJudge
 from chinchilla_sim.planner.serving import Serve, load_of
 from chinchilla_sim.scenario.schema import JobSpec, SearchSpec
@@ -48,7 +48,7 @@ def find_served_plans(
     return _ServedSearch(pricer, search, ServedJudge(pricer, search, simulate, serve, load, progress, until)).run()
 
 
-class _ServedSearch(_Search):
+class _ServedSearch(PlanSearch):
     evaluations = 24  # estimates are rougher than those of a step
 
     def __init__(self, pricer: Pricer, search: SearchSpec, judge: ServedJudge) -> None:

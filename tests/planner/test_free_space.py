@@ -24,6 +24,11 @@ from chinchilla_sim.simulator.engine import simulate
 quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 
 
+def search_of(stage_replicas: Any, **allowed: Any) -> SearchSpec:
+    """A search beyond what the runtime plays."""
+    return SearchSpec(executable=False, stage_replicas=stage_replicas, **allowed)
+
+
 def cluster_of(*peaks: int, bandwidth: str = "1 Gbit/s") -> Cluster:
     """Nodes of one device each at a switch."""
     nodes = [{"name": f"n{index}", "peak": f"{peak} Gflop/s", "memory": "64 GiB", "price": "1 USD/h"} for index, peak in enumerate(peaks)]
@@ -33,7 +38,7 @@ def cluster_of(*peaks: int, bandwidth: str = "1 Gbit/s") -> Cluster:
 
 def space_of(graph: TaskGraph, cluster: Cluster, kind: Any = "training", **allowed: Any) -> FreeSpace:
     """The plans with free replica counts of a job of 12 samples."""
-    job, search = JobSpec(global_batch_size=12, kind=kind), SearchSpec(executable=False, stage_replicas="free", **allowed)
+    job, search = JobSpec(global_batch_size=12, kind=kind), search_of("free", **allowed)
     ranks = min(cluster.rank_count, search.maximum_ranks or cluster.rank_count)
     return FreeSpace(Pricer(graph, cluster, job), Space(job, search, ranks, len(graph.compute_tasks)))
 
@@ -56,9 +61,7 @@ graphs = st.one_of(
 def test_free_counts_are_never_worse_and_no_plan_is_below_the_bound(graph: TaskGraph, cluster: Cluster, objective: Any, kind: Any) -> None:
     """Every plan of the equal space is tried too; the bound covers both, so the gap is never negative."""
     job = JobSpec(global_batch_size=12, kind=kind)
-    equal, free = (
-        find_plans(graph, cluster, job, SearchSpec(executable=False, stage_replicas=name, objective=objective), simulate) for name in ("equal", "free")
-    )
+    equal, free = (find_plans(graph, cluster, job, search_of(name, objective=objective), simulate) for name in ("equal", "free"))
     assert free.best.objective <= equal.best.objective
     assert free.lower_bound_s <= equal.lower_bound_s and free.lower_bound_s <= free.best.step_s
     assert free.gap is None or free.gap >= 0
@@ -141,6 +144,6 @@ def test_heavy_work_without_weights_is_replicated_by_hand() -> None:
     light = replace(first, parameters=(), weight_bytes=0.0, backward_weight_bytes=0.0, **flop)
     graph = replace(whole, tasks=(inputs, light, second), weights={"task1.weight": whole.weights["task1.weight"]})
     job, cluster = JobSpec(global_batch_size=12), cluster_of(100, 100, 100)
-    equal, free = (find_plans(graph, cluster, job, SearchSpec(executable=False, stage_replicas=name), simulate).best for name in ("equal", "free"))
+    equal, free = (find_plans(graph, cluster, job, search_of(name), simulate).best for name in ("equal", "free"))
     assert free.plan.placement == ((0, 1), (2,)) and free.plan.describe().startswith("2 stages of 2/1 replicas, 12 microbatches of 1")
     assert free.step_s == pytest.approx(0.21, rel=0.01) and equal.step_s > 0.36
