@@ -8,6 +8,7 @@ from heapq import heapify, heapreplace
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
+from chinchilla_sim.planner.slots import SlotChooser
 
 
 def share_out(total: int, seconds: Sequence[float]) -> list[int]:
@@ -45,11 +46,8 @@ def fastest_slots(cluster: Cluster, count: int) -> tuple[int, ...]:
 
 
 def slot_choices(cluster: Cluster, count: int) -> list[tuple[int, ...]]:
-    """Devices worth using when so many are: the fastest, and those with most memory where they are others."""
-    ranked = sorted(
-        range(cluster.rank_count), key=lambda slot: (-cluster.devices[slot].memory_bytes, -cluster.devices[slot].flop_per_s, slot)
-    )
-    return list(dict.fromkeys((fastest_slots(cluster, count), tuple(sorted(ranked[:count])))))
+    """Devices worth using when so many are, in the order of the ranks, and like choices once (see `slots.py`)."""
+    return SlotChooser(cluster, [device.usd_per_s for device in cluster.devices]).choices(count)
 
 
 def placements(replicas: int, stages: int) -> Iterator[tuple[tuple[int, ...], ...]]:

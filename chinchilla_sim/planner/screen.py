@@ -227,7 +227,8 @@ class Screener:
         one_kind = len(self.kinds) == 1
         forward_s = price.action_s[Op.F] - device.forward_fixed_s if one_kind else sum(row[0] for row in seconds)
         backward_s = price.action_s[Op.B] - device.backward_fixed_s if one_kind else sum(row[1] for row in seconds)
-        inside = price.blocking_s if one_kind else {}
+        # What devices of a group wait for each other depends on where they are.
+        inside = price.blocking_s if one_kind and len(set(self.cluster.slot_classes)) == 1 else {}
         forward_s += inside.get(Op.F, 0.0)
         backward_s = backward_s + inside.get(Op.B, 0.0) if training else 0.0
         return _Whole(

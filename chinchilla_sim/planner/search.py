@@ -22,6 +22,7 @@ import numpy as np
 from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.cost.codec import payload_bytes
 from chinchilla_sim.cost.money import expense
+from chinchilla_sim.cost.rent import least_prices, rent
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import TaskGraph
@@ -29,7 +30,7 @@ from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.configuration import Configuration, Space, divisors
 from chinchilla_sim.planner.partition import allowed_cuts, balance_stages
-from chinchilla_sim.planner.placement import distinct_replicas, placements, share_out, slot_choices
+from chinchilla_sim.planner.placement import distinct_replicas, placements, share_out
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.pricing import Pricer
@@ -37,6 +38,7 @@ from chinchilla_sim.planner.program import Program, folds, lower, passes_of
 from chinchilla_sim.planner.schedules.automatic import PassSeconds, find_rows
 from chinchilla_sim.planner.schedules.registry import SCHEDULES, microbatches_in_flight
 from chinchilla_sim.planner.screen import Floats, Screen, screen
+from chinchilla_sim.planner.slots import SlotChooser
 from chinchilla_sim.scenario.schema import JobSpec, SearchSpec
 from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.units import format_bytes
@@ -117,6 +119,8 @@ class _Search:
         graph, job = pricer.graph, pricer.job
         self.graph, self.cluster, self.job = graph, pricer.cluster, job
         self.training = job.kind == "training"
+        self.prices = least_prices(self.cluster, search) if search.objective == "cost" else []
+        self.chooser = SlotChooser(self.cluster, self.prices)
         self.cuts = allowed_cuts(graph, self.training)
         self.crossing_bytes = [
             sum(producer.output_bytes for producer in graph.live_after(graph.position[task.name])) for task in graph.compute_tasks
@@ -127,7 +131,7 @@ class _Search:
     def run(self) -> SearchResult:
         """Best of every split, then the best of those."""
         self._check_objective()
-        maximum = min(self.cluster.rank_count, self.search.maximum_ranks or self.cluster.rank_count)
+        maximum = min(self.cluster.usable_count, self.search.maximum_ranks or self.cluster.rank_count)
         self.space = Space(self.job, self.search, maximum, sum(self.cuts))
         screened = screen(self.pricer, self.space)
         exhaustive = screened.screened <= EXHAUSTIVE
@@ -191,9 +195,12 @@ class _Search:
 
     def _objective_per_s(self, screened: Screen) -> Floats:
         """What is minimised, per second of a step, by configuration: on the cheapest devices that it may get."""
-        counts, index = np.unique(screened.device_counts(), return_inverse=True)
-        rates = [min(self._objective_of(1.0, slots) for slots in slot_choices(self.cluster, int(count))) for count in counts]
-        per_s: Floats = np.array(rates, dtype=np.float64)[index]
+        if self.search.objective == "step_time":
+            return np.ones(len(screened))
+        devices = (self.cluster.device(slot) for slot in range(self.cluster.rank_count))
+        rates = self.prices if self.search.objective == "cost" else [device.power_watt for device in devices]
+        # A little less, for sums that round differently.
+        per_s: Floats = np.concatenate([[0.0], np.cumsum(np.sort(rates))])[screened.device_counts()] * (1 - 1e-9)
         return per_s
 
     def _reports(self, done: int, total: int) -> bool:
@@ -242,9 +249,9 @@ class _Search:
     def _objective_of(self, step_s: float, slots: Sequence[int]) -> float:
         if self.search.objective == "step_time":
             return step_s
-        devices = [self.cluster.device(slot) for slot in slots]
-        spent = expense(step_s, devices)
-        return spent.usd if self.search.objective == "cost" else spent.joule
+        if self.search.objective == "cost":
+            return step_s * rent(self.cluster, slots, self.job, self.search).usd_per_work_s
+        return expense(step_s, [self.cluster.device(slot) for slot in slots]).joule
 
     def _plans(self, shape: Configuration) -> Iterator[Plan]:
         """Placements and codecs of one shape."""
@@ -252,7 +259,7 @@ class _Search:
         gradient_codecs = self.search.gradient_codecs if exchanging and self.training else ("none",)
         activation_codecs = self.search.activation_codecs if shape.pipeline_parallel_degree > 1 else ("none",)
         schedule = SCHEDULES[shape.schedule]
-        for slots, line in product(slot_choices(self.cluster, shape.device_count), placements(*shape.split)):
+        for slots, line in product(self.chooser.choices(shape.device_count), placements(*shape.split)):
             placement = tuple(line[schedule.rank_of_stage(stage, shape.pipeline_parallel_degree)] for stage in range(shape.stage_count))
             for activation_codec in activation_codecs:
                 for gradient_codec in gradient_codecs:
