@@ -19,12 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import networkx as nx
 
-if TYPE_CHECKING:
-    Graph = nx.DiGraph[str]
+Graph: TypeAlias = "nx.DiGraph[str]"
 
 MESSAGE_BYTES = 1e6
 """Between the messages of a pipeline and the buckets of gradients: latency counts as much as bandwidth at 1 GB/s and 1 ms."""
@@ -131,7 +130,7 @@ def _kind(peeled: Peeled, one: str, other: str) -> Hashable:
 
 
 def _figures(link: _Link | None) -> Hashable:
-    return link and (link.latency_s, link.bandwidth_bytes_per_s, link.medium != "", link.fat_pipe)
+    return (link.latency_s, link.bandwidth_bytes_per_s, link.medium != "", link.fat_pipe) if link else None
 
 
 def find_islands(peeled: Peeled, slots: Sequence[str]) -> tuple[tuple[int, ...], ...]:

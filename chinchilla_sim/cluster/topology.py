@@ -155,6 +155,11 @@ class Cluster:
         return self.rank_count - sum(max(0, quota.slot_count - quota.limit) for quota in self.quotas)
 
     @cached_property
+    def quota_of_slot(self) -> dict[int, Quota]:
+        """The quota of every slot that has one."""
+        return {slot: quota for quota in self.quotas for slot in range(quota.first_slot, quota.first_slot + quota.slot_count)}
+
+    @cached_property
     def _peeled(self) -> Peeled:
         return Peeled(self.graph)
 
@@ -164,7 +169,6 @@ class Cluster:
         same: dict[int, int] = {}
         kinds: list[Device] = []
         labels: list[object] = []
-        limited = {slot: quota.entry for quota in self.quotas for slot in range(quota.first_slot, quota.first_slot + quota.slot_count)}
         for slot, device in enumerate(self.devices):
             if id(device) not in same:
                 unnamed = replace(device, name="")
@@ -172,7 +176,7 @@ class Cluster:
                     kinds.append(unnamed)
                 same[id(device)] = kinds.index(unnamed)
             spot = self.spot_offers.get(self.node_of(slot)) if self.spot_offers else None
-            labels.append((same[id(device)], limited.get(slot), spot))
+            labels.append((same[id(device)], self.quota_of_slot.get(slot), spot))
         return slot_classes(self._peeled, self.slots, labels)
 
     @cached_property

@@ -41,6 +41,7 @@ from chinchilla_sim.planner.partition import allowed_cuts
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
+from chinchilla_sim.planner.slots import usable_by_speed
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -117,7 +118,7 @@ class Screener:
         self._allowed: dict[tuple[int, int], list[int]] = {}
         kinds: dict[Device, int] = {}
         self.kinds_among = [0]
-        for slot in sorted(range(self.cluster.rank_count), key=lambda slot: (-self.cluster.devices[slot].flop_per_s, slot)):
+        for slot in usable_by_speed(self.cluster):
             kinds.setdefault(replace(self.cluster.devices[slot], name=""), slot)
             self.kinds_among.append(len(kinds))
         self.kinds = list(kinds.values())

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 
 from chinchilla_sim.cluster.topology import Cluster
 
@@ -29,6 +30,27 @@ Slots = tuple[int, ...]
 Rate = Callable[[int], float]
 
 
+def usable_by_speed(cluster: Cluster) -> list[int]:
+    """Slots that the quotas allow together, the fastest first."""
+    ranked = sorted(range(cluster.rank_count), key=lambda slot: (-cluster.devices[slot].flop_per_s, slot))
+    return take(cluster, ranked, cluster.rank_count)
+
+
+def take(cluster: Cluster, ranking: Iterable[int], count: int, taken: Sequence[int] = ()) -> list[int]:
+    """The first `count` slots of a ranking that the quotas allow beside those `taken`."""
+    limited = cluster.quota_of_slot
+    used = Counter(limited[slot] for slot in taken if slot in limited) if limited else Counter()
+    chosen: list[int] = []
+    for slot in ranking:
+        if len(chosen) == count:
+            break
+        quota = limited.get(slot)
+        if quota is None or used[quota] < quota.limit:
+            chosen.append(slot)
+            used.update([quota] if quota else [])
+    return chosen
+
+
 class SlotChooser:
     """Choices of slots in a cluster, kept by their number; `usd_per_s` are the prices of all slots, if they matter."""
 
@@ -38,7 +60,6 @@ class SlotChooser:
         self.classes = cluster.slot_classes
         self._choices: dict[int, list[Slots]] = {}
         devices, slots = cluster.devices, range(cluster.rank_count)
-        self._limited = {slot: quota for quota in cluster.quotas for slot in range(quota.first_slot, quota.first_slot + quota.slot_count)}
         place = {slot: rank for rank, slot in enumerate(sorted(slots, key=lambda slot: (*self._place(slot), slot)))}
 
         def ranked(rate: Rate) -> list[int]:
@@ -87,17 +108,7 @@ class SlotChooser:
         return (level[slot] for level in reversed(self.levels))
 
     def _take(self, ranking: Iterable[int], count: int, taken: Sequence[int] = ()) -> list[int]:
-        """The first `count` slots of a ranking that the quotas allow beside those `taken`."""
-        chosen: list[int] = []
-        used = Counter(self._limited[slot] for slot in taken if slot in self._limited) if self._limited else Counter()
-        for slot in ranking:
-            quota = self._limited.get(slot)
-            if len(chosen) == count:
-                break
-            if quota is None or used[quota] < quota.limit:
-                chosen.append(slot)
-                used.update([quota] if quota else [])
-        return chosen
+        return take(self.cluster, ranking, count, taken)
 
     def _island_sets(self, count: int) -> list[list[int]]:
         """The fastest slots of the islands that hold so many while none within them does; the first of each kind."""
@@ -148,5 +159,5 @@ class SlotChooser:
             shapes.append(tuple(first.setdefault(level[slot], len(first)) for slot in slots))
         links: tuple[object, ...] = ()
         if len(slots) <= FEW and not self.cluster.is_tree:
-            links = tuple(self.cluster.idle_link(a, b) for a, b in zip(slots, slots[1:], strict=False))
+            links = tuple(self.cluster.idle_link(a, b) for a, b in pairwise(slots))
         return tuple(self.classes[slot] for slot in slots), tuple(shapes), links
