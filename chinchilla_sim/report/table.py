@@ -179,10 +179,9 @@ def rent_words(rent: Rent) -> str:
     if not rent.on_spot:
         return "no node is rented at its spot price"
     often = f"one interruption in {format_seconds(rent.between_interruptions_s)} on average"
-    return (
-        f"expected price: {', '.join(rent.on_spot)} at the spot price, {often}, a checkpoint after {format_seconds(rent.interval_s)} of work; "
-        f"{percent(1 - 1 / rent.wall_s_per_work_s)} of the time is lost and paid for, which the time column leaves out"
-    )
+    saved = f"a checkpoint after {format_seconds(rent.interval_s)} of work"
+    lost = f"{percent(1 - 1 / rent.wall_s_per_work_s)} of the time is lost and paid for, which the time column leaves out"
+    return f"expected price: {', '.join(rent.on_spot)} at the spot price, {often}, {saved}; {lost}"
 
 
 def comparison_table(comparison: Comparison) -> Table:
