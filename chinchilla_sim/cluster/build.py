@@ -120,6 +120,9 @@ def _provenance(spec: ClusterSpec) -> Iterator[str]:
     """Where each figure of the catalogue that the cluster uses is from."""
     yield from (source_of("devices", name) for name in dict.fromkeys(node.device for node in spec.nodes) if name)
     yield from (f"{node.name}: as the scenario states" for node in spec.nodes if not node.device)
+    yield from (
+        f"{node.name}: spot price and time between interruptions as the scenario states" for node in spec.nodes if node.spot_price_usd_per_s
+    )
     unpriced = dict.fromkeys(node.device for node in spec.nodes if node.device and node.price_usd_per_s is None)
     yield from filter(None, map(price_source_of, unpriced))
     named = dict.fromkeys(table.link for table in (spec.network, *spec.links, spec.intra_node) if table and table.link)
