@@ -351,7 +351,7 @@ def run_for_real(
         cure = "plan and simulate it, or leave these out of [search]"
         raise ScenarioError([Mistake("plan", f"the runtime does not play {' and '.join(refused)} yet", cure)])
     if steps is not None:
-        job = file.scenario.job.model_copy(update={"steps": steps})
+        job = file.scenario.job.model_copy(update={"steps": steps, "target_samples": None})
         file = replace(file, scenario=file.scenario.model_copy(update={"job": job}))
     return run_plan(file, folder, watch)
 

@@ -28,6 +28,8 @@ from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.configuration import Configuration, Space, divisors
+from chinchilla_sim.planner.front import FrontPlan, front_of, rows_on_fewer_devices
+from chinchilla_sim.planner.limits import Limits, limits_of, refuse
 from chinchilla_sim.planner.partition import allowed_cuts, balance_stages
 from chinchilla_sim.planner.placement import distinct_replicas, placements, share_out, slot_choices
 from chinchilla_sim.planner.plan import Plan
@@ -69,6 +71,7 @@ class Candidate:
 class SearchResult:
     """The winner, the best plan of other splits, and one rank alone (None where it does not fit).
 
+    `front` are the simulated plans that no other one dominates; `beyond` plans fit into memory, but not within the `limits`.
     No plan of the `screened` configurations takes less than `lower_bound_s` seconds, or less than `lower_bound` of what is minimised.
     """
 
@@ -82,6 +85,9 @@ class SearchResult:
     lower_bound_s: float = 0.0
     lower_bound: float = 0.0
     truncated: bool = False
+    front: tuple[FrontPlan, ...] = ()
+    limits: Limits | None = None
+    beyond: int = 0
 
     @property
     def gap(self) -> float | None:
@@ -121,7 +127,9 @@ class _Search:
         self.crossing_bytes = [
             sum(producer.output_bytes for producer in graph.live_after(graph.position[task.name])) for task in graph.compute_tasks
         ]
-        self.considered = self.simulated = self.infeasible = 0
+        self.considered = self.simulated = self.infeasible = self.beyond = 0
+        self.limits = limits_of(job, search, pricer.cluster)
+        self.seen: list[Candidate] = []
         self.shortfalls: list[tuple[float, str]] = []
 
     def run(self) -> SearchResult:
@@ -132,10 +140,13 @@ class _Search:
         screened = screen(self.pricer, self.space)
         exhaustive = screened.screened <= EXHAUSTIVE
         winners = self._every_split(list(self.space.configurations())) if exhaustive else self._likely_first(screened)
+        if not exhaustive and not self.truncated:
+            winners = self._with_fewer_devices(winners, screened)
         if not winners:
             raise self._no_plan(screened.screened, maximum)
         ranked = sorted(winners, key=lambda candidate: (candidate.objective, len(candidate.plan.slots), candidate.plan.describe()))
         bounds = screened.lower_bound_s * self._objective_per_s(screened)
+        front = front_of(self.seen, self.cluster, ranked[0])
         return SearchResult(
             best=ranked[0],
             runner_ups=tuple(ranked[1 : self.search.runner_ups + 1]),
@@ -147,7 +158,25 @@ class _Search:
             lower_bound_s=min(float(screened.lower_bound_s.min(initial=np.inf)), ranked[0].step_s),
             lower_bound=min(float(bounds.min(initial=np.inf)), ranked[0].objective),
             truncated=self.truncated,
+            front=front,
+            limits=self.limits,
+            beyond=self.beyond,
         )
+
+    def _with_fewer_devices(self, winners: list[Candidate], screened: Screen) -> list[Candidate]:
+        """The winners by split, after a look at the likeliest plans on fewer devices: points of the front, at times better ones."""
+        for rows in rows_on_fewer_devices(screened, frozenset(len(candidate.plan.slots) for candidate in self.seen)):
+            for row in rows:
+                found = self._best_of([screened.configuration(row)], limited=False)
+                winners += [candidate for candidate in found if self.limits.hold(candidate.plan.slots, candidate.step_s)]
+                if found:
+                    break
+        best: dict[tuple[int, int], Candidate] = {}
+        for winner in winners:
+            split = winner.plan.data_parallel_degree, winner.plan.pipeline_parallel_degree
+            if split not in best or winner.objective < best[split].objective:
+                best[split] = winner
+        return list(best.values())
 
     def _every_split(self, configurations: Sequence[Configuration]) -> list[Candidate]:
         by_split: dict[tuple[int, int], list[Configuration]] = {}
@@ -168,8 +197,10 @@ class _Search:
         least = np.inf
         priced = 0
         seen: set[tuple[float, Configuration]] = set()
-        for row in np.argsort(estimates, kind="stable"):
-            if bounds[row] >= least:
+        longest_s = self._longest_step_s(screened)
+        # Plans that probably hold the limits come first, then by how much they exceed them.
+        for row in np.lexsort((estimates, np.maximum(1.0, screened.estimate_s / longest_s))):
+            if bounds[row] >= least or screened.lower_bound_s[row] > longest_s[row]:
                 continue
             configuration = screened.configuration(int(row))
             # Where recompute finds nothing to compute again, its plans are those without.
@@ -196,6 +227,13 @@ class _Search:
         per_s: Floats = np.array(rates, dtype=np.float64)[index]
         return per_s
 
+    def _longest_step_s(self, screened: Screen) -> Floats:
+        """Seconds that the limits leave a step at most, by configuration."""
+        counts, index = np.unique(screened.device_counts(), return_inverse=True)
+        longest = [max(self.limits.longest_step_s(slots) for slots in slot_choices(self.cluster, int(count))) for count in counts]
+        longest_s: Floats = np.array(longest, dtype=np.float64)[index]
+        return longest_s
+
     def _reports(self, done: int, total: int) -> bool:
         """Tell the progress; whether the time is over."""
         if self.progress:
@@ -205,6 +243,7 @@ class _Search:
 
     def _check_objective(self) -> None:
         """Minimising what no device states would make every plan equal."""
+        self.limits.check()
         rates = {"cost": "usd_per_s", "energy": "power_watt"}
         field = rates.get(self.search.objective)
         if field and not any(getattr(self.cluster.device(slot), field) for slot in range(self.cluster.rank_count)):
@@ -212,8 +251,8 @@ class _Search:
             what = f"{self.search.objective} is to be minimised, but no node states its {name}"
             raise ScenarioError([Mistake("search.objective", what, f'give the nodes a {name} such as "2 USD/h" or "300 W"')])
 
-    def _best_of(self, shapes: Sequence[Configuration], below: float = np.inf) -> list[Candidate]:
-        """The best plan of one split, if it is below a limit: simulate by rising bound until the bound passes the best."""
+    def _best_of(self, shapes: Sequence[Configuration], below: float = np.inf, limited: bool = True) -> list[Candidate]:
+        """The best plan of one split, if it is below another: simulate by rising bound until the bound passes the best."""
         bounded: list[tuple[float, int, Plan, Pricing]] = []
         for shape in shapes:
             for plan in self._plans(shape):
@@ -221,20 +260,26 @@ class _Search:
                 pricing = self.pricer.price(plan)
                 if self._fits(plan, pricing):
                     bound_s = step_lower_bound_s(plan, pricing, self.cluster)
+                    if limited and not self.limits.hold(plan.slots, bound_s):
+                        self.beyond += 1
+                        continue
                     bounded.append((self._objective(plan, bound_s), len(bounded), plan, pricing))
         best: Candidate | None = None
         for bound, _, plan, pricing in sorted(bounded, key=lambda row: row[:2]):
             if bound >= (best.objective if best else below):
                 break
             candidate = self._simulated(plan, pricing)
-            if best is None or candidate.objective < best.objective:
+            if limited and not self.limits.hold(plan.slots, candidate.step_s):
+                self.beyond += 1
+            elif best is None or candidate.objective < best.objective:
                 best = candidate
         return [best] if best else []
 
     def _simulated(self, plan: Plan, pricing: Pricing) -> Candidate:
         self.simulated += 1
         timeline = self.simulate(lower(plan, folds(plan, pricing)), pricing, self.cluster)
-        return Candidate(plan, pricing, timeline, self._objective(plan, timeline.step_s))
+        self.seen.append(Candidate(plan, pricing, timeline, self._objective(plan, timeline.step_s)))
+        return self.seen[-1]
 
     def _objective(self, plan: Plan, step_s: float) -> float:
         return self._objective_of(step_s, plan.slots)
@@ -388,7 +433,7 @@ class _Search:
         counts = divisors(self.job.global_batch_size)
         shapes = [Configuration(1, 1, count, schedule) for count in counts for schedule, _ in self.space.schedules(1, count)]
         before = self.considered, self.infeasible, self.simulated
-        found = self._best_of(shapes)
+        found = self._best_of(shapes, limited=False)
         self.considered, self.infeasible, self.simulated = before
         return found[0] if found else None
 
@@ -400,6 +445,8 @@ class _Search:
                 f"over {self.search.minimum_ranks} to {maximum} ranks is allowed",
                 "change global_batch_size, minimum_ranks, or the degrees and microbatch counts that [search] lists",
             )
+        if self.limits:
+            return refuse(self.limits, self.search, lambda search: _Search(self.pricer, search, self.simulate, None, self.until).run())
         shortfall = min(self.shortfalls)[1] if self.shortfalls else "no partition exists"
         cure = "use more nodes or more memory per device, a smaller global_batch_size, or an optimizer with less state (sgd)"
         return NoFeasiblePlanError("device memory", shortfall, cure)

@@ -37,6 +37,7 @@ def find_mistakes(scenario: Table) -> Iterator[Mistake]:
     for key, check in checks.items():
         if isinstance(scenario.get(key), dict):
             yield from check(scenario[key])
+    yield from _check_limits(scenario)
     weight_format = _table(_table(scenario, "model"), "compression").get("quantize")
     if weight_format in ("int8", "int4") and _table(scenario, "job").get("kind", "training") == "training":
         what = f"is {weight_format!r}, but integer weights have no gradient and cannot be trained"
@@ -88,6 +89,20 @@ def _check_model(model: Table) -> Iterator[Mistake]:
 def _check_job(job: Table) -> Iterator[Mistake]:
     if job.get("momentum") and job.get("optimizer", "adam") == "adam":
         yield Mistake("job.momentum", "is not used by optimizer adam", 'write optimizer = "sgd", or leave momentum out')
+
+    if _has(job, "steps") and _has(job, "target_samples"):
+        yield Mistake("job.target_samples", "is given beside job.steps, which says the same", "leave out one of them")
+
+
+def _check_limits(scenario: Table) -> Iterator[Mistake]:
+    """A limit on the whole job needs its length."""
+    job, search = _table(scenario, "job"), _table(scenario, "search")
+    if _has(job, "steps") or _has(job, "target_samples"):
+        return
+    for key in ("deadline", "budget"):
+        if _has(search, key):
+            cure = "write job.target_samples = 1000000, or job.steps, or limit one step by search.maximum_step_time"
+            yield Mistake(f"search.{key}", "is for the whole job, whose steps are not stated", cure)
 
 
 def _check_cluster(cluster: Table) -> Iterator[Mistake]:

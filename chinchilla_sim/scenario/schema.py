@@ -39,6 +39,7 @@ from chinchilla_sim.scenario.fields import (
     NodeName,
     Options,
     PositiveSeconds,
+    PositiveUsd,
     Seconds,
     UsdPerSecond,
     Watt,
@@ -181,6 +182,11 @@ class JobSpec(_Table):
     global_batch_size: Count = Field(description="Samples per step, over all replicas.", examples=[128])
     epochs: Count = Field(default=1, description="Passes over the data.", examples=[3])
     steps: Count | None = Field(default=None, description="Stop after so many steps, before the epochs are over.", examples=[20])
+    target_samples: Count | None = Field(
+        default=None,
+        description="The same in samples: stop after as many steps as it takes to see so many, over all epochs.",
+        examples=[1000000],
+    )
     optimizer: Literal["adam", "sgd"] = Field(default="adam", description="Optimizer.", examples=["adam"])
     learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False, description="Learning rate.", examples=[0.001])
     learning_rate_schedule: Literal["constant", "linear"] = Field(
@@ -195,6 +201,17 @@ class JobSpec(_Table):
         examples=["digits"],
     )
     seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of every random number of the job.", examples=[0])
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of the whole job, from `steps` or `target_samples`; None where only epochs end it.
+
+        >>> JobSpec(global_batch_size=128, target_samples=1000).total_steps
+        8
+        """
+        if self.steps is not None or self.target_samples is None:
+            return self.steps
+        return -(-self.target_samples // self.global_batch_size)
 
 
 class NodeSpec(_Table):
@@ -340,6 +357,24 @@ class SearchSpec(_Table):
     """What the planner minimizes and what it may choose from; a list that is not given means every value."""
 
     objective: Literal["step_time", "cost", "energy"] = Field(default="step_time", description="Minimized.", examples=["step_time"])
+    deadline_s: PositiveSeconds | None = Field(
+        default=None,
+        alias="deadline",
+        description="The whole job takes at most so long; it needs job.steps or job.target_samples.",
+        examples=["7 d"],
+    )
+    budget_usd: PositiveUsd | None = Field(
+        default=None,
+        alias="budget",
+        description="The whole job costs at most so much; it needs job.steps or job.target_samples, and prices of the nodes.",
+        examples=["10000 USD"],
+    )
+    maximum_step_time_s: PositiveSeconds | None = Field(
+        default=None, alias="maximum_step_time", description="A step takes at most so long.", examples=["200 ms"]
+    )
+    maximum_cost_per_sample_usd: PositiveUsd | None = Field(
+        default=None, alias="maximum_cost_per_sample", description="A sample costs at most so much.", examples=["0.00002 USD"]
+    )
     minimum_ranks: Count = Field(default=1, description="Use at least so many ranks.", examples=[2])
     maximum_ranks: Count | None = Field(default=None, description="Use at most so many ranks.", examples=[8])
     data_parallel_degrees: Counts | None = Field(default=None, description="Allowed data parallel degrees.", examples=[[1, 2]])

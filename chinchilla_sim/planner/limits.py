@@ -1,0 +1,190 @@
+"""What a plan may take at most: deadline and budget of the whole job, time of a step, cost of a sample.
+
+On given devices, which together cost r USD per second, each of them is a bound on the step:
+
+    step_s <= min(deadline / steps, maximum_step_time, budget / (steps r), maximum_cost_per_sample batch / r)
+
+so that a plan whose lower bound is above it need not be simulated. The bound of the whole space is over plans within the limits and
+beyond them, and so holds for those within.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.cost.money import expense
+from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
+from chinchilla_sim.scenario.schema import JobSpec, SearchSpec
+from chinchilla_sim.units import SECONDS, USD, QuantityKind
+
+if TYPE_CHECKING:
+    from chinchilla_sim.planner.search import Candidate, SearchResult
+
+ROUNDING = 1e-9
+"""A plan holds a limit that it exceeds by less than sums of floats can be off."""
+FIELDS = ("deadline_s", "budget_usd", "maximum_step_time_s", "maximum_cost_per_sample_usd")
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One key of [search]: `most` seconds or USD, where a step counts `weight` times."""
+
+    key: str
+    most: float
+    weight: float
+    kind: QuantityKind
+
+    @property
+    def of_money(self) -> bool:
+        """Whether it is USD that are limited, not seconds."""
+        return self.kind is USD
+
+    def value(self, step_s: float, usd_per_s: float) -> float:
+        """What a plan takes of it."""
+        return self.weight * step_s * (usd_per_s if self.of_money else 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A limit, and what a plan takes of it."""
+
+    limit: Limit
+    value: float
+
+    @property
+    def excess(self) -> float:
+        """By how much it is broken, as a share of the limit; 0 and less where it holds."""
+        return self.value / self.limit.most - 1
+
+    @property
+    def holds(self) -> bool:
+        """Whether the plan stays within it."""
+        return self.excess <= ROUNDING
+
+
+@dataclass(frozen=True)
+class Limits:
+    """All limits of a scenario, on its cluster; false where there are none."""
+
+    limits: tuple[Limit, ...]
+    cluster: Cluster
+
+    def __bool__(self) -> bool:
+        return bool(self.limits)
+
+    def usd_per_s(self, slots: Sequence[int]) -> float:
+        """What so many device slots cost together."""
+        return expense(1.0, [self.cluster.device(slot, len(slots)) for slot in slots]).usd
+
+    def uses(self, slots: Sequence[int], step_s: float) -> tuple[Use, ...]:
+        """What a step on these slots takes of every limit."""
+        usd_per_s = self.usd_per_s(slots) if self.limits else 0.0
+        return tuple(Use(limit, limit.value(step_s, usd_per_s)) for limit in self.limits)
+
+    def hold(self, slots: Sequence[int], step_s: float) -> bool:
+        """Whether a step on these slots stays within all limits."""
+        return all(use.holds for use in self.uses(slots, step_s))
+
+    def longest_step_s(self, slots: Sequence[int]) -> float:
+        """Seconds of the longest step that stays within all limits on these slots."""
+        each = [use.limit.most / use.value for use in self.uses(slots, 1.0) if use.value > 0]
+        return min(each, default=float("inf")) * (1 + ROUNDING)
+
+    def check(self) -> None:
+        """A limit of money means nothing where no node states a price."""
+        if not any(self.cluster.device(slot).usd_per_s for slot in range(self.cluster.rank_count)):
+            cure = 'give the nodes a price such as "2 USD/h"'
+            mistakes = [
+                Mistake(f"search.{limit.key}", "money is limited, but no node states its price", cure) for limit in self.limits_of_money
+            ]
+            if mistakes:
+                raise ScenarioError(mistakes)
+
+    @property
+    def limits_of_money(self) -> tuple[Limit, ...]:
+        """Those in USD."""
+        return tuple(limit for limit in self.limits if limit.of_money)
+
+
+def limits_of(job: JobSpec, search: SearchSpec, cluster: Cluster) -> Limits:
+    """The limits that [search] states, for a job whose length [job] states."""
+    steps, batch_size = job.total_steps or 0, job.global_batch_size
+    stated = (
+        ("deadline", search.deadline_s, steps, SECONDS),
+        ("budget", search.budget_usd, steps, USD),
+        ("maximum_step_time", search.maximum_step_time_s, 1.0, SECONDS),
+        ("maximum_cost_per_sample", search.maximum_cost_per_sample_usd, 1 / batch_size, USD),
+    )
+    missing = [key for key, most, weight, _ in stated if most is not None and not weight]
+    if missing:
+        cure = "write job.steps or job.target_samples"
+        raise ScenarioError([Mistake(f"search.{key}", "is for the whole job, whose steps are not stated", cure) for key in missing])
+    return Limits(tuple(Limit(key, most, weight, kind) for key, most, weight, kind in stated if most is not None), cluster)
+
+
+def without_limits(search: SearchSpec, objective: str) -> SearchSpec:
+    """The same space, where nothing but memory is limited."""
+    return search.model_copy(update=dict.fromkeys(FIELDS) | {"objective": objective})
+
+
+def refuse(limits: Limits, search: SearchSpec, find: Callable[[SearchSpec], SearchResult]) -> NoFeasiblePlanError:
+    """Why no plan holds: the nearest one, from the fastest and, where money is limited, the cheapest plans of the same space."""
+    candidates: list[Candidate] = []
+    for objective in ("step_time", "cost") if limits.limits_of_money else ("step_time",):
+        found = find(without_limits(search, objective))
+        candidates += [found.best, *found.runner_ups, *(point.candidate for point in found.front)]
+    return refusal(limits, candidates)
+
+
+def refusal(limits: Limits, candidates: Sequence[Candidate]) -> NoFeasiblePlanError:
+    """Which limits the nearest of some plans breaks and by how much, and which limits would let one of them pass."""
+    uses = [limits.uses(candidate.plan.slots, candidate.step_s) for candidate in candidates]
+    order = sorted(range(len(candidates)), key=lambda row: (max(use.excess for use in uses[row]), candidates[row].plan.describe()))
+    nearest = candidates[order[0]]
+    broken = [use for use in uses[order[0]] if not use.holds]
+    by_how_much = " and ".join(_excess_words(use) for use in broken)
+    taken = ", ".join(_use_words(use) for use in uses[order[0]])
+    ways = list(_ways(limits, uses)) or [" and ".join(_raised(use) for use in broken)]
+    return NoFeasiblePlanError(
+        " and ".join(f"search.{use.limit.key}" for use in broken),
+        f"the nearest plan ({nearest.plan.describe()}) {taken}: {by_how_much}",
+        f"write {', or '.join(ways)}; or use more, faster or cheaper devices",
+    )
+
+
+def use_words(use: Use) -> str:
+    """A limit and what the plan takes of it.
+
+    >>> use_words(Use(Limit("deadline", 86400.0, 100, SECONDS), 43200.0))
+    'deadline 1.00 d: takes 12.0 h'
+    """
+    return f"{use.limit.key.replace('_', ' ')} {use.limit.kind.format(use.limit.most)}: {_use_words(use)}"
+
+
+def _use_words(use: Use) -> str:
+    scope = {"deadline": "", "budget": "", "maximum_step_time": " a step", "maximum_cost_per_sample": " a sample"}[use.limit.key]
+    return f"{'costs' if use.limit.of_money else 'takes'} {use.limit.kind.format(use.value)}{scope}"
+
+
+def _excess_words(use: Use) -> str:
+    over, most = use.limit.kind.format(use.value - use.limit.most), use.limit.kind.format(use.limit.most)
+    share = f"{use.excess:.1%}".replace("%", " %") if use.excess >= 0.0005 else "< 0.1 %"
+    return f"{over} ({share}) above the {use.limit.key.replace('_', ' ')} of {most}"
+
+
+def _ways(limits: Limits, uses: Sequence[Sequence[Use]]) -> Iterator[str]:
+    """Single limits that could be raised so that a plan passes, where it holds all others."""
+    for index in range(len(limits.limits)):
+        passing = [row[index] for row in uses if all(use.holds for position, use in enumerate(row) if position != index)]
+        if passing:
+            yield _raised(min(passing, key=lambda use: use.value))
+
+
+def _raised(use: Use) -> str:
+    """The key with three digits that are at least what the plan takes."""
+    texts = [use.limit.kind.format(use.value * (1 + more / 1000)) for more in range(12)]
+    text = next((text for text in texts if use.limit.kind.parse(text) >= use.value), use.limit.kind.write(use.value))
+    return f'{use.limit.key} = "{text}"'
