@@ -31,6 +31,8 @@ from chinchilla_sim.graph.task import VALUE_BYTES, TaskGraph
 from chinchilla_sim.graph.zoo import FORMULAS, PRESETS, chain, mlp
 from chinchilla_sim.planner.alternative import search_instead
 from chinchilla_sim.planner.explain import explain_choice
+from chinchilla_sim.planner.front import front_of, spread
+from chinchilla_sim.planner.limits import within_limits
 from chinchilla_sim.planner.plan import CUSTOM, Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.plan_file import PlanFile, check_tasks
@@ -220,25 +222,31 @@ def _refuse_compressed(scenario: Scenario) -> None:
         raise ScenarioError([Mistake("model.compression", "compressed variants can be planned and simulated, not run yet", cure)])
 
 
-def make_plan(setting: Setting, progress: Progress | None = None, time_limit_s: float | None = None) -> SearchResult:
+def make_plan(setting: Setting, progress: Progress | None = None, time_limit_s: float | None = None, front: bool = False) -> SearchResult:
     """The best plan of a setting, with the runners-up: found on a coarse graph where the model is large, told in its own tasks.
 
-    After `time_limit_s` seconds the best plan so far is taken and the result is `truncated`.
+    After `time_limit_s` seconds the best plan so far is taken and the result is `truncated`. With `front` the result has the Pareto
+    front of the simulated plans; of a large model at most `front.SHOWN` of it, which are simulated again in the model's own tasks.
     """
     scenario = setting.scenario
     until = None if time_limit_s is None else monotonic() + time_limit_s
     coarse = coarsen(setting.graph, PLANNED_TASKS)
     found = find_plans(coarse, setting.cluster, scenario.job, scenario.search, simulate, progress, setting.profile, until)
     if coarse is setting.graph:
-        return found
-    refined = [_in_own_tasks(setting, coarse, candidate) for candidate in (found.best, *found.runner_ups)]
+        return found if front else replace(found, front=())
+    listed = (found.best, *found.runner_ups)
+    own = {id(candidate): _in_own_tasks(setting, coarse, candidate) for candidate in listed}
+    refined = within_limits(found.limits, list(own.values()))
     refined.sort(key=lambda candidate: candidate.objective)
     one_rank = _in_own_tasks(setting, coarse, found.one_rank) if found.one_rank else None
     best = refined[0]
+    members = [point.candidate for point in spread(found.front, found.best)] if front else []
+    shown = [own.get(id(member)) or _in_own_tasks(setting, coarse, member) for member in members]
     return replace(
         found,
         best=best,
         runner_ups=tuple(refined[1:]),
+        front=front_of([*own.values(), *shown], setting.cluster, best) if front else (),
         one_rank=one_rank,
         lower_bound_s=min(found.lower_bound_s, best.step_s),
         lower_bound=min(found.lower_bound, best.objective),

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 @app.command
 def plan(
-    scenario: Path, *, overrides: Overrides = None, output: Output = None, time_limit: str | None = None, as_json: AsJson = False
+    scenario: Path,
+    *,
+    overrides: Overrides = None,
+    output: Output = None,
+    time_limit: str | None = None,
+    front: Annotated[bool, Parameter(negative=())] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find the best split of a scenario's job over its machines, say why it wins, and how far from the best it can be at most.
 
@@ -31,9 +37,12 @@ def plan(
         Write the chosen plan to this file (plan.json), which `simulate`, `run` and `validate run` read.
     time_limit
         Take the best plan found after this time, such as "30s". Without it the search ends by what it counts, the same on any machine.
+    front
+        Also list the trade-offs between time, price, energy and free memory: the plans of which none is better in everything.
     """
     from time import monotonic
 
+    from chinchilla_sim.report.front import front_dict, front_table
     from chinchilla_sim.report.table import search_dict
     from chinchilla_sim.workflow import plan_file, study_of
 
@@ -41,15 +50,18 @@ def plan(
         writable_folder(output.parent)
     time_limit_s = None if time_limit is None else seconds_of("--time-limit", time_limit)
     started_s = monotonic()
-    setting, search = find_plan(scenario, overrides, time_limit_s)
+    setting, search = find_plan(scenario, overrides, time_limit_s, front)
     search_s = monotonic() - started_s
     file = plan_file(setting, search)
     if output:
         file.save(output)
     if as_json:
-        print_json(search_dict(study_of(setting, search)) | {"plan": file.to_dict(), "search_s": search_s})
+        study = study_of(setting, search)
+        print_json(search_dict(study) | {"plan": file.to_dict(), "search_s": search_s} | (front_dict(study) if front else {}))
     else:
         print_plan(setting, search)
+        if front:
+            print_tables(front_table(study_of(setting, search)))
         if output:
             log(f"plan written to {output}")
 
@@ -249,6 +261,7 @@ def report(source: Path, *, overrides: Overrides = None, output: Output = None, 
     output
         Folder to write to (default: reports/NAME).
     """
+    from chinchilla_sim.report.front import front_dict
     from chinchilla_sim.report.page import render_page
     from chinchilla_sim.report.table import search_dict, summary_text
     from chinchilla_sim.report.trace import chrome_trace
@@ -256,12 +269,12 @@ def report(source: Path, *, overrides: Overrides = None, output: Output = None, 
 
     scenario_name = load_scenario_file(source, overrides).name
     folder = writable_folder(output or Path("reports") / scenario_name)
-    setting, search = find_plan(source, overrides)
+    setting, search = find_plan(source, overrides, front=True)
     file = plan_file(setting, search)
     measurement = measurement_of(folder / "run", file)
     study = study_of(setting, search, measurement)
     timelines = {"simulated": simulate_plan(setting, file).timeline} | ({"measured": measurement.timeline} if measurement else {})
-    result = search_dict(study) | {"plan": file.to_dict()}
+    result = search_dict(study) | {"plan": file.to_dict()} | front_dict(study)
     file.save(folder / "plan.json")
     (folder / "report.html").write_text(render_page(study), encoding="utf-8")
     (folder / "summary.txt").write_text(summary_text(study), encoding="utf-8")

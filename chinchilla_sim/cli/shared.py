@@ -37,14 +37,16 @@ def load_plan_file(path: Path) -> PlanFile:
     return load_plan(path)
 
 
-def find_plan(path: Path, overrides: list[str] | None, time_limit_s: float | None = None) -> tuple[Setting, SearchResult]:
+def find_plan(
+    path: Path, overrides: list[str] | None, time_limit_s: float | None = None, front: bool = False
+) -> tuple[Setting, SearchResult]:
     from chinchilla_sim.workflow import make_plan, prepare
 
     setting = prepare(load_scenario_file(path, overrides))
     for note in setting.notes:
         log(note)
     with searching() as progress:
-        return setting, make_plan(setting, progress, time_limit_s)
+        return setting, make_plan(setting, progress, time_limit_s, front)
 
 
 def plan_to_run(source: Path, overrides: list[str] | None, force: bool, quiet: bool) -> tuple[PlanFile, Setting]:

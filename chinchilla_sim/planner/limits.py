@@ -146,13 +146,21 @@ def refusal(limits: Limits, candidates: Sequence[Candidate]) -> NoFeasiblePlanEr
     nearest = candidates[order[0]]
     broken = [use for use in uses[order[0]] if not use.holds]
     by_how_much = " and ".join(_excess_words(use) for use in broken)
-    taken = ", ".join(_use_words(use) for use in uses[order[0]])
+    taken = " and ".join(_use_words(use) for use in uses[order[0]])
     ways = list(_ways(limits, uses)) or [" and ".join(_raised(use) for use in broken)]
     return NoFeasiblePlanError(
         " and ".join(f"search.{use.limit.key}" for use in broken),
         f"the nearest plan ({nearest.plan.describe()}) {taken}: {by_how_much}",
         f"write {', or '.join(ways)}; or use more, faster or cheaper devices",
     )
+
+
+def within_limits(limits: Limits | None, candidates: list[Candidate]) -> list[Candidate]:
+    """Those that hold all limits; NoFeasiblePlanError where none does."""
+    holding = [one for one in candidates if not limits or limits.hold(one.plan.slots, one.step_s)]
+    if limits and not holding:
+        raise refusal(limits, candidates)
+    return holding
 
 
 def use_words(use: Use) -> str:
@@ -171,7 +179,7 @@ def _use_words(use: Use) -> str:
 
 def _excess_words(use: Use) -> str:
     over, most = use.limit.kind.format(use.value - use.limit.most), use.limit.kind.format(use.limit.most)
-    share = f"{use.excess:.1%}".replace("%", " %") if use.excess >= 0.0005 else "< 0.1 %"
+    share = "< 0.1 %" if use.excess < 0.0005 else f"{100 * use.excess:.1f} %" if use.excess < 10 else f"{1 + use.excess:.3g} times as much"
     return f"{over} ({share}) above the {use.limit.key.replace('_', ' ')} of {most}"
 
 
@@ -184,7 +192,8 @@ def _ways(limits: Limits, uses: Sequence[Sequence[Use]]) -> Iterator[str]:
 
 
 def _raised(use: Use) -> str:
-    """The key with three digits that are at least what the plan takes."""
-    texts = [use.limit.kind.format(use.value * (1 + more / 1000)) for more in range(12)]
-    text = next((text for text in texts if use.limit.kind.parse(text) >= use.value), use.limit.kind.write(use.value))
+    """The key with three digits that leave the plan a hundredth of room: in the model's own tasks it may take a little more."""
+    enough = use.value * 1.01
+    texts = [use.limit.kind.format(enough * (1 + more / 1000)) for more in range(12)]
+    text = next((text for text in texts if use.limit.kind.parse(text) >= enough), use.limit.kind.write(enough))
     return f'{use.limit.key} = "{text}"'

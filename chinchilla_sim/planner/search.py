@@ -140,7 +140,7 @@ class _Search:
         screened = screen(self.pricer, self.space)
         exhaustive = screened.screened <= EXHAUSTIVE
         winners = self._every_split(list(self.space.configurations())) if exhaustive else self._likely_first(screened)
-        if not exhaustive and not self.truncated:
+        if (self.limits or not exhaustive) and not self.truncated:
             winners = self._with_fewer_devices(winners, screened)
         if not winners:
             raise self._no_plan(screened.screened, maximum)

@@ -1,26 +1,21 @@
 """Figures as SVG text: the step as a Gantt chart, memory against capacity, step time of the alternatives.
 
-They are drawn for a page of either brightness: no background, text in `currentColor`, bars in mid tones of Okabe & Ito's
-palette, which people with any colour vision can tell apart. The same input gives the same bytes.
+How they come to look alike on any page is in `canvas.py`.
 """
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
-from xml.etree import ElementTree
 
-import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
 from chinchilla_sim.planner.search import SearchResult
+from chinchilla_sim.report.canvas import COLOR, INK, WIDTH_PT, finish, style
 from chinchilla_sim.report.table import listed_candidates, percent, versus
 from chinchilla_sim.report.trace import split_lanes
 from chinchilla_sim.timeline import STREAMS, Category, Span, Stream, Timeline
@@ -29,16 +24,6 @@ from chinchilla_sim.units import format_bytes, format_seconds
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOR: dict[Category, str] = {
-    "forward": "#0072b2",
-    "backward": "#e69f00",
-    "codec": "#cc79a7",
-    "optimizer": "#009e73",
-    "transfer": "#56b4e9",
-    "collective": "#d55e00",
-}
-INK = "#010203"  # stands for currentColor until the SVG is finished
-WIDTH_PT = 560.0
 LEFT_PT, RIGHT_PT = 60.0, 8.0
 ROW_PT: dict[Stream, float] = {"compute": 18.0, "send": 9.0, "receive": 9.0, "collective": 9.0}
 RANK_GAP_PT = 8.0
@@ -46,7 +31,6 @@ COLUMN_PT = 3.0  # a row with too many narrow spans is drawn as shares of column
 NARROW_PT, MOST_NARROW, MOST_LANES = 2.0, 150, 4
 MOST_RANKS, MOST_BARS = 16, 32
 LABEL_PT = 7.0
-SVG = "{http://www.w3.org/2000/svg}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +49,7 @@ def gantt_svg(simulated: Timeline, measured: Timeline | None = None) -> str:
     panels = [("simulated step", simulated)] + ([("measured step nearest the median", measured)] if measured else [])
     longest_s = max(timeline.step_s for _, timeline in panels) or 1.0
     heights = [_panel_height(timeline) for _, timeline in panels]
-    with _style():
+    with style():
         figure, tops = _stacked_figure(heights, header=24.0, between=24.0, footer=34.0)
         for index, ((name, timeline), height, top) in enumerate(zip(panels, heights, tops, strict=True)):
             axes = _panel(figure, top, height, longest_s)
@@ -77,7 +61,7 @@ def gantt_svg(simulated: Timeline, measured: Timeline | None = None) -> str:
         axes.set_xlabel(f"time since the first span ({_time_unit(longest_s)[0]})", labelpad=2)
         _legend(figure, {span.category for _, timeline in panels for span in timeline.spans})
         title = "Gantt chart of one step, simulated" + (" and measured" if measured else "")
-        return _finish(figure, title, ". ".join(_described(name, timeline) for name, timeline in panels) + ".")
+        return finish(figure, title, ". ".join(_described(name, timeline) for name, timeline in panels) + ".")
 
 
 def memory_svg(timeline: Timeline, capacities: Sequence[float]) -> str:
@@ -88,7 +72,7 @@ def memory_svg(timeline: Timeline, capacities: Sequence[float]) -> str:
     # A capacity far beyond the bars would leave no room to read them: it is then told in words alone.
     near = max(peaks[rank] / capacities[rank] for rank in shown) >= 0.05
     limit = max(1.0, *(max(peaks[rank], capacities[rank] * near) for rank in shown))
-    with _style():
+    with style():
         figure, (top,) = _stacked_figure([15.0 * len(shown)], header=26.0, between=0.0, footer=4.0)
         axes = _panel(figure, top, 15.0 * len(shown), limit, right=210.0)
         axes.xaxis.set_visible(False)
@@ -105,14 +89,14 @@ def memory_svg(timeline: Timeline, capacities: Sequence[float]) -> str:
         _keys(figure, keys if near else keys[:2])
         some = "" if len(shown) == len(peaks) else f"The {len(shown)} fullest of {len(peaks)} ranks. "
         text = "; ".join(f"rank {rank}: {format_bytes(peaks[rank])} of {format_bytes(capacities[rank])}" for rank in shown)
-        return _finish(figure, "Peak memory of each rank against its capacity", f"{some}{text}.")
+        return finish(figure, "Peak memory of each rank against its capacity", f"{some}{text}.")
 
 
 def alternatives_svg(search: SearchResult) -> str:
     """Step time of the chosen plan, of the best plans of other splits, and of one rank alone."""
     best, listed = search.best, listed_candidates(search)[:MOST_BARS]
     longest_s = max(candidate.step_s for _, candidate in listed) or 1.0
-    with _style():
+    with style():
         figure, (top,) = _stacked_figure([30.0 * len(listed)], header=4.0, between=0.0, footer=4.0)
         axes = _panel(figure, top, 30.0 * len(listed), longest_s, left=2.0, right=130.0)
         axes.xaxis.set_visible(False)
@@ -125,7 +109,7 @@ def alternatives_svg(search: SearchResult) -> str:
             value = f"{format_seconds(candidate.step_s)}, {note}"
             axes.annotate(value, (candidate.step_s, 30 * row + 18.5), (5, 0), textcoords="offset points", va="center")
             told.append(f"{name}: {value}")
-        return _finish(figure, "Step time of the alternatives", "; ".join(told) + ".")
+        return finish(figure, "Step time of the alternatives", "; ".join(told) + ".")
 
 
 def _panel_height(timeline: Timeline) -> float:
@@ -240,26 +224,6 @@ def _time_unit(longest_s: float) -> tuple[str, float]:
     return next(((unit, size) for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)) if longest_s >= size), ("ns", 1e-9))
 
 
-@contextmanager
-def _style() -> Iterator[None]:
-    """Matplotlib's defaults, whatever the user's own are, with our few changes."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(
-            {
-                "svg.fonttype": "none",
-                "svg.hashsalt": "chinchilla_sim",
-                "font.family": "sans-serif",
-                "font.sans-serif": ["DejaVu Sans"],
-                "font.size": 8.5,
-                "text.parse_math": False,
-                "path.simplify": False,
-                **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-            }
-        )
-        yield
-
-
 def _stacked_figure(heights: Sequence[float], header: float, between: float, footer: float) -> tuple[Figure, list[float]]:
     """A figure without background, and the top of each panel in points from its upper edge."""
     tops, y = [], header
@@ -319,37 +283,3 @@ def _keys(figure: Figure, entries: Sequence[tuple[str, str]]) -> None:
         x += width + 4
         figure.text(x / WIDTH_PT, 1 - 14.5 / height, text)
         x += 5.2 * len(text) + 14
-
-
-def _finish(figure: Figure, title: str, description: str) -> str:
-    """Stable, accessible SVG that can stand inside a page: no ids, no styles of its own, numbers to a hundredth of a point."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    root = ElementTree.fromstring(buffer.getvalue())
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag == f"{SVG}defs" or child.tag.endswith("metadata"):
-                parent.remove(child)
-    for element in root.iter():
-        element.tag = element.tag.removeprefix(SVG)
-        for name in ("id", "clip-path"):
-            element.attrib.pop(name, None)
-        for name in {"d", "x", "y", "transform", "width", "height", "viewBox"}.intersection(element.keys()):
-            element.set(name, re.sub(r"-?\d+\.\d{3,}", _hundredth, element.attrib[name]))
-    for index, (tag, text) in enumerate((("title", title), ("desc", description))):
-        element = ElementTree.Element(tag)
-        element.text = text
-        root.insert(index, element)
-    root.attrib = {
-        "xmlns": SVG.strip("{}"),
-        "viewBox": root.attrib["viewBox"],
-        "role": "img",
-        "aria-label": title,
-        "stroke-linejoin": "round",
-    }
-    text = ElementTree.tostring(root, encoding="unicode")
-    return text.replace(INK, "currentColor").replace("'DejaVu Sans'", "system-ui")
-
-
-def _hundredth(number: re.Match[str]) -> str:
-    return f"{round(float(number[0]), 2) + 0.0:g}"  # + 0.0 turns -0.0 into 0.0
