@@ -91,7 +91,7 @@ def spread(front: Sequence[FrontPlan], chosen: Candidate | None = None, most: in
         return tuple(front)
     places = _places(front)
     ends = [min(range(len(front)), key=lambda row: (front[row].values[axis], row)) for axis in range(len(front[0].values))]
-    taken = list(dict.fromkeys([*(row for row, point in enumerate(front) if point.candidate is chosen), *ends]))[:most]
+    taken = list(dict.fromkeys([*(row for row, point in enumerate(front) if chosen and point.candidate is chosen), *ends]))[:most]
     distance = np.min(np.linalg.norm(places[:, None] - places[taken][None], axis=2), axis=1)
     while len(taken) < most:
         row = int(np.argmax(distance))

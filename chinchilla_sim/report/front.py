@@ -68,4 +68,4 @@ def _broken(study: Study, member: FrontPlan) -> str:
 def _note(study: Study) -> str:
     count, total = len(shown_front(study)), len(study.search.front)
     some = f"{count} of {total} such plans; " if count < total else ""
-    return f"{some}of the {study.search.simulated} simulated plans; memory left free: of the fullest rank"
+    return f"{some}{study.search.simulated} plans were simulated; memory left free: of the fullest rank"

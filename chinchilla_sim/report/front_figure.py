@@ -17,13 +17,14 @@ from chinchilla_sim.report.table import percent
 from chinchilla_sim.units import format_joule, format_seconds, format_usd
 
 HEIGHT_PT = 250.0
-LEFT_PT, RIGHT_PT, TOP_PT, BOTTOM_PT = 66.0, 16.0, 12.0, 40.0
+LEFT_PT, RIGHT_PT, TOP_PT, BOTTOM_PT = 92.0, 16.0, 12.0, 40.0
+MUCH = 1.5
 ROOM = 1.15
 """The axes go so much beyond the points, so that numbers beside them stay inside."""
 
 
 def front_svg(study: Study) -> str:
-    """Step time against price (or energy, or free memory), both logarithmic; numbers are those of the table's rows."""
+    """Step time against price (or energy, or free memory); numbers are those of the table's rows."""
     members, axis = shown_front(study), _second_axis(study.search.front)
     points = [(member.step_s, axis.value(member)) for member in members]
     with style():
@@ -80,16 +81,14 @@ def _second_axis(front: Sequence[FrontPlan]) -> _Axis:
 
 
 def _scale(axes: Any, axis: Any, values: Sequence[float], words: Callable[[float], str]) -> None:
-    """Logarithmic from a little below the least value to a little above the largest; from 0 where one is 0."""
+    """From a little below the least value to a little above the largest: logarithmic where they span much, from 0 where one is 0."""
     low, high = min(values), max(values)
     horizontal = axis is axes.xaxis
     scale, limit = (axes.set_xscale, axes.set_xlim) if horizontal else (axes.set_yscale, axes.set_ylim)
-    if low > 0:
+    limit(low / ROOM, high * ROOM or 1.0)
+    if low > 0 and high > MUCH * low:
         scale("log")
-        limit(low / ROOM, high * ROOM)
-        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if high / low > 2 else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)))
+        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if high > 5 * low else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)))
         axis.set_minor_formatter(NullFormatter())
-    else:
-        limit(0, high * ROOM or 1.0)
     axis.set_major_formatter(lambda value, _: words(value))
     axes.tick_params(length=0, pad=3, which="both")
