@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.transforms import Affine2D
 
 from chinchilla_sim.planner.front import FrontPlan
 from chinchilla_sim.report.canvas import COLOR, INK, WIDTH_PT, finish, style
@@ -26,7 +28,7 @@ ROOM = 1.15
 def front_svg(study: Study) -> str:
     """Step time against price (or energy, or free memory); numbers are those of the table's rows."""
     members, axis = shown_front(study), _second_axis(study.search.front)
-    points = [(member.step_s, axis.value(member)) for member in members]
+    places = [(member.step_s, axis.value(member)) for member in members]
     with style():
         height = HEIGHT_PT + TOP_PT + BOTTOM_PT
         figure = Figure(figsize=(WIDTH_PT / 72, height / 72))
@@ -37,18 +39,19 @@ def front_svg(study: Study) -> str:
         for name, spine in axes.spines.items():
             spine.set_visible(name in ("left", "bottom"))
             spine.set_color(INK)
-        for one, values, words in ((axes.xaxis, [x for x, _ in points], format_seconds), (axes.yaxis, [y for _, y in points], axis.words)):
+        for one, values, words in ((axes.xaxis, [x for x, _ in places], format_seconds), (axes.yaxis, [y for _, y in places], axis.words)):
             _scale(axes, one, values, words)
         axes.grid(color=INK, alpha=0.15, linewidth=0.5)
         axes.set_axisbelow(True)
         axes.set_xlabel("time of a step", labelpad=4)
         axes.set_ylabel(axis.title, labelpad=4)
-        told = []
-        for number, (member, (x, y)) in enumerate(zip(members, points, strict=True), 1):
+        points, told = Affine2D().scale(1 / 72) + figure.dpi_scale_trans, []
+        for number, (member, (x, y)) in enumerate(zip(members, places, strict=True), 1):
             chosen = member.candidate is study.search.best
-            axes.plot(
-                [x], [y], marker="o", markersize=9 if chosen else 6, color=COLOR["forward" if chosen else "backward"], linestyle="none"
-            )
+            # Markers of matplotlib are references into <defs>, which finish() takes away.
+            left, up = points.inverted().transform(axes.transData.transform((x, y))).tolist()
+            color = COLOR["forward" if chosen else "backward"]
+            figure.add_artist(Circle((left, up), 4.5 if chosen else 3.0, facecolor=color, edgecolor="none", transform=points))
             side = 1 if number % 2 else -1
             axes.annotate(
                 str(number),

@@ -90,9 +90,6 @@ def _check_job(job: Table) -> Iterator[Mistake]:
     if job.get("momentum") and job.get("optimizer", "adam") == "adam":
         yield Mistake("job.momentum", "is not used by optimizer adam", 'write optimizer = "sgd", or leave momentum out')
 
-    if _has(job, "steps") and _has(job, "target_samples"):
-        yield Mistake("job.target_samples", "is given beside job.steps, which says the same", "leave out one of them")
-
 
 def _check_limits(scenario: Table) -> Iterator[Mistake]:
     """A limit on the whole job needs its length."""

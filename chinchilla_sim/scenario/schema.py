@@ -184,7 +184,7 @@ class JobSpec(_Table):
     steps: Count | None = Field(default=None, description="Stop after so many steps, before the epochs are over.", examples=[20])
     target_samples: Count | None = Field(
         default=None,
-        description="The same in samples: stop after as many steps as it takes to see so many, over all epochs.",
+        description="Stop after as many steps as it takes to see so many samples, over all epochs.",
         examples=[1000000],
     )
     optimizer: Literal["adam", "sgd"] = Field(default="adam", description="Optimizer.", examples=["adam"])
@@ -204,14 +204,14 @@ class JobSpec(_Table):
 
     @property
     def total_steps(self) -> int | None:
-        """Steps of the whole job, from `steps` or `target_samples`; None where only epochs end it.
+        """Steps of the whole job, from `steps` or `target_samples`, whichever ends first; None where only epochs end it.
 
         >>> JobSpec(global_batch_size=128, target_samples=1000).total_steps
         8
         """
-        if self.steps is not None or self.target_samples is None:
-            return self.steps
-        return -(-self.target_samples // self.global_batch_size)
+        stated = [self.steps] if self.steps is not None else []
+        stated += [-(-self.target_samples // self.global_batch_size)] if self.target_samples is not None else []
+        return min(stated, default=None)
 
 
 class NodeSpec(_Table):
