@@ -16,6 +16,7 @@ import numpy as np
 
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.money import expense
+from chinchilla_sim.planner.configuration import Sharding
 from chinchilla_sim.planner.screen import Screen
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 SHOWN = 12
 FEWER_COUNTS = 6
 TRIES = 2
+RECOMPUTE = ("none", "selective", "full")
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,10 @@ def spread(front: Sequence[FrontPlan], chosen: Candidate | None = None, most: in
 
 
 def rows_on_fewer_devices(screened: Screen, simulated: frozenset[int]) -> Iterator[list[int]]:
-    """Rows to try for some device counts that no simulated plan has: halves of the largest, and the least; by rising estimate."""
+    """Rows to try for some device counts that no simulated plan has: halves of the largest, and the least.
+
+    The likeliest one, then the likeliest of those that save most memory.
+    """
     counts = screened.device_counts()
     known = sorted(set(counts.tolist()))
     if not known:
@@ -111,7 +116,14 @@ def rows_on_fewer_devices(screened: Screen, simulated: frozenset[int]) -> Iterat
     for count in dict.fromkeys([*wanted[: FEWER_COUNTS - 1], known[0]]):
         if count not in simulated:
             rows = np.flatnonzero(counts == count)
-            yield rows[np.argsort(screened.estimate_s[rows], kind="stable")][:TRIES].tolist()
+            rows = rows[np.argsort(screened.estimate_s[rows], kind="stable")]
+            saved = [_saving(screened.shardings[number]) for number in screened.sharding[rows].tolist()]
+            lean = [row for row, saving in zip(rows.tolist(), saved, strict=True) if saving == max(saved)]
+            yield list(dict.fromkeys([*rows[:1].tolist(), *lean]))[:TRIES]
+
+
+def _saving(sharding: Sharding) -> tuple[int, int]:
+    return RECOMPUTE.index(sharding.recompute), sharding.zero_stage
 
 
 def _places(front: Sequence[FrontPlan]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
