@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from chinchilla_sim.errors import Mistake, ScenarioError
 
@@ -67,6 +67,12 @@ def writable_folder(folder: Path) -> Path:
     return folder
 
 
+class ShowProgress(Protocol):
+    """Tells how far a long work is."""
+
+    def __call__(self, done: int, total: int, gap: float | None = None) -> None: ...
+
+
 @contextmanager
 def busy(text: str) -> Iterator[None]:
     """A spinner on stderr while something without steps goes on."""
@@ -77,15 +83,20 @@ def busy(text: str) -> Iterator[None]:
 
 
 @contextmanager
-def searching(what: str = "searching splits") -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr; call what it gives with (done, total)."""
+def searching(what: str = "searching splits") -> Iterator[ShowProgress]:
+    """A progress bar on stderr; call what it gives with (done, total), and how far from its bound the best so far is."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    gap_column = TextColumn("{task.fields[gap]}")
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), gap_column)
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("search")
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task("search", gap="")
+
+        def show(done: int, total: int, gap: float | None = None) -> None:
+            bar.update(task, completed=done, total=total, gap="" if gap is None else f"within {gap:.1%} of the bound")
+
+        yield show
 
 
 @contextmanager

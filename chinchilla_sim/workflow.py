@@ -30,15 +30,18 @@ from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import VALUE_BYTES, TaskGraph
 from chinchilla_sim.graph.zoo import FORMULAS, PRESETS, chain, mlp
 from chinchilla_sim.planner.alternative import search_instead
+from chinchilla_sim.planner.candidate import Candidate, SearchResult
+from chinchilla_sim.planner.executable import unplayable
 from chinchilla_sim.planner.explain import explain_choice
 from chinchilla_sim.planner.front import front_of, spread
+from chinchilla_sim.planner.judge import Progress
 from chinchilla_sim.planner.limits import within_limits
 from chinchilla_sim.planner.plan import CUSTOM, Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.plan_file import PlanFile, check_tasks
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import folds, lower
-from chinchilla_sim.planner.search import Candidate, SearchResult, find_plans
+from chinchilla_sim.planner.search import find_plans
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.overrides import apply_overrides
 from chinchilla_sim.scenario.schema import CompressionSpec, ModelSpec, Scenario
@@ -52,7 +55,6 @@ if TYPE_CHECKING:
     from chinchilla_sim.report.study import Study
     from chinchilla_sim.validation.compare import Measurement
 
-Progress = Callable[[int, int], None]
 BUILTIN_WIDTHS = (784, 512, 10)
 PLANNED_TASKS = 64
 CALIBRATION_VARIABLE = "CHINCHILLA_CALIBRATION"
@@ -231,7 +233,7 @@ def make_plan(setting: Setting, progress: Progress | None = None, time_limit_s: 
     scenario = setting.scenario
     until = None if time_limit_s is None else monotonic() + time_limit_s
     coarse = coarsen(setting.graph, PLANNED_TASKS)
-    found = find_plans(coarse, setting.cluster, scenario.job, scenario.search, simulate, progress, setting.profile, until)
+    found = find_plans(coarse, setting.cluster, scenario.job, scenario.search, simulate, progress, setting.profile, until, front)
     if coarse is setting.graph:
         return found if front else replace(found, front=())
     listed = (found.best, *found.runner_ups)
@@ -362,21 +364,6 @@ def run_for_real(
         job = file.scenario.job.model_copy(update={"steps": steps, "target_samples": None})
         file = replace(file, scenario=file.scenario.model_copy(update={"job": job}))
     return run_plan(file, folder, watch)
-
-
-def unplayable(plan: Plan) -> list[str]:
-    """What a plan asks for that the runtime cannot do."""
-    asks = {
-        "several stages per rank": plan.stages_per_rank > 1,
-        "split backward passes": plan.training and plan.splits_backward,
-        "custom rows": plan.schedule == CUSTOM,
-        "unequal microbatch counts": bool(plan.replica_microbatch_counts),
-        "gradient buckets": plan.gradient_buckets > 1,
-        "ZeRO": plan.zero_stage > 0,
-        "recompute": plan.recompute != "none",
-        "tensor, context and expert parallelism": plan.group_width * plan.expert_parallel_degree > 1,
-    }
-    return [what for what, asked in asks.items() if asked]
 
 
 def study_of(setting: Setting, search: SearchResult, measurement: Measurement | None = None) -> Study:

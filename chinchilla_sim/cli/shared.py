@@ -10,8 +10,8 @@ from chinchilla_sim.console import busy, log, print_json, print_tables, searchin
 from chinchilla_sim.errors import Mistake, ScenarioError
 
 if TYPE_CHECKING:
+    from chinchilla_sim.planner.candidate import SearchResult
     from chinchilla_sim.planner.plan_file import PlanFile
-    from chinchilla_sim.planner.search import SearchResult
     from chinchilla_sim.workflow import Setting
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
+from typing import Any
 
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
 from chinchilla_sim.scenario.schema import JobSpec, SearchSpec
+
+RECOMPUTE = ("none", "selective", "full")
+"""From fast and large to slow and small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,10 @@ class Sharding:
     def group_width(self) -> int:
         """Devices that work in lockstep."""
         return self.tensor_parallel_degree * self.context_parallel_degree
+
+    def plan_fields(self, stages: int) -> dict[str, Any]:
+        """The fields of a Plan of so many stages."""
+        return asdict(self) | {"recompute": () if self.recompute == "none" else (self.recompute,) * stages}
 
     @property
     def hides_exchange(self) -> bool:
@@ -79,11 +87,16 @@ class Space:
         """Whether there are backward passes."""
         return self.job.kind == "training"
 
+    @property
+    def recompute(self) -> list[str]:
+        """Kinds of recompute that a stage may choose from, the fastest first."""
+        return [kind for kind in RECOMPUTE if kind in self.search.recompute] if self.training else ["none"]
+
     def shardings(self) -> Iterator[Sharding]:
         """Every combination of the lists in [search]; what only training has is left out of inference."""
         search = self.search
         axes = (search.tensor_parallel_degrees, search.context_parallel_degrees, search.expert_parallel_degrees)
-        kept = (search.zero_stages, search.recompute, search.gradient_buckets) if self.training else ((0,), ("none",), (1,))
+        kept = (search.zero_stages, self.recompute, search.gradient_buckets) if self.training else ((0,), ("none",), (1,))
         for tensor, context, expert, zero_stage, recompute, buckets in product(*axes, *kept):
             if tensor * context <= self.maximum_ranks:
                 yield Sharding(tensor, search.sequence_parallel and tensor > 1, context, expert, zero_stage, recompute, buckets)

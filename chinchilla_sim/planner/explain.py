@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.planner.limits import use_words
-from chinchilla_sim.planner.search import Candidate, SearchResult
 from chinchilla_sim.units import format_bytes, format_seconds
 
 

@@ -10,22 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import log
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.money import expense
-from chinchilla_sim.planner.configuration import Sharding
+from chinchilla_sim.planner.candidate import Candidate
+from chinchilla_sim.planner.configuration import RECOMPUTE, Sharding
 from chinchilla_sim.planner.screen import Screen
-
-if TYPE_CHECKING:
-    from chinchilla_sim.planner.search import Candidate
 
 SHOWN = 12
 FEWER_COUNTS = 6
 TRIES = 2
-RECOMPUTE = ("none", "selective", "full")
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.money import expense
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
+from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.scenario.schema import JobSpec, SearchSpec
 from chinchilla_sim.units import SECONDS, USD, QuantityKind
-
-if TYPE_CHECKING:
-    from chinchilla_sim.planner.search import Candidate, SearchResult
 
 ROUNDING = 1e-9
 """A plan holds a limit that it exceeds by less than sums of floats can be off."""
@@ -93,15 +90,12 @@ class Limits:
         each = [use.limit.most / use.value for use in self.uses(slots, 1.0) if use.value > 0]
         return min(each, default=float("inf")) * (1 + ROUNDING)
 
-    def check(self) -> None:
+    def mistakes(self) -> list[Mistake]:
         """A limit of money means nothing where no node states a price."""
-        if not any(self.cluster.device(slot).usd_per_s for slot in range(self.cluster.rank_count)):
-            cure = 'give the nodes a price such as "2 USD/h"'
-            mistakes = [
-                Mistake(f"search.{limit.key}", "money is limited, but no node states its price", cure) for limit in self.limits_of_money
-            ]
-            if mistakes:
-                raise ScenarioError(mistakes)
+        if any(self.cluster.device(slot).usd_per_s for slot in range(self.cluster.rank_count)):
+            return []
+        cure = 'give the nodes a price such as "2 USD/h"'
+        return [Mistake(f"search.{limit.key}", "money is limited, but no node states its price", cure) for limit in self.limits_of_money]
 
     @property
     def limits_of_money(self) -> tuple[Limit, ...]:

@@ -52,7 +52,9 @@ class Pricer:
         self.value_bytes = graph.value_bytes
         self._seconds: dict[tuple[str, int, int, Device], tuple[float, float, float]] = {}
         self._rings: dict[tuple[int, ...], tuple[int, ...]] = {}
-        self._holdings_from: dict[int, list[Holding]] = {}
+        self._holdings_from: dict[tuple[int, str], list[Holding]] = {}
+        self._stage_prices: dict[tuple[object, ...], StagePrice] = {}
+        self._exchanges: dict[tuple[object, ...], Exchange] = {}
 
     def scale(self, microbatch_size: int) -> float:
         """Microbatch in units of the graph's batch."""
@@ -113,7 +115,7 @@ class Pricer:
             for rank in plan.placement[stage]:
                 device = self.device_of(plan, rank)
                 if (stage, device) not in prices:
-                    prices[stage, device] = device_pricer.stage_price(plan, stage, device, own, own_gradients)
+                    prices[stage, device] = device_pricer.kept_stage_price(plan, stage, device, own, own_gradients)
         return Pricing(
             stages=tuple(tuple(prices[stage, self.device_of(plan, rank)] for rank in plan.placement[stage]) for stage in stages),
             boundary_bytes=tuple(
@@ -148,6 +150,21 @@ class Pricer:
         total = self.graph.trained_bytes_of(self.graph.tasks)
         return self._gradients(plan, stage, total).idle_s / total if total else 0.0
 
+    def kept_stage_price(self, plan: Plan, stage: int, device: Device, raw: Sequence[float], raw_gradients: Sequence[float]) -> StagePrice:
+        """The price of a stage, from another plan where all that it depends on is the same."""
+        around = slice(max(0, stage - 1), stage + 1)
+        group = plan.slots_of(plan.placement[stage][0]) if self.collectives else ()
+        experts = plan.placement[stage][: plan.expert_parallel_degree] if plan.expert_parallel_degree > 1 else ()
+        key = (
+            *(plan.stages[stage], device, plan.microbatch_size, plan.microbatch_count, len(plan.slots), plan.training),
+            *(stage > 0, stage < plan.stage_count - 1, plan.activation_codecs[around], tuple(raw[around]), tuple(raw_gradients[around])),
+            *(plan.gradient_codecs[stage], plan.gradient_buckets, plan.exchange_degree, plan.zero_stage, plan.recompute_of(stage)),
+            *(plan.receives_in_flight, group, tuple(plan.slots_of(rank)[0] for rank in experts)),
+        )
+        if key not in self._stage_prices:
+            self._stage_prices[key] = self.stage_price(plan, stage, device, raw, raw_gradients)
+        return self._stage_prices[key]
+
     def stage_price(self, plan: Plan, stage: int, device: Device, raw: Sequence[float], raw_gradients: Sequence[float]) -> StagePrice:
         """One stage on one device of its rank; `raw` are bytes that this device sends over each boundary."""
         tasks = self.tasks_of(plan, stage)
@@ -166,13 +183,14 @@ class Pricer:
         action_s |= self._codec_s(plan, stage, raw, raw_gradients, device)
         action_s |= gradient_codec_s(plan, stage, parameters, device)
         buffers = self._buffer_bytes(plan, sum(raw[boundary] for boundary in (stage - 1, stage) if 0 <= boundary < len(raw)))
-        kept = self._kept(plan, tasks)
+        recompute = plan.recompute_of(stage)
+        kept = self._kept(plan, recompute, tasks)
         saved, transient = (size * self.scale(plan.microbatch_size) for size in (kept.saved_bytes, kept.transient_bytes))
         if kept.again:
-            again_s = self._again_s(plan, tasks, kept.again, device)
+            again_s = self._again_s(tasks, kept.again, plan.microbatch_size, device, len(plan.slots))
             for op in (Op.B, Op.I):
                 action_s[op] += again_s
-        if plan.recompute == "full" and plan.training:
+        if recompute == "full" and plan.training:
             for op in (Op.B, Op.I):
                 blocking_s[op] = blocking_s.get(op, 0.0) + blocking_s.get(Op.F, 0.0)
         for op, floor_s in self._host_floors_s(tasks, kept.again, device).items():
@@ -181,7 +199,7 @@ class Pricer:
         return StagePrice(
             action_s=action_s,
             accumulation_s=accumulation_s(parameters, device),
-            held_parts=self._held_parts(plan, stage, parameters, self.graph.untrained_bytes_of(tasks)) | {"receive buffers": buffers},
+            held_parts=self.held_parts(plan, stage, parameters, self.graph.untrained_bytes_of(tasks)) | {"receive buffers": buffers},
             saved_bytes=saved,
             kept_bytes=self._kept_bytes(plan, tasks, saved),
             transient_bytes=transient,
@@ -209,22 +227,30 @@ class Pricer:
     def _blocks(self) -> dict[str, Blocks]:
         return {}
 
-    def _kept(self, plan: Plan, tasks: Sequence[Task]) -> Kept:
+    def _kept(self, plan: Plan, recompute: str, tasks: Sequence[Task]) -> Kept:
         """What a microbatch leaves until its backward pass, for the graph's batch."""
         if not plan.training:
             return Kept(tasks[-1].output_bytes, 0.0)
-        if plan.recompute == "none":
+        if recompute == "none":
             return keep_all(self.graph, tasks)
-        if plan.recompute not in self._blocks:
-            self._blocks[plan.recompute] = Blocks(self.graph, plan.recompute)
-        return self._blocks[plan.recompute].recompute(tasks)
+        return self.blocks(recompute).recompute(tasks)
 
-    def _again_s(self, plan: Plan, tasks: Sequence[Task], again: frozenset[str], device: Device) -> float:
+    def blocks(self, recompute: str) -> Blocks:
+        """What is computed again under full or selective recompute."""
+        if recompute not in self._blocks:
+            self._blocks[recompute] = Blocks(self.graph, recompute)
+        return self._blocks[recompute]
+
+    def again_s(self, tasks: Sequence[Task], recompute: str, microbatch_size: int, device: Device, busy_ranks: int) -> float:
+        """Forward seconds that the backward pass of some tasks runs again under a kind of recompute."""
+        return self._again_s(tasks, self.blocks(recompute).recompute(tasks).again, microbatch_size, device, busy_ranks)
+
+    def _again_s(self, tasks: Sequence[Task], again: frozenset[str], microbatch_size: int, device: Device, busy_ranks: int) -> float:
         """Forward seconds of the tasks, and of single kernels within groups, that the backward pass runs again."""
         whole = [task for task in tasks if task.name in again]
         inside = [kernel for task in tasks if task.name not in again for kernel in task.members if kernel.name in again]
-        seconds = sum(self.task_s(task, plan.microbatch_size, device, len(plan.slots))[0] for task in whole)
-        return seconds + sum(self._kernel_s(kernel, plan.microbatch_size, device, len(plan.slots))[0] for kernel in inside)
+        seconds = sum(self.task_s(task, microbatch_size, device, busy_ranks)[0] for task in whole)
+        return seconds + sum(self._kernel_s(kernel, microbatch_size, device, busy_ranks)[0] for kernel in inside)
 
     def _blocking_s(self, plan: Plan, stage: int, tasks: Sequence[Task]) -> dict[Op, float]:
         """Seconds of collectives inside a forward and a backward pass (of which I has all)."""
@@ -286,22 +312,15 @@ class Pricer:
         """Receive buffers of messages that are awaited at once."""
         return min(plan.receives_in_flight, plan.microbatch_count) * message_bytes
 
-    def stage_bytes(self, plan: Plan, stage: int, first: int, end: int, in_flight: int, crossing_bytes: float) -> float:
-        """Peak bytes of a stage of compute tasks first..end-1; `crossing_bytes` cross its boundaries per batch of the graph."""
-        holding = self._holdings(first)[end - first - 1]
-        scale = self.scale(plan.microbatch_size)
-        saved = holding.saved_bytes if plan.training else self.graph.compute_tasks[end - 1].output_bytes
-        held = sum(self._held_parts(plan, stage, holding.trained_bytes, holding.untrained_bytes).values())
-        transient = scale * holding.transient_bytes if plan.training else 0.0
-        return held + self._buffer_bytes(plan, crossing_bytes * scale) + in_flight * scale * saved + transient
-
-    def _holdings(self, first: int) -> list[Holding]:
+    def holdings(self, first: int, recompute: str = "none") -> list[Holding]:
         """What the compute tasks first..first, first..first + 1 and so on hold, each weight and saved tensor once."""
-        if first not in self._holdings_from:
-            self._holdings_from[first] = list(growing(self.graph, first))
-        return self._holdings_from[first]
+        key = first, recompute
+        if key not in self._holdings_from:
+            blocks = None if recompute == "none" else self.blocks(recompute)
+            self._holdings_from[key] = list(growing(self.graph, first, blocks))
+        return self._holdings_from[key]
 
-    def _held_parts(self, plan: Plan, stage: int, parameters: float, frozen: float) -> dict[str, float]:
+    def held_parts(self, plan: Plan, stage: int, parameters: float, frozen: float) -> dict[str, float]:
         """What a stage holds all the time; ZeRO 3 beside its shards two gathered buckets and one of whole gradients."""
         if not plan.training:
             return {"weights": parameters + frozen}
@@ -342,6 +361,14 @@ class Pricer:
             return Exchange(kind)
         if kind == "all_gather" and plan.zero_stage:
             payload /= replicas
+        group = plan.placement[stage], plan.slots, plan.tensor_parallel_degree, plan.context_parallel_degree
+        key = kind, payload, *group, plan.gradient_buckets, plan.collective_algorithm, plan.ring_order
+        if key not in self._exchanges:
+            self._exchanges[key] = self._priced_exchange(plan, stage, kind, payload)
+        return self._exchanges[key]
+
+    def _priced_exchange(self, plan: Plan, stage: int, kind: str, payload: float) -> Exchange:
+        replicas = plan.exchange_degree
         sent = sent_bytes(kind, payload, replicas)
         orders = tuple(self._ring(plan, stage, lane) for lane in range(plan.tensor_parallel_degree))
         tables = [measured_table(self.cluster, kind, order) for order in orders]

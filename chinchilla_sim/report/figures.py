@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
-from chinchilla_sim.planner.search import SearchResult
+from chinchilla_sim.planner.candidate import SearchResult
 from chinchilla_sim.report.canvas import COLOR, INK, WIDTH_PT, finish, style
 from chinchilla_sim.report.table import listed_candidates, percent, versus
 from chinchilla_sim.report.trace import split_lanes

@@ -12,8 +12,8 @@ from chinchilla_sim.cluster.calibration import Calibration
 from chinchilla_sim.cluster.catalogue import in_base_units
 from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.planner.action import parse_action
+from chinchilla_sim.planner.candidate import Candidate
 from chinchilla_sim.planner.schedules.automatic import most_held
-from chinchilla_sim.planner.search import Candidate
 from chinchilla_sim.report.table import NONE, Table, candidate_facts, percent, versus
 from chinchilla_sim.simulator.benchmark import Figure
 from chinchilla_sim.simulator.disturbance import Spread

@@ -10,8 +10,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.planner.explain import gap_words, limits_words
-from chinchilla_sim.planner.search import Candidate, SearchResult
 from chinchilla_sim.report.study import Study
 from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.units import QuantityKind, format_bytes, format_flop, format_joule, format_seconds, format_usd

@@ -375,6 +375,11 @@ class SearchSpec(_Table):
     maximum_cost_per_sample_usd: PositiveUsd | None = Field(
         default=None, alias="maximum_cost_per_sample", description="A sample costs at most so much.", examples=["0.00002 USD"]
     )
+    executable: bool = Field(
+        default=True,
+        description="Keep to plans that `chinchilla run` can play today; false widens the space to all that can be simulated.",
+        examples=[False],
+    )
     minimum_ranks: Count = Field(default=1, description="Use at least so many ranks.", examples=[2])
     maximum_ranks: Count | None = Field(default=None, description="Use at most so many ranks.", examples=[8])
     data_parallel_degrees: Counts | None = Field(default=None, description="Allowed data parallel degrees.", examples=[[1, 2]])

@@ -13,13 +13,14 @@ from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.zoo import chain, mlp
 from chinchilla_sim.planner import search as search_module
+from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.planner.configuration import Sharding
 from chinchilla_sim.planner.front import FrontPlan, front_of, headroom, rows_on_fewer_devices, spread, weigh
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.program import Program
 from chinchilla_sim.planner.screen import Screen
-from chinchilla_sim.planner.search import Candidate, SearchResult, find_plans
+from chinchilla_sim.planner.search import find_plans
 from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
 from chinchilla_sim.simulator.engine import simulate
 from chinchilla_sim.timeline import Timeline
@@ -34,7 +35,9 @@ def cluster_of(*nodes: dict[str, Any], bandwidth: str = "1 Gbit/s") -> Cluster:
     return build_cluster(ClusterSpec.model_validate({"nodes": tables, "network": network}), "fp32")
 
 
-def simulated(graph: TaskGraph, cluster: Cluster, **allowed: Any) -> tuple[SearchResult, list[tuple[Plan, Pricing, Timeline]]]:
+def simulated(
+    graph: TaskGraph, cluster: Cluster, front: bool = False, **allowed: Any
+) -> tuple[SearchResult, list[tuple[Plan, Pricing, Timeline]]]:
     """A search, and all plans of the space that it simulated (not one rank alone, which stands beside it for reference)."""
     seen: list[tuple[Plan, Pricing, Timeline]] = []
 
@@ -42,7 +45,7 @@ def simulated(graph: TaskGraph, cluster: Cluster, **allowed: Any) -> tuple[Searc
         seen.append((program.plan, pricing, simulate(program, pricing, cluster)))
         return seen[-1][2]
 
-    found = find_plans(graph, cluster, JobSpec(global_batch_size=graph.batch_size), SearchSpec(**allowed), note)
+    found = find_plans(graph, cluster, JobSpec(global_batch_size=graph.batch_size), SearchSpec(**allowed), note, front=front)
     return found, seen[: found.simulated]
 
 
@@ -65,12 +68,12 @@ clusters = st.builds(
 
 
 @quick
-@given(graphs, clusters, st.booleans())
-def test_front_is_what_nobody_beats(graph: TaskGraph, cluster: Cluster, whole: bool) -> None:
+@given(graphs, clusters, st.booleans(), st.booleans())
+def test_front_is_what_nobody_beats(graph: TaskGraph, cluster: Cluster, whole: bool, wide: bool) -> None:
     """No member dominates another, and every simulated plan is dominated by or equal to a member; in large spaces too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search_module, "EXHAUSTIVE", 400 if whole else 0)
-        found, seen = simulated(graph, cluster, activation_codecs=("none", "int8"))
+        found, seen = simulated(graph, cluster, wide, activation_codecs=("none", "int8"))
     assert found.front and len({member.values for member in found.front}) == len(found.front)
     assert not any(one.dominates(other) for one in found.front for other in found.front)
     for plan, pricing, timeline in seen:
@@ -147,11 +150,13 @@ def test_spread_keeps_the_ends_and_leaves_no_crowd() -> None:
 
 
 def test_large_spaces_are_looked_at_on_fewer_devices() -> None:
-    """Where only likely configurations are priced, halves of the cluster get a plan each, so that the front has points there."""
+    """Where only likely configurations are priced, halves of the cluster get a plan each; the answer stays the same."""
     graph, cluster = chain(8, 10**5, 1e10, 1e4, 64), cluster_of(*({"price": "1 USD/h"} for _ in range(16)), bandwidth="100 Gbit/s")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search_module, "EXHAUSTIVE", 0)
-        found, _ = simulated(graph, cluster)
+        found, _ = simulated(graph, cluster, front=True)
+        narrow, _ = simulated(graph, cluster)
+    assert found.best.plan == narrow.best.plan and found.simulated == narrow.simulated
     assert {len(member.candidate.plan.slots) for member in found.front} >= {16, 8, 4, 2, 1}
 
 

@@ -13,12 +13,14 @@ from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.errors import NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.zoo import chain
+from chinchilla_sim.planner import judge as judge_module
 from chinchilla_sim.planner import search as search_module
+from chinchilla_sim.planner.candidate import SearchResult
 from chinchilla_sim.planner.explain import explain_choice, gap_words
 from chinchilla_sim.planner.limits import limits_of, within_limits
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.program import Program
-from chinchilla_sim.planner.search import SearchResult, find_plans
+from chinchilla_sim.planner.search import find_plans
 from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
 from chinchilla_sim.simulator.engine import simulate
 from chinchilla_sim.timeline import Timeline
@@ -37,7 +39,14 @@ def cluster_of(*prices: str, bandwidth: str = "10 Gbit/s") -> Cluster:
 
 
 def plan(graph: TaskGraph, cluster: Cluster, simulate: Any = simulate, **search: Any) -> SearchResult:
-    """The search of a job of 1000 steps."""
+    """The search of a job of 1000 steps, without the local search behind it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search_module, "IMPROVED", 0)
+        return improved(graph, cluster, simulate, **search)
+
+
+def improved(graph: TaskGraph, cluster: Cluster, simulate: Any = simulate, **search: Any) -> SearchResult:
+    """The whole search of a job of 1000 steps."""
     return find_plans(graph, cluster, JobSpec(global_batch_size=graph.batch_size, steps=STEPS), SearchSpec(**search), simulate)
 
 
@@ -52,7 +61,7 @@ def every_point(graph: TaskGraph, cluster: Cluster) -> list[tuple[float, float]]
         return timeline
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search_module, "step_lower_bound_s", lambda *_: 0.0)
+        patch.setattr(judge_module, "step_lower_bound_s", lambda *_: 0.0)
         plan(graph, cluster, note)
     return points
 
@@ -84,6 +93,9 @@ def test_answer_is_the_best_within_the_limits(graph: TaskGraph, cluster: Cluster
     assert found.best.objective * STEPS == pytest.approx(min(point[axis] for point in holding), rel=1e-9)
     assert found.limits and all(found.limits.hold(one.plan.slots, one.step_s) for one in (found.best, *found.runner_ups))
     assert found.lower_bound <= found.best.objective
+    better = improved(graph, cluster, objective=objective, **limits)
+    assert better.limits and better.limits.hold(better.best.plan.slots, better.best.step_s)
+    assert better.best.objective <= found.best.objective * (1 + 1e-12)
 
 
 @quick

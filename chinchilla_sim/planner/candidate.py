@@ -1,0 +1,57 @@
+"""What a search finds: plans with their simulated step, and how far the best can be from what is possible."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chinchilla_sim.planner.plan import Plan
+from chinchilla_sim.planner.prices import Pricing
+from chinchilla_sim.timeline import Timeline
+
+if TYPE_CHECKING:
+    from chinchilla_sim.planner.front import FrontPlan
+    from chinchilla_sim.planner.limits import Limits
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan with its simulated step; `objective` is what the search minimises (seconds, USD or joule per step)."""
+
+    plan: Plan
+    pricing: Pricing
+    timeline: Timeline
+    objective: float
+
+    @property
+    def step_s(self) -> float:
+        """Simulated seconds of one step."""
+        return self.timeline.step_s
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The winner, the best plan of other splits, and one rank alone (None where it does not fit).
+
+    `front` are the simulated plans that no other one dominates; `beyond` plans fit into memory, but not within the `limits`.
+    No plan of the `screened` configurations takes less than `lower_bound_s` seconds, or less than `lower_bound` of what is minimised.
+    """
+
+    best: Candidate
+    runner_ups: tuple[Candidate, ...]
+    one_rank: Candidate | None
+    considered: int
+    simulated: int
+    infeasible: int
+    screened: int = 0
+    lower_bound_s: float = 0.0
+    lower_bound: float = 0.0
+    truncated: bool = False
+    front: tuple[FrontPlan, ...] = ()
+    limits: Limits | None = None
+    beyond: int = 0
+
+    @property
+    def gap(self) -> float | None:
+        """How much more of what is minimised than any plan of the space needs at least, as a share of that bound."""
+        return self.best.objective / self.lower_bound - 1 if self.lower_bound > 0 else None
