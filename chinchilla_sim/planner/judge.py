@@ -23,6 +23,8 @@ from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.units import format_bytes
 
 Simulate = Callable[[Program, Pricing, Cluster], Timeline]
+NEAR = 0.25
+"""Plans that take so much more than a limit allows may hold it after a local search."""
 Progress = Callable[[int, int, float | None], None]
 """Steps done, all steps, and how much more than the lower bound the best so far takes, as a share of it (None: not known)."""
 
@@ -31,7 +33,8 @@ class Judge:
     """Prices, bounds and simulates plans of one search, and counts them; `least` is the best objective so far.
 
     Plans that cannot beat a limit by their bound are not simulated; those that do not fit into memory leave their shortfall. Those
-    that fit, but take more than the `limits` of the scenario, are counted as `beyond`. `seen` are all that were simulated.
+    that fit, but take more than the `limits` of the scenario, are counted as `beyond`; of each split the best that takes only a little
+    more is kept in `near_misses`. `seen` are all that were simulated.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Judge:
         self.considered = self.simulated = self.infeasible = self.beyond = 0
         self.limits = limits_of(pricer.job, search, pricer.cluster)
         self.seen: list[Candidate] = []
+        self.near_misses: dict[tuple[int, int], tuple[float, str, Plan]] = {}
         self.shortfalls: list[tuple[float, str]] = []
         self.least = np.inf
         self.lower_bound = 0.0
@@ -79,10 +83,10 @@ class Judge:
                 best = candidate
         return best
 
-    def if_better(self, plan: Plan, limit: float) -> Candidate | None:
-        """A plan simulated, if it fits and its bound is below a limit."""
-        priced = self._bounded(plan)
-        return self._simulated(plan, priced[1]) if priced and priced[0] < limit else None
+    def if_better(self, plan: Plan, limit: float, limited: bool = True) -> Candidate | None:
+        """A plan simulated, if it fits and its bound is below a limit; `limited` as in `best_of`."""
+        priced = self._bounded(plan, limited)
+        return self._simulated(plan, priced[1], limited) if priced and priced[0] < limit else None
 
     def objective(self, step_s: float, slots: Sequence[int]) -> float:
         """What is minimised, of a step on some devices: seconds, USD or joule."""
@@ -104,9 +108,16 @@ class Judge:
         return self.objective(bound_s, plan.slots), pricing
 
     def _within(self, plan: Plan, step_s: float) -> bool:
-        within = self.limits.hold(plan.slots, step_s)
-        self.beyond += not within
-        return within
+        """Whether a step of a plan is within the limits; of those that are a little beyond the best of each split is kept."""
+        if self.limits.hold(plan.slots, step_s):
+            return True
+        self.beyond += 1
+        if self.limits.excess(plan.slots, step_s) <= NEAR:
+            split = plan.data_parallel_degree, plan.pipeline_parallel_degree
+            missed = self.objective(step_s, plan.slots), plan.describe(), plan
+            if split not in self.near_misses or missed[:2] < self.near_misses[split][:2]:
+                self.near_misses[split] = missed
+        return False
 
     def _simulated(self, plan: Plan, pricing: Pricing, limited: bool = True) -> Candidate | None:
         """The plan with its step; None where that is beyond the limits."""
@@ -116,7 +127,8 @@ class Judge:
         self.seen.append(candidate)
         if limited and not self._within(plan, candidate.step_s):
             return None
-        self.least = min(self.least, candidate.objective)
+        if limited:
+            self.least = min(self.least, candidate.objective)
         return candidate
 
     def _fits(self, plan: Plan, pricing: Pricing) -> bool:

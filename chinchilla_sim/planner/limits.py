@@ -4,7 +4,7 @@ On given devices, which together cost r USD per second, each of them is a bound 
 
     step_s <= min(deadline / steps, maximum_step_time, budget / (steps r), maximum_cost_per_sample batch / r)
 
-so that a plan whose lower bound is above it need not be simulated. The bound of the whole space is over plans within the limits and
+so that the faster of two plans on the same devices holds all that the other holds, and a plan whose lower bound is above it need not be simulated. The bound of the whole space is over plans within the limits and
 beyond them, and so holds for those within.
 """
 
@@ -85,6 +85,10 @@ class Limits:
         """Whether a step on these slots stays within all limits."""
         return all(use.holds for use in self.uses(slots, step_s))
 
+    def excess(self, slots: Sequence[int], step_s: float) -> float:
+        """By how much of it the limit that is broken most is broken; 0 and less where all hold."""
+        return max((use.excess for use in self.uses(slots, step_s)), default=0.0)
+
     def longest_step_s(self, slots: Sequence[int]) -> float:
         """Seconds of the longest step that stays within all limits on these slots."""
         each = [use.limit.most / use.value for use in self.uses(slots, 1.0) if use.value > 0]
@@ -124,13 +128,13 @@ def without_limits(search: SearchSpec, objective: str) -> SearchSpec:
     return search.model_copy(update=dict.fromkeys(FIELDS) | {"objective": objective})
 
 
-def refuse(limits: Limits, search: SearchSpec, find: Callable[[SearchSpec], SearchResult]) -> NoFeasiblePlanError:
-    """Why no plan holds: the nearest one, from the fastest and, where money is limited, the cheapest plans of the same space."""
+def find_without_limits(limits: Limits, search: SearchSpec, find: Callable[[SearchSpec], SearchResult]) -> list[Candidate]:
+    """The fastest and, where money is limited, the cheapest plans of the same space, and what was simulated on the way."""
     candidates: list[Candidate] = []
     for objective in ("step_time", "cost") if limits.limits_of_money else ("step_time",):
         found = find(without_limits(search, objective))
         candidates += [found.best, *found.runner_ups, *(point.candidate for point in found.front)]
-    return refusal(limits, candidates)
+    return candidates
 
 
 def refusal(limits: Limits, candidates: Sequence[Candidate]) -> NoFeasiblePlanError:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from chinchilla_sim.planner.executable import search_mistakes
 from chinchilla_sim.planner.front import front_of, rows_on_fewer_devices
 from chinchilla_sim.planner.improve import Budget, improve
 from chinchilla_sim.planner.judge import Judge, Progress, Simulate
-from chinchilla_sim.planner.limits import refuse
+from chinchilla_sim.planner.limits import find_without_limits, refusal
 from chinchilla_sim.planner.placement import slot_choices
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.screen import Floats, Screen, screen
@@ -80,11 +81,10 @@ class _Search:
         self.judge.lower_bound = float((screened.lower_bound_s * per_s).min(initial=np.inf))
         exhaustive = screened.screened <= EXHAUSTIVE
         winners = self._every_split() if exhaustive else self._likely_first(screened, per_s)
-        if not winners:
-            raise self._no_plan(screened.screened)
         ranked = sorted(winners, key=_rank)
         budget = Budget()
         ranked = sorted([*(self._improved(one, budget) for one in ranked[:IMPROVED]), *ranked[IMPROVED:]], key=_rank)
+        ranked = sorted([*ranked, *self._near_misses(ranked, budget)], key=_rank) or self._elsewhere(screened.screened)
         counts, beyond = (self.judge.considered, self.judge.simulated, self.judge.infeasible), self.judge.beyond
         if front:
             self._look_at_fewer_devices(screened)
@@ -149,9 +149,34 @@ class _Search:
                 break
         return list(best.values())
 
-    def _improved(self, candidate: Candidate, budget: Budget) -> Candidate:
+    def _improved(self, candidate: Candidate, budget: Budget, limited: bool = True) -> Candidate:
         """The candidate after a local search, within what the scenario allows."""
-        return improve(candidate, self.search, self.cluster, self.can_end, self.judge.if_better, budget, self.judge.out_of_time)
+        evaluate = partial(self.judge.if_better, limited=limited)
+        return improve(candidate, self.search, self.cluster, self.can_end, evaluate, budget, self.judge.out_of_time)
+
+    def _near_misses(self, ranked: Sequence[Candidate], budget: Budget) -> list[Candidate]:
+        """Plans a little beyond the limits that would be the best, as far as a local search brings them within."""
+        least = ranked[0].objective if ranked else np.inf
+        brought: list[Candidate] = []
+        for objective, _, plan in sorted(self.judge.near_misses.values(), key=lambda miss: miss[:2])[:IMPROVED]:
+            start = self.judge.best_of([plan], limited=False) if objective < least else None
+            better = self._improved(start, budget, limited=False) if start else None
+            brought += [better] if better and self.judge.limits.hold(better.plan.slots, better.step_s) else []
+        return brought
+
+    def _elsewhere(self, screened: int) -> list[Candidate]:
+        """What holds the limits among the best plans without them; NoFeasiblePlanError where none does."""
+        if not screened or not self.judge.limits:
+            raise self._no_plan(screened)
+        found = find_without_limits(self.judge.limits, self.search, self._another)
+        self.judge.seen += found
+        holding = [one for one in found if self.judge.limits.hold(one.plan.slots, one.step_s)]
+        if not holding:
+            raise refusal(self.judge.limits, found)
+        best: dict[tuple[int, int], Candidate] = {}
+        for one in sorted((replace(one, objective=self.judge.objective(one.step_s, one.plan.slots)) for one in holding), key=_rank):
+            best.setdefault((one.plan.data_parallel_degree, one.plan.pipeline_parallel_degree), one)
+        return list(best.values())
 
     def _objective_per_s(self, screened: Screen) -> Floats:
         """What is minimised, per second of a step, by configuration: on the cheapest devices that it may get."""
@@ -200,8 +225,6 @@ class _Search:
                 f"over {self.search.minimum_ranks} to {self.space.maximum_ranks} ranks is allowed",
                 "change global_batch_size, minimum_ranks, or the degrees and microbatch counts that [search] lists",
             )
-        if self.judge.limits:
-            return refuse(self.judge.limits, self.search, self._another)
         shortfall = min(self.judge.shortfalls)[1] if self.judge.shortfalls else "no partition exists"
         cure = "use more nodes or more memory per device, a smaller global_batch_size, or an optimizer with less state (sgd)"
         return NoFeasiblePlanError("device memory", shortfall, cure)

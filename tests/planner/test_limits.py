@@ -27,7 +27,7 @@ from chinchilla_sim.timeline import Timeline
 
 STEPS = 1000
 GRAPH = chain(4, 10**5, 1e9, 1e4, 8)
-quick = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def cluster_of(*prices: str, bandwidth: str = "10 Gbit/s") -> Cluster:
@@ -125,6 +125,16 @@ def test_the_cure_cures(graph: TaskGraph, cluster: Cluster, share: float, part: 
     for way in ways:
         changes = dict(re.findall(r'(\w+) = "([^"]+)"', way))
         assert changes and plan(graph, cluster, **(limits | changes)).best
+
+
+@quick
+@given(graphs, clusters, st.sampled_from(["step_time", "cost"]))
+def test_what_is_found_without_limits_is_found_with_them(graph: TaskGraph, cluster: Cluster, objective: str) -> None:
+    """Limits of exactly what the best plan takes, also after a local search, leave a plan that is as good."""
+    free = improved(graph, cluster, objective=objective)
+    cost = free.best.step_s * sum(cluster.device(slot).usd_per_s for slot in free.best.plan.slots)
+    limits = {"deadline": f"{STEPS * free.best.step_s!r} s", "budget": f"{STEPS * cost!r} USD"}
+    assert improved(graph, cluster, objective=objective, **limits).best.objective <= free.best.objective * (1 + 1e-9)
 
 
 def test_limits_by_hand() -> None:
