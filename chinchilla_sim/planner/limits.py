@@ -4,8 +4,8 @@ On given devices, which together cost r USD per second, each of them is a bound 
 
     step_s <= min(deadline / steps, maximum_step_time, budget / (steps r), maximum_cost_per_sample batch / r)
 
-so that the faster of two plans on the same devices holds all that the other holds, and a plan whose lower bound is above it need not be simulated. The bound of the whole space is over plans within the limits and
-beyond them, and so holds for those within.
+so that the faster of two plans on the same devices holds all that the other holds, and a plan whose lower bound is above it need not
+be simulated. The bound of the whole space is over plans within the limits and beyond them, and so holds for those within.
 """
 
 from __future__ import annotations
