@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from chinchilla_sim.errors import Mistake, ScenarioError
 
 if TYPE_CHECKING:
+    from chinchilla_sim.planner.judge import Progress
     from chinchilla_sim.report.table import Table
 
 
@@ -67,12 +68,6 @@ def writable_folder(folder: Path) -> Path:
     return folder
 
 
-class ShowProgress(Protocol):
-    """Tells how far a long work is."""
-
-    def __call__(self, done: int, total: int, gap: float | None = None) -> None: ...
-
-
 @contextmanager
 def busy(text: str) -> Iterator[None]:
     """A spinner on stderr while something without steps goes on."""
@@ -83,14 +78,15 @@ def busy(text: str) -> Iterator[None]:
 
 
 @contextmanager
-def searching(what: str = "searching splits") -> Iterator[ShowProgress]:
+def searching(what: str = "searching splits") -> Iterator[Progress]:
     """A progress bar on stderr; call what it gives with (done, total), and how far from its bound the best so far is."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as ProgressBar
 
     gap_column = TextColumn("{task.fields[gap]}")
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), gap_column)
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with ProgressBar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("search", gap="")
 
         def show(done: int, total: int, gap: float | None = None) -> None:

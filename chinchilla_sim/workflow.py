@@ -22,7 +22,7 @@ from chinchilla_sim.cluster.calibration import (
 )
 from chinchilla_sim.cluster.catalogue import catalogue_digest
 from chinchilla_sim.cluster.topology import Cluster
-from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.graph.coarsen import coarsen, expand
 from chinchilla_sim.graph.compress import Variant, compress
 from chinchilla_sim.graph.importers import read_graph
@@ -31,6 +31,7 @@ from chinchilla_sim.graph.task import VALUE_BYTES, TaskGraph
 from chinchilla_sim.graph.zoo import FORMULAS, PRESETS, chain, mlp
 from chinchilla_sim.planner.alternative import search_instead
 from chinchilla_sim.planner.candidate import Candidate, SearchResult
+from chinchilla_sim.planner.codec_map import CodecCell, CodecMap, codec_cell, with_bandwidth
 from chinchilla_sim.planner.executable import unplayable
 from chinchilla_sim.planner.explain import explain_choice
 from chinchilla_sim.planner.front import front_of, spread
@@ -233,7 +234,7 @@ def make_plan(setting: Setting, progress: Progress | None = None, time_limit_s: 
     scenario = setting.scenario
     until = None if time_limit_s is None else monotonic() + time_limit_s
     coarse = coarsen(setting.graph, PLANNED_TASKS)
-    found = find_plans(coarse, setting.cluster, scenario.job, scenario.search, simulate, progress, setting.profile, until, front)
+    found = find_plans(coarse, setting.cluster, scenario.job, scenario.search, simulate, progress, setting.profile, until, front=front)
     if coarse is setting.graph:
         return found if front else replace(found, front=())
     listed = (found.best, *found.runner_ups)
@@ -255,6 +256,62 @@ def make_plan(setting: Setting, progress: Progress | None = None, time_limit_s: 
     )
 
 
+def make_best_plan(
+    setting: Setting, progress: Progress | None = None, time_limit_s: float | None = None, front: bool = False
+) -> tuple[Setting, SearchResult]:
+    """The best plan over all variants of the model that [search] allows, with the setting of the variant that it is for.
+
+    The `front` is that of all variants together. A variant whose plans do not fit is left out; NoFeasiblePlanError is the model's own
+    where none fits.
+    """
+    variants = setting.scenario.search.variants
+    if not variants:
+        return setting, make_plan(setting, progress, time_limit_s, front)
+    own = setting.scenario.model.compression
+    share_s = None if time_limit_s is None else time_limit_s / (len(variants) + 1)
+    found: list[tuple[Setting, SearchResult]] = []
+    refusals: list[NoFeasiblePlanError] = []
+    for variant in dict.fromkeys((own, *variants)):
+        model = setting.scenario.model.model_copy(update={"compression": variant})
+        chosen = setting if variant == own else prepare(setting.scenario.model_copy(update={"model": model}), setting.calibration)
+        try:
+            found.append((chosen, _named(make_plan(chosen, progress, share_s, front), variant.describe())))
+        except NoFeasiblePlanError as refusal:
+            refusals.append(refusal)
+    if not found:
+        raise refusals[0]
+    return _best_variant(found)
+
+
+def _named(search: SearchResult, variant: str) -> SearchResult:
+    best, *others = (replace(candidate, variant=variant) for candidate in (search.best, *search.runner_ups))
+    one_rank = search.one_rank and replace(search.one_rank, variant=variant)
+    named = [best if one.candidate is search.best else replace(one.candidate, variant=variant) for one in search.front]
+    front = tuple(replace(point, candidate=candidate) for point, candidate in zip(search.front, named, strict=True))
+    return replace(search, best=best, runner_ups=tuple(others), one_rank=one_rank, front=front)
+
+
+def _best_variant(found: Sequence[tuple[Setting, SearchResult]]) -> tuple[Setting, SearchResult]:
+    """The best of all, with the best of the other variants among its rivals, and the bound of the whole space."""
+    chosen, search = min(found, key=lambda pair: pair[1].best.objective)
+    results = [result for _, result in found]
+    rivals = [*search.runner_ups, *(result.best for result in results if result is not search)]
+    rivals.sort(key=lambda candidate: candidate.objective)
+    counts = {
+        name: sum(getattr(result, name) for result in results) for name in ("considered", "simulated", "infeasible", "beyond", "screened")
+    }
+    members = [point.candidate for result in results for point in result.front]
+    return chosen, replace(
+        search,
+        runner_ups=tuple(rivals[: chosen.scenario.search.runner_ups]),
+        lower_bound_s=min(result.lower_bound_s for result in results),
+        lower_bound=min(result.lower_bound for result in results),
+        truncated=any(result.truncated for result in results),
+        front=front_of(members, chosen.cluster, search.best),
+        **counts,
+    )
+
+
 def plan_instead(setting: Setting, text: str, progress: Progress | None = None) -> Candidate:
     """The best plan of another configuration ("dp=8,pp=1"); NoFeasiblePlanError says what it lacks, and by how much."""
     search = search_instead(setting.scenario.search, text)
@@ -269,6 +326,23 @@ def _in_own_tasks(setting: Setting, coarse: TaskGraph, candidate: Candidate) -> 
     timeline = simulate(lower(plan, folds(plan, pricing)), pricing, setting.cluster)
     # USD and joule grow with the step as it does itself.
     return Candidate(plan, pricing, timeline, candidate.objective * (timeline.step_s / candidate.step_s if candidate.step_s else 1.0))
+
+
+def map_codecs(scenario: Scenario, bandwidths: Sequence[float], batches: Sequence[int], progress: Progress | None = None) -> CodecMap:
+    """The fastest codec of gradients for every bandwidth (bytes per second) and global batch size, on the best data-parallel plan."""
+    if scenario.job.kind != "training":
+        raise ScenarioError([Mistake("job.kind", "inference exchanges no gradients", 'write job.kind = "training"')])
+    rows, across, down = list[tuple[CodecCell, ...]](), sorted(set(bandwidths)), sorted(set(batches))
+    for batch in down:
+        setting = prepare(scenario.model_copy(update={"job": scenario.job.model_copy(update={"global_batch_size": batch})}))
+        graph, job, row = coarsen(setting.graph, PLANNED_TASKS), setting.scenario.job, list[CodecCell]()
+        for bandwidth in across:
+            if progress:
+                progress(len(rows) * len(across) + len(row), len(down) * len(across))
+            cluster = with_bandwidth(setting.cluster, bandwidth)
+            row.append(CodecCell(bandwidth, batch, codec_cell(graph, cluster, job, scenario.search, simulate, setting.profile)))
+        rows.append(tuple(row))
+    return CodecMap(scenario.name, tuple(across), tuple(down), tuple(rows))
 
 
 def plan_file(setting: Setting, search: SearchResult) -> PlanFile:

@@ -40,18 +40,18 @@ def load_plan_file(path: Path) -> PlanFile:
 def find_plan(
     path: Path, overrides: list[str] | None, time_limit_s: float | None = None, front: bool = False
 ) -> tuple[Setting, SearchResult]:
-    from chinchilla_sim.workflow import make_plan, prepare
+    from chinchilla_sim.workflow import make_best_plan, prepare
 
     setting = prepare(load_scenario_file(path, overrides))
     for note in setting.notes:
         log(note)
     with searching() as progress:
-        return setting, make_plan(setting, progress, time_limit_s, front)
+        return make_best_plan(setting, progress, time_limit_s, front)
 
 
 def plan_to_run(source: Path, overrides: list[str] | None, force: bool, quiet: bool) -> tuple[PlanFile, Setting]:
     """The plan to run and its setting; this machine is calibrated first where it was not."""
-    from chinchilla_sim.workflow import ensure_calibration, make_plan, open_plan, plan_file, prepare
+    from chinchilla_sim.workflow import ensure_calibration, make_best_plan, open_plan, plan_file, prepare
 
     is_plan = source.suffix == ".json"
     if is_plan and overrides:
@@ -65,7 +65,7 @@ def plan_to_run(source: Path, overrides: list[str] | None, force: bool, quiet: b
         return file, open_plan(file, str(source), force=force)
     setting = prepare(scenario)
     with searching() as progress:
-        search = make_plan(setting, progress)
+        setting, search = make_best_plan(setting, progress)
     if not quiet:
         print_plan(setting, search)
     return plan_file(setting, search), setting

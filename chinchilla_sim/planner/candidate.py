@@ -22,6 +22,13 @@ class Candidate:
     pricing: Pricing
     timeline: Timeline
     objective: float
+    variant: str = ""
+    """What was done to the model, where the search may choose that."""
+
+    @property
+    def title(self) -> str:
+        """The plan in words, with the variant of the model that it is for."""
+        return f"{self.plan.describe()}; model {self.variant}" if self.variant else self.plan.describe()
 
     @property
     def step_s(self) -> float:

@@ -115,8 +115,7 @@ class Space:
 
     def counts(self, replicas: int) -> list[int]:
         """Allowed microbatch counts of one replica: they divide its share of the batch."""
-        allowed = self.search.microbatch_counts
-        return [count for count in divisors(self.job.global_batch_size // replicas) if allowed is None or count in allowed]
+        return microbatch_counts(self.search, self.job.global_batch_size // replicas)
 
     def schedules(self, ranks: int, count: int) -> Iterator[tuple[str, int]]:
         """Allowed schedules with their stages per rank; one stage or microbatch needs only one of the plain ones."""
@@ -144,6 +143,11 @@ class Space:
                     for count in self.counts(replicas):
                         for schedule, stages_per_rank in self.schedules(ranks, count):
                             yield Configuration(replicas, ranks, count, schedule, stages_per_rank, sharding)
+
+
+def microbatch_counts(search: SearchSpec, samples: int) -> list[int]:
+    """Allowed numbers of microbatches of so many samples, ascending."""
+    return [count for count in divisors(samples) if search.microbatch_counts is None or count in search.microbatch_counts]
 
 
 def divisors(number: int) -> list[int]:

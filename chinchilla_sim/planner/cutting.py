@@ -160,6 +160,10 @@ class Cutter:
 
     # Memory
 
+    def run_bytes(self, plan: Plan, first: int, end: int, in_flight: int) -> float:
+        """Peak bytes of tasks first..end-1 as a stage, without recompute."""
+        return float(self._needed_bytes(plan, self.pricer.for_devices(plan), self.menu[0], in_flight)[first, end])
+
     @staticmethod
     def _in_flight(plan: Plan, stage: int) -> int:
         ranks, stages = plan.pipeline_parallel_degree, len(plan.placement)
@@ -178,12 +182,21 @@ class Cutter:
         """What every run of tasks holds all the time: weights, gradients, optimizer state, exchange buffers."""
         key = id(pricer), plan.exchange_degree, plan.zero_stage, plan.gradient_buckets, plan.gradient_codecs[0]
         if key not in self._held:
-            runs = self._runs_of(pricer, self.menu[0])
-            pairs = np.stack([runs.trained_bytes, runs.untrained_bytes], axis=-1).reshape(-1, 2)
-            distinct, index = np.unique(pairs, axis=0, return_inverse=True)
-            held = [sum(pricer.held_parts(plan, 0, trained, untrained).values()) for trained, untrained in distinct.tolist()]
-            self._held[key] = np.array(held)[index.reshape(-1)].reshape(runs.trained_bytes.shape)
+            self._held[key] = self._new_held_bytes(plan, pricer, self._runs_of(pricer, self.menu[0]))
         return self._held[key]
+
+    @staticmethod
+    def _new_held_bytes(plan: Plan, pricer: Pricer, runs: _Runs) -> Floats:
+        """By pairs of bytes where those decide; the payload of low-rank factors depends on which weights a run has."""
+        tasks, held = pricer.graph.compute_tasks, np.zeros(runs.trained_bytes.shape)
+        known: dict[tuple[float, ...], float] = {}
+        for first, end in zip(*np.triu_indices(len(held), 1), strict=True):
+            pair = float(runs.trained_bytes[first, end]), float(runs.untrained_bytes[first, end])
+            key = (*pair, float(first), float(end)) if plan.gradient_codecs[0] == "low-rank" else pair
+            if key not in known:
+                known[key] = sum(pricer.held_parts(plan, 0, tasks[first:end], *pair).values())
+            held[first, end] = known[key]
+        return held
 
     def _runs_of(self, pricer: Pricer, kind: str) -> _Runs:
         """Matrices [j, i] of one kind of recompute; zero where j >= i."""

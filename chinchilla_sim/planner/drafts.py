@@ -7,15 +7,20 @@ from dataclasses import replace
 from itertools import pairwise, product
 
 from chinchilla_sim.cluster.topology import Device
+from chinchilla_sim.cost.codec import GRADIENTS_ONLY
 from chinchilla_sim.planner.action import Op
-from chinchilla_sim.planner.configuration import Configuration
+from chinchilla_sim.planner.configuration import Configuration, microbatch_counts
 from chinchilla_sim.planner.cutting import Cutter
 from chinchilla_sim.planner.placement import placements, share_out, slot_choices
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.scattered import scatter
 from chinchilla_sim.planner.schedules.automatic import PassSeconds, find_rows
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
 from chinchilla_sim.scenario.schema import SearchSpec
+
+SCATTERED_COUNTS = 4
+"""Numbers of microbatches that are tried with stages in several pieces."""
 
 
 class Drafter:
@@ -30,6 +35,9 @@ class Drafter:
         """All of them; None stands for devices, placement and codecs over which the tasks cannot be cut."""
         exchanging = shape.data_parallel_degree * shape.sharding.context_parallel_degree > 1
         gradient_codecs = self.search.gradient_codecs if exchanging and self.training else ("none",)
+        if shape.sharding.zero_stage == 3:
+            # No rank ever has whole gradients, of which a residual could be kept.
+            gradient_codecs = tuple(codec for codec in gradient_codecs if codec not in GRADIENTS_ONLY) or ("none",)
         activation_codecs = self.search.activation_codecs if shape.pipeline_parallel_degree > 1 else ("none",)
         schedule = SCHEDULES[shape.schedule]
         for slots, line in product(slot_choices(self.cluster, shape.device_count), placements(*shape.split)):
@@ -41,6 +49,17 @@ class Drafter:
                 for plan in map(self._with_order, found):
                     yield plan
                     yield from self._weighted(plan)
+
+    def scattered(self, plan: Plan) -> Iterator[Plan]:
+        """The plan's job with stages that are not contiguous, in as many microbatches or fewer, where [search] allows it."""
+        ranks = plan.pipeline_parallel_degree
+        if self.search.stage_tasks == "contiguous" or not self.training or ranks == 1 or plan.replica_microbatch_counts:
+            return
+        tasks = tuple(name for stage in plan.stages for name in stage)
+        whole = replace(plan, stages=(tasks,), placement=tuple(dict.fromkeys(plan.placement)))
+        counts = microbatch_counts(self.search, plan.global_batch_size // plan.data_parallel_degree)
+        fewer = [count for count in counts if count <= plan.microbatch_count]
+        yield from scatter(self.cutter, whole, fewer[-SCATTERED_COUNTS:])
 
     def _weighted(self, plan: Plan) -> Iterator[Plan]:
         """The plan with more microbatches for faster replicas, where replicas are on devices of different speed."""

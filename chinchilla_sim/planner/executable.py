@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from chinchilla_sim.errors import Mistake
 from chinchilla_sim.planner.plan import CUSTOM, Plan
-from chinchilla_sim.scenario.schema import SearchSpec
+from chinchilla_sim.scenario.schema import CompressionSpec, SearchSpec
 
 WIRE_CODECS = ("none", "fp16", "bf16", "int8")
 
@@ -20,6 +20,9 @@ PLAYED: Mapping[str, tuple[object, ...]] = {
     "gradient_buckets": (1,),
     "gradient_codecs": WIRE_CODECS,
     "activation_codecs": WIRE_CODECS,
+    "stage_tasks": ("contiguous",),
+    "activation_priorities": (),
+    "variants": (),
 }
 """Keys of [search] and those of their values that the runtime plays."""
 
@@ -29,6 +32,7 @@ _ASKS: Mapping[str, Callable[[Plan], bool]] = {
     "custom rows": lambda plan: plan.schedule == CUSTOM,
     "unequal microbatch counts": lambda plan: bool(plan.replica_microbatch_counts),
     "gradient buckets": lambda plan: plan.gradient_buckets > 1,
+    "priorities of messages": lambda plan: plan.activation_priority is not None,
     "ZeRO": lambda plan: plan.zero_stage > 0,
     "recompute": lambda plan: not {*plan.recompute} <= {"none"},
     "tensor, context and expert parallelism": lambda plan: plan.group_width * plan.expert_parallel_degree > 1,
@@ -47,8 +51,10 @@ def search_mistakes(search: SearchSpec) -> list[Mistake]:
         return []
     mistakes = []
     for key, played in PLAYED.items():
-        foreign = [value for value in getattr(search, key) if value not in played]
+        given = getattr(search, key)
+        foreign = [value for value in ((given,) if isinstance(given, str) else given) if value not in played]
         if foreign:
-            what = f"lists {', '.join(map(str, foreign))}, which the runtime cannot play yet"
+            words = [value.describe() if isinstance(value, CompressionSpec) else str(value) for value in foreign]
+            what = f"asks for {', '.join(words)}, which the runtime cannot play yet"
             mistakes.append(Mistake(f"search.{key}", what, "leave it out, or write executable = false to plan and simulate only"))
     return mistakes

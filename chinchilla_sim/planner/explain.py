@@ -46,7 +46,7 @@ def _composition(candidate: Candidate) -> str:
     exposed_s = timeline.exposed_communication_s(busiest)
     waiting_s = max(0.0, timeline.step_s - timeline.busy_s(busiest) - exposed_s)
     return (
-        f"{candidate.plan.describe()}: a step takes {format_seconds(timeline.step_s)}; its busiest rank ({busiest}) computes "
+        f"{candidate.title}: a step takes {format_seconds(timeline.step_s)}; its busiest rank ({busiest}) computes "
         f"{format_seconds(timeline.busy_s(busiest))}, waits {format_seconds(exposed_s)} for data on the wire "
         f"and {format_seconds(waiting_s)} for other ranks."
     )
@@ -68,6 +68,6 @@ def _against(best: Candidate, other: Candidate) -> str:
     sent = sum(timeline.sent_bytes(rank) for rank in ranks)
     ratio = f"{other.objective / best.objective:.2f} times the objective" if best.objective else "no cheaper"
     return (
-        f"{other.plan.describe()} would take {format_seconds(other.step_s)} ({ratio}): "
+        f"{other.title} would take {format_seconds(other.step_s)} ({ratio}): "
         f"it sends {format_bytes(sent)} a step, of which {format_seconds(exposed_s)} are not hidden behind computation."
     )

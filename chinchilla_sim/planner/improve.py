@@ -16,9 +16,10 @@ from itertools import pairwise
 from typing import TypeVar
 
 from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.cost.codec import GRADIENTS_ONLY
 from chinchilla_sim.cost.rounds import can_do
 from chinchilla_sim.planner.candidate import Candidate
-from chinchilla_sim.planner.configuration import RECOMPUTE, divisors
+from chinchilla_sim.planner.configuration import RECOMPUTE, microbatch_counts
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Exchange
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
@@ -104,9 +105,9 @@ def _other_codecs(candidate: Candidate, search: SearchSpec) -> Iterator[Plan]:
     if not plan.training or plan.exchange_degree == 1:
         return
     for stage in sorted(range(plan.stage_count), key=lambda stage: (-_waiting_s(candidate, stage), stage)):
-        for codec in search.gradient_codecs:
-            if codec != plan.gradient_codecs[stage]:
-                yield replace(plan, gradient_codecs=_with(plan.gradient_codecs, stage, codec))
+        for other in search.gradient_codecs:
+            if other != plan.gradient_codecs[stage] and not (plan.zero_stage == 3 and other in GRADIENTS_ONLY):
+                yield replace(plan, gradient_codecs=_with(plan.gradient_codecs, stage, other))
 
 
 def _moved_cuts(candidate: Candidate, can_end: dict[str, bool]) -> Iterator[Plan]:
@@ -143,6 +144,9 @@ def _other_exchange(candidate: Candidate, search: SearchSpec, cluster: Cluster) 
     for buckets in search.gradient_buckets:
         if buckets != plan.gradient_buckets:
             yield replace(plan, gradient_buckets=buckets)
+    for priority in (None, *search.activation_priorities) if plan.pipeline_parallel_degree > 1 else ():
+        if priority != plan.activation_priority:
+            yield replace(plan, activation_priority=priority)
     exchanges = [one for one in (*candidate.pricing.gradients, *candidate.pricing.weights) if one.payload_bytes]
     if search.executable or plan.exchange_degree < 3 or any(one.table for one in exchanges):
         return
@@ -167,12 +171,7 @@ def _other_counts(plan: Plan, search: SearchSpec) -> Iterator[Plan]:
     """The next larger and smaller number of microbatches that the search allows."""
     if plan.replica_microbatch_counts:
         return
-    allowed = [
-        count
-        for count in divisors(plan.global_batch_size // plan.data_parallel_degree)
-        if search.microbatch_counts is None or count in search.microbatch_counts
-    ]
-    for lower, upper in pairwise(allowed):
+    for lower, upper in pairwise(microbatch_counts(search, plan.global_batch_size // plan.data_parallel_degree)):
         other = {lower: upper, upper: lower}.get(plan.microbatch_count)
         if other and SCHEDULES[plan.schedule].refuses(plan.pipeline_parallel_degree, plan.stages_per_rank, other) is None:
             yield replace(plan, microbatch_count=other)

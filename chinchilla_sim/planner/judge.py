@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
+from typing import Protocol
 
 import numpy as np
 
@@ -25,8 +26,12 @@ from chinchilla_sim.units import format_bytes
 Simulate = Callable[[Program, Pricing, Cluster], Timeline]
 NEAR = 0.25
 """Plans that take so much more than a limit allows may hold it after a local search."""
-Progress = Callable[[int, int, float | None], None]
-"""Steps done, all steps, and how much more than the lower bound the best so far takes, as a share of it (None: not known)."""
+
+
+class Progress(Protocol):
+    """Hears how far a long work is: steps done, all steps, and how much more than the lower bound the best so far takes, as a share."""
+
+    def __call__(self, done: int, total: int, gap: float | None = None) -> None: ...
 
 
 class Judge:

@@ -29,6 +29,7 @@ class Plan:
     PyTorch's notation where no formula draws them (custom and automatic schedules). `receives_in_flight`
     receives are posted ahead of their use on every rank. `collective_algorithm` is auto, ring,
     halving-doubling, tree or hierarchical; rings go from neighbour to neighbour (`ring_order` near) or as placed.
+    `activation_priority` is the weight of messages between stages on links that they share with exchanges (None: the network's own).
     """
 
     stages: tuple[tuple[str, ...], ...]
@@ -47,6 +48,7 @@ class Plan:
     ring_order: str = "near"
     zero_stage: int = 0
     recompute: tuple[str, ...] = ()
+    activation_priority: float | None = None
     tensor_parallel_degree: int = 1
     sequence_parallel: bool = False
     context_parallel_degree: int = 1
@@ -155,6 +157,7 @@ class Plan:
             parts += [f"{self.gradient_buckets} buckets"] if self.gradient_buckets > 1 else []
             parts += [f"ZeRO {self.zero_stage}"] if self.zero_stage else []
         parts += _recompute_words(self.recompute)
+        parts += [f"activations first ({self.activation_priority:g} : 1)"] if self.activation_priority is not None else []
         return ", ".join(parts)
 
     def _group_words(self) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from chinchilla_sim.cost.codec import GRADIENTS_ONLY
 from chinchilla_sim.planner.action import PASSES, Action, Op, parse_action
 from chinchilla_sim.planner.plan import CUSTOM, Plan
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
@@ -37,6 +38,9 @@ def _shape_mistakes(plan: Plan) -> Found:
         yield "recompute", f"needs {stages} entries, one per stage, or none at all"
     if len(plan.activation_codecs) != max(0, stages - 1):
         yield "activation_codecs", f"needs {max(0, stages - 1)} entries, one per boundary"
+    whole = sorted({codec for codec in plan.gradient_codecs if codec in GRADIENTS_ONLY})
+    if whole and plan.zero_stage == 3:
+        yield "gradient_codecs", f"{' and '.join(whole)} keep a residual of whole gradients, which ZeRO 3 never has"
 
 
 def _width_mistakes(plan: Plan) -> Found:

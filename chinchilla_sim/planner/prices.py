@@ -49,7 +49,7 @@ class StagePrice:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A collective among the replicas of a stage: `payload_bytes` of each device.
+    """A collective among the replicas of a stage: `payload_bytes` of each device, in so many `rounds` one after the other.
 
     `orders` are the slots in the order of the ring, one for each device of a rank. `idle_s` is from the measured `table` of
     (bytes, seconds) where there is one, else what the rounds of the `algorithm` take at least.
@@ -59,6 +59,7 @@ class Exchange:
     payload_bytes: float = 0.0
     idle_s: float = 0.0
     sent_bytes: float = 0.0
+    rounds: int = 1
     table: tuple[tuple[float, float], ...] = ()
     algorithm: str = "ring"
     orders: tuple[tuple[int, ...], ...] = ()

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from chinchilla_sim.cluster.ring import ring_order
 from chinchilla_sim.cluster.topology import Cluster, Device
-from chinchilla_sim.cost.codec import CODECS, decode_s, encode_s, payload_bytes
+from chinchilla_sim.cost.codec import CODECS, Matrices, decode_s, encode_s, exchange_kind, matrices_of, payload_bytes
 from chinchilla_sim.cost.collective import choose_algorithm, collective_s, interpolate_s, measured_table, sent_bytes
 from chinchilla_sim.cost.compute import (
     FP32_BYTES,
@@ -55,6 +55,7 @@ class Pricer:
         self._holdings_from: dict[tuple[int, str], list[Holding]] = {}
         self._stage_prices: dict[tuple[object, ...], StagePrice] = {}
         self._exchanges: dict[tuple[object, ...], Exchange] = {}
+        self._matrices: dict[tuple[str, str, int], Matrices] = {}
 
     def scale(self, microbatch_size: int) -> float:
         """Microbatch in units of the graph's batch."""
@@ -135,7 +136,7 @@ class Pricer:
 
     def gradient_exchange(self, plan: Plan, stage: int) -> Exchange:
         """The exchange of all gradients of a stage among its replicas, for one device of a rank."""
-        return self._gradients(plan, stage, self.graph.trained_bytes_of(self.tasks_of(plan, stage)))
+        return self._gradients(plan, stage, self.tasks_of(plan, stage))
 
     def weight_exchange(self, plan: Plan, stage: int) -> Exchange:
         """The all-gather of a stage's sharded weights."""
@@ -148,7 +149,18 @@ class Pricer:
     def exchange_s_per_byte(self, plan: Plan, stage: int) -> float:
         """Seconds of a stage's gradient exchange per byte of its parameters, if it held the whole model."""
         total = self.graph.trained_bytes_of(self.graph.tasks)
-        return self._gradients(plan, stage, total).idle_s / total if total else 0.0
+        return self._gradients(plan, stage, self.graph.tasks).idle_s / total if total else 0.0
+
+    def matrices(self, tasks: Sequence[Task]) -> Matrices:
+        """Rows and columns of what neighbouring tasks train."""
+        key = tasks[0].name, tasks[-1].name, len(tasks)
+        if key not in self._matrices:
+            self._matrices[key] = matrices_of([one for one in self.graph.weights_of(tasks) if one.trained], self.value_bytes)
+        return self._matrices[key]
+
+    def gradient_payload_bytes(self, codec: str, tasks: Sequence[Task]) -> float:
+        """What a rank gives to the exchange of the gradients of neighbouring tasks."""
+        return payload_bytes(codec, self.graph.trained_bytes_of(tasks), self.value_bytes, self.matrices(tasks))
 
     def kept_stage_price(self, plan: Plan, stage: int, device: Device, raw: Sequence[float], raw_gradients: Sequence[float]) -> StagePrice:
         """The price of a stage, from another plan where all that it depends on is the same."""
@@ -181,8 +193,9 @@ class Pricer:
             Op.OPTIM: self._optimizer_s(plan, parameters, device),
         }
         action_s |= self._codec_s(plan, stage, raw, raw_gradients, device)
-        action_s |= gradient_codec_s(plan, stage, parameters, device)
+        action_s |= gradient_codec_s(plan, stage, parameters, device, self.matrices(tasks))
         buffers = self._buffer_bytes(plan, sum(raw[boundary] for boundary in (stage - 1, stage) if 0 <= boundary < len(raw)))
+        held = self.held_parts(plan, stage, tasks, parameters, self.graph.untrained_bytes_of(tasks))
         recompute = plan.recompute_of(stage)
         kept = self._kept(plan, recompute, tasks)
         saved, transient = (size * self.scale(plan.microbatch_size) for size in (kept.saved_bytes, kept.transient_bytes))
@@ -199,7 +212,7 @@ class Pricer:
         return StagePrice(
             action_s=action_s,
             accumulation_s=accumulation_s(parameters, device),
-            held_parts=self.held_parts(plan, stage, parameters, self.graph.untrained_bytes_of(tasks)) | {"receive buffers": buffers},
+            held_parts=held | {"receive buffers": buffers},
             saved_bytes=saved,
             kept_bytes=self._kept_bytes(plan, tasks, saved),
             transient_bytes=transient,
@@ -320,7 +333,7 @@ class Pricer:
             self._holdings_from[key] = list(growing(self.graph, first, blocks))
         return self._holdings_from[key]
 
-    def held_parts(self, plan: Plan, stage: int, parameters: float, frozen: float) -> dict[str, float]:
+    def held_parts(self, plan: Plan, stage: int, tasks: Sequence[Task], parameters: float, frozen: float) -> dict[str, float]:
         """What a stage holds all the time; ZeRO 3 beside its shards two gathered buckets and one of whole gradients."""
         if not plan.training:
             return {"weights": parameters + frozen}
@@ -330,9 +343,11 @@ class Pricer:
         if replicas > 1 and plan.zero_stage == 3:
             parts["exchange buffers"] = 3 * parameters / plan.gradient_buckets
         elif replicas > 1:
-            payload = payload_bytes(plan.gradient_codecs[stage], parameters, self.value_bytes)
-            summable = CODECS[plan.gradient_codecs[stage]].summable
-            parts["exchange buffers"] = parameters + payload * (1 if summable else replicas)
+            codec = CODECS[plan.gradient_codecs[stage]]
+            payload = payload_bytes(codec.name, parameters, self.value_bytes, self.matrices(tasks) if codec.name == "low-rank" else None)
+            parts["exchange buffers"] = parameters + payload * (1 if codec.summable else replicas)
+            if codec.feedback:
+                parts["error feedback"] = parameters
         return parts
 
     def _kept_bytes(self, plan: Plan, tasks: Sequence[Task], saved: float) -> float:
@@ -344,17 +359,16 @@ class Pricer:
         kept = sum(self.graph.tasks[self.graph.position[name]].output_bytes for name in sorted(inputs) if name in self.graph.position)
         return min(saved, (kept + sum(kernel.output_bytes for kernel in kernels)) * self.scale(plan.microbatch_size))
 
-    def _gradients(self, plan: Plan, stage: int, parameters: float) -> Exchange:
+    def _gradients(self, plan: Plan, stage: int, tasks: Sequence[Task]) -> Exchange:
         """The exchange of all gradients of a stage; a codec that cannot be summed on the way makes it an all-gather."""
         if not plan.training:
             return NO_EXCHANGE
         codec = plan.gradient_codecs[stage]
-        kind = "all_reduce" if CODECS[codec].summable else "all_gather"
-        if plan.zero_stage and kind == "all_reduce":
-            kind = "reduce_scatter"
-        return self._exchange(plan, stage, kind, payload_bytes(codec, parameters, self.value_bytes))
+        return self._exchange(
+            plan, stage, exchange_kind(codec, plan.zero_stage), self.gradient_payload_bytes(codec, tasks), CODECS[codec].rounds
+        )
 
-    def _exchange(self, plan: Plan, stage: int, kind: str, payload: float) -> Exchange:
+    def _exchange(self, plan: Plan, stage: int, kind: str, payload: float, rounds: int = 1) -> Exchange:
         """A collective of a stage's replicas; for an all-gather of sharded weights and for the others `payload` is the whole."""
         replicas = plan.exchange_degree
         if replicas == 1 or not payload:
@@ -362,26 +376,28 @@ class Pricer:
         if kind == "all_gather" and plan.zero_stage:
             payload /= replicas
         group = plan.placement[stage], plan.slots, plan.tensor_parallel_degree, plan.context_parallel_degree
-        key = kind, payload, *group, plan.gradient_buckets, plan.collective_algorithm, plan.ring_order
+        key = kind, payload, rounds, *group, plan.gradient_buckets, plan.collective_algorithm, plan.ring_order
         if key not in self._exchanges:
-            self._exchanges[key] = self._priced_exchange(plan, stage, kind, payload)
+            self._exchanges[key] = self._priced_exchange(plan, stage, kind, payload, rounds)
         return self._exchanges[key]
 
-    def _priced_exchange(self, plan: Plan, stage: int, kind: str, payload: float) -> Exchange:
+    def _priced_exchange(self, plan: Plan, stage: int, kind: str, payload: float, rounds: int) -> Exchange:
         replicas = plan.exchange_degree
         sent = sent_bytes(kind, payload, replicas)
         orders = tuple(self._ring(plan, stage, lane) for lane in range(plan.tensor_parallel_degree))
         tables = [measured_table(self.cluster, kind, order) for order in orders]
         if all(tables):
             # Rings of one stage that lie in different nodes wait for the slowest.
-            table = max(tables, key=lambda rows: interpolate_s(rows, payload))
-            return Exchange(kind, payload, interpolate_s(table, payload), sent, table=table, orders=orders)
+            table = max(tables, key=lambda rows: interpolate_s(rows, payload / rounds))
+            return Exchange(kind, payload, rounds * interpolate_s(table, payload / rounds), sent, rounds, table=table, orders=orders)
         link = self.cluster.slowest_pair(orders[0])
         algorithm = plan.collective_algorithm
         if algorithm == "auto":
-            algorithm = choose_algorithm(kind, payload / plan.gradient_buckets, replicas, link, self.cluster.backend)
-        idle_s = 0.0 if algorithm == "hierarchical" else rounds_lower_bound_s(self.cluster, kind, algorithm, orders[0], payload)
-        return Exchange(kind, payload, idle_s, sent, algorithm=algorithm, orders=orders)
+            algorithm = choose_algorithm(kind, payload / plan.gradient_buckets / rounds, replicas, link, self.cluster.backend)
+        idle_s = 0.0
+        if algorithm != "hierarchical":
+            idle_s = rounds * rounds_lower_bound_s(self.cluster, kind, algorithm, orders[0], payload / rounds)
+        return Exchange(kind, payload, idle_s, sent, rounds, algorithm=algorithm, orders=orders)
 
     def _ring(self, plan: Plan, stage: int, lane: int) -> tuple[int, ...]:
         """Slots that hold the same part of the weights, in the order of the ring."""
@@ -393,7 +409,7 @@ class Pricer:
         return self._rings[slots]
 
 
-def gradient_codec_s(plan: Plan, stage: int, raw_bytes: float, device: Device) -> dict[Op, float]:
+def gradient_codec_s(plan: Plan, stage: int, raw_bytes: float, device: Device, matrices: Matrices) -> dict[Op, float]:
     """Seconds to pack the gradients of a stage into its bucket (a copy, then the codec) and to unpack the result."""
     if plan.exchange_degree == 1 or plan.zero_stage == 3:
         return {}
@@ -401,6 +417,6 @@ def gradient_codec_s(plan: Plan, stage: int, raw_bytes: float, device: Device) -
     copies = 1 if CODECS[codec].summable else plan.exchange_degree
     packing_s = device.elementwise_launch_s + 2 * raw_bytes / device.elementwise_bandwidth_bytes_per_s
     return {
-        Op.ENCODE_GRAD: packing_s + encode_s(codec, raw_bytes, device),
-        Op.DECODE_GRAD: decode_s(codec, raw_bytes, device, copies),
+        Op.ENCODE_GRAD: packing_s + encode_s(codec, raw_bytes, device, matrices),
+        Op.DECODE_GRAD: decode_s(codec, raw_bytes, device, copies, matrices),
     }

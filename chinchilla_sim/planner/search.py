@@ -52,14 +52,15 @@ def find_plans(
     progress: Progress | None = None,
     profile: Profile | None = None,
     until: float | None = None,
+    pricer: Pricer | None = None,
     front: bool = False,
 ) -> SearchResult:
     """The best plan of the stated space; raises NoFeasiblePlanError that says what stood in the way.
 
-    `until` is a time of the monotonic clock at which the search ends with the best plan so far. For the `front` the likeliest plans on
-    fewer devices, and beyond the limits, are simulated too; the best plan is the same without.
+    `until` is a time of the monotonic clock at which the search ends with the best plan so far; `pricer` keeps prices between searches.
+    For the `front` the likeliest plans on fewer devices, and beyond the limits, are simulated too; the best plan is the same without.
     """
-    pricer = Pricer(graph, cluster, job, profile)
+    pricer = pricer or Pricer(graph, cluster, job, profile)
     return _Search(pricer, search, Judge(pricer, search, simulate, progress, until)).run(front)
 
 
@@ -152,7 +153,9 @@ class _Search:
     def _improved(self, candidate: Candidate, budget: Budget, limited: bool = True) -> Candidate:
         """The candidate after a local search, within what the scenario allows."""
         evaluate = partial(self.judge.if_better, limited=limited)
-        return improve(candidate, self.search, self.cluster, self.can_end, evaluate, budget, self.judge.out_of_time)
+        best = improve(candidate, self.search, self.cluster, self.can_end, evaluate, budget, self.judge.out_of_time)
+        scattered = self.judge.best_of(self.drafter.scattered(best.plan), best.objective, limited)
+        return min(best, scattered or best, key=_rank)
 
     def _near_misses(self, ranked: Sequence[Candidate], budget: Budget) -> list[Candidate]:
         """Plans a little beyond the limits that would be the best, as far as a local search brings them within."""

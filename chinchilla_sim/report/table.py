@@ -97,7 +97,7 @@ def candidates_table(search: SearchResult, objective: str = "step_time") -> Tabl
 
 def listed_candidates(search: SearchResult) -> list[tuple[str, Candidate]]:
     """What tables and figures list, by name: the chosen plan first, and one rank alone last where it is not among the best."""
-    listed = [(candidate.plan.describe(), candidate) for candidate in (search.best, *search.runner_ups)]
+    listed = [(candidate.title, candidate) for candidate in (search.best, *search.runner_ups)]
     if search.one_rank is not None and all(candidate is not search.one_rank for _, candidate in listed):
         listed.append(("one rank alone (for reference)", search.one_rank))
     return listed

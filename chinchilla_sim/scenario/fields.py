@@ -78,6 +78,14 @@ def _check_factory(factory: str) -> str:
     return factory
 
 
+def refuse_for_activations(codec: object) -> object:
+    """A mistake for codecs that need error feedback: an activation that was left out is never sent later."""
+    if codec in ("one-bit", "top-k", "low-rank"):
+        what = f"{show_value(codec)} is for gradients only: what it leaves out is made up for in later steps"
+        raise ValueError(Mistake("", what, "write none, fp16, bf16 or int8 here, and allow it in gradient_codecs"))
+    return codec
+
+
 def _check_options(options: dict[str, Any]) -> dict[str, Any]:
     mistakes = [
         Mistake(".".join(path), f"{show_value(value)} cannot be stored in plan.json", _STORABLE)

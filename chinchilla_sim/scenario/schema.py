@@ -22,7 +22,7 @@ else sees frozen values. Rules that join several keys are in `check.py`.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from chinchilla_sim.scenario.fields import (
     Bytes,
@@ -43,10 +43,12 @@ from chinchilla_sim.scenario.fields import (
     Seconds,
     UsdPerSecond,
     Watt,
+    refuse_for_activations,
 )
 
 ModelKind = Literal["builtin", "factory", "formula", "graph"]
-Codec = Literal["none", "fp16", "bf16", "int8"]
+Codec = Literal["none", "fp16", "bf16", "int8", "one-bit", "top-k", "low-rank"]
+ActivationCodec = Annotated[Literal["none", "fp16", "bf16", "int8"], BeforeValidator(refuse_for_activations)]
 Schedule = Literal[
     "gpipe", "1f1b", "looped-bfs", "interleaved-1f1b", "zb-h1", "zb-h2", "interleaved-zb", "zb-1p", "zb-2p", "zb-v", "dualpipe-v"
 ]
@@ -107,6 +109,18 @@ class CompressionSpec(_Table):
     quantize: WeightFormat | None = Field(
         default=None, description="Format of the weights; int8 and int4 for inference only.", examples=["int8"]
     )
+
+    def describe(self) -> str:
+        """A few words, such as `pruned 50 %, int8 weights`; `as it is` where nothing is done.
+
+        >>> CompressionSpec(prune=0.5, quantize="int8").describe()
+        'pruned 50 %, int8 weights'
+        """
+        words = ["shared weights"] * self.share_weights + ["tied embeddings"] * self.tie_embeddings
+        words += [f"pruned {self.prune:.0%}".replace("%", " %")] * (self.prune > 0)
+        words += [f"low rank, {self.low_rank:.0%} of values saved".replace("%", " %")] * (self.low_rank > 0)
+        words += [f"{self.quantize} weights"] * (self.quantize is not None)
+        return ", ".join(words) or "as it is"
 
 
 class ModelSpec(_Table):
@@ -388,6 +402,11 @@ class SearchSpec(_Table):
     schedules: tuple[Schedule, ...] = Field(
         default=("gpipe", "1f1b"), strict=False, min_length=1, description="Allowed schedules.", examples=[["1f1b"]]
     )
+    stage_tasks: Literal["contiguous", "free"] = Field(
+        default="contiguous",
+        description="free: a rank may also take several pieces of the line of tasks, wherever they lie, on like devices.",
+        examples=["free"],
+    )
     stages_per_rank: Counts = Field(
         default=(2,), description="Stages that a rank has in schedules that loop over the ranks.", examples=[[2, 4]]
     )
@@ -420,19 +439,32 @@ class SearchSpec(_Table):
     gradient_buckets: Counts = Field(
         default=(1,), description="Buckets in which gradients leave during the last backward pass.", examples=[[1, 4]]
     )
+    activation_priorities: tuple[Annotated[float, Field(gt=0, le=1000)], ...] = Field(
+        default=(),
+        strict=False,
+        description="Weights that messages between stages may get on links that they share with exchanges, instead of the network's own.",
+        examples=[[4.0]],
+    )
     gradient_codecs: tuple[Codec, ...] = Field(
         default=("none",),
         strict=False,
         min_length=1,
-        description="Allowed codecs for gradients. Only none keeps every bit: codecs that lose accuracy must be allowed by name.",
+        description="Allowed codecs for gradients. Only none keeps every bit: codecs that lose accuracy must be allowed by name. "
+        "one-bit, top-k (1 %) and low-rank (PowerSGD, rank 4) send in later steps what they left out (error feedback).",
         examples=[["none", "fp16"]],
     )
-    activation_codecs: tuple[Codec, ...] = Field(
+    activation_codecs: tuple[ActivationCodec, ...] = Field(
         default=("none",),
         strict=False,
         min_length=1,
         description="Allowed codecs for what stages send each other. Only none keeps every bit; the others must be allowed by name.",
         examples=[["none", "int8"]],
+    )
+    variants: tuple[CompressionSpec, ...] = Field(
+        default=(),
+        strict=False,
+        description="Smaller variants of the model that may be taken instead of it; how accurate they still are is for you to know.",
+        examples=[[{"prune": 0.5}, {"quantize": "bf16"}]],
     )
     runner_ups: int = Field(default=5, ge=0, description="How many next best plans to report.", examples=[5])
 

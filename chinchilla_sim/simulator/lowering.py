@@ -111,6 +111,7 @@ class _Lowering:
     def _add_message(self, source: int, target: int, key: MessageKey, before: int) -> int:
         direction, boundary, microbatch, _ = key
         graph, cluster, message = self.graph, self.cluster, self.messages[key]
+        priority = self.plan.activation_priority or cluster.activation_priority
         assert message.sent_after is not None and message.posted_after is not None
         payload = self.pricing.message_bytes(direction, boundary)
         pairs = list(zip(self.plan.slots_of(source), self.plan.slots_of(target), strict=True))
@@ -118,7 +119,7 @@ class _Lowering:
         for source_slot, target_slot in pairs[: 1 if self.folded else None]:
             wire_bytes = payload * cluster.backend.header_factor / len(pairs)
             latency_s = cluster.latency_s(source_slot, target_slot)
-            flow = graph.add_flow(cluster, FlowSpec(source_slot, target_slot, wire_bytes, source, target, cluster.activation_priority))
+            flow = graph.add_flow(cluster, FlowSpec(source_slot, target_slot, wire_bytes, source, target, priority))
             graph.link(message.sent_after, flow, latency_s)
             if cluster.backend.rendezvous:
                 graph.link(message.posted_after, flow, cluster.latency_s(target_slot, source_slot) + latency_s)
@@ -160,7 +161,7 @@ class _Lowering:
             if self.folded and not collective.exchange.table:
                 exits[key] = self.graph.add(collective.exchange.idle_s * collective.share, after=entries[key])
             else:
-                exits[key] = add_exchange(self.graph, self.cluster, collective.exchange, collective.share, self.rank_of_slot, entries[key])
+                exits[key] = self._add_rounds(collective, entries[key])
             sent = collective.exchange.sent_bytes * collective.share * self.plan.group_width
             for rank in members:
                 self.graph.records.append(Record(rank, "collective", "collective", str(collective.action), entries[key], exits[key], sent))
@@ -168,6 +169,13 @@ class _Lowering:
             for before, behind in pairwise(order):
                 self.graph.link(exits[before], entries[behind])
         return exits
+
+    def _add_rounds(self, collective: _Collective, entry: int) -> int:
+        """The rounds of an exchange, one behind the other; returns the end of the last."""
+        exchange = collective.exchange
+        for _ in range(exchange.rounds):
+            entry = add_exchange(self.graph, self.cluster, exchange, collective.share / exchange.rounds, self.rank_of_slot, entry)
+        return entry
 
 
 @dataclass(slots=True)

@@ -1,13 +1,14 @@
 """The shape of a scenario: defaults, base units, and the rules of each table."""
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from chinchilla_sim.cost.codec import CODECS
 from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.scenario.load import json_schema, parse_scenario
-from chinchilla_sim.scenario.schema import Scenario
+from chinchilla_sim.scenario.schema import Codec, Scenario
 
 Tables = dict[str, Any]
 PEAK = {"peak": "10 Tflop/s", "memory": "16 GiB"}
@@ -260,6 +261,11 @@ def test_a_single_node_needs_no_network() -> None:
             'search.gradient_codecs: needs at least 1 entry, has 0; write for example gradient_codecs = ["none", "fp16"]',
         ),
         (
+            {"activation_codecs": ["none", "top-k"]},
+            'search.activation_codecs.1: "top-k" is for gradients only: what it leaves out is made up for in later steps; '
+            "write none, fp16, bf16 or int8 here, and allow it in gradient_codecs",
+        ),
+        (
             {"microbatch_counts": [1, 0]},
             "search.microbatch_counts.1: must be at least 1, not 0; write for example microbatch_counts = [1, 4]",
         ),
@@ -290,6 +296,13 @@ def test_a_wrong_search_is_refused_with_a_cure(search: Tables, mistake: str) -> 
 def test_a_wrong_job_says_what_is_expected(job: Tables, mistake: str) -> None:
     """Types are not guessed: a number in quotes is a text, true is no number."""
     assert mistakes_of(tables(job=job)) == [mistake]
+
+
+def test_every_gradient_codec_can_be_allowed() -> None:
+    """The scenario knows the codecs that have prices, each by its name."""
+    assert set(get_args(Codec)) == set(CODECS)
+    found = parse_scenario(tables(search={"gradient_codecs": sorted(CODECS)}), "x")
+    assert found.search.gradient_codecs == tuple(sorted(CODECS))
 
 
 def test_missing_tables_are_named() -> None:
