@@ -132,4 +132,4 @@ def _places(front: Sequence[FrontPlan]) -> np.ndarray[tuple[int, int], np.dtype[
 
 
 def _key(point: FrontPlan) -> tuple[int, str]:
-    return len(point.candidate.plan.slots), point.candidate.describe()
+    return len(point.candidate.plan.slots), point.candidate.title

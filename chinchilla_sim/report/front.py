@@ -29,7 +29,7 @@ def front_table(study: Study) -> Table:
     headers += ["memory left free", *(["limits"] if study.search.limits else [])]
     rows = []
     for number, member in enumerate(members, 1):
-        row = [str(number), member.candidate.describe(), str(len(member.candidate.plan.slots)), format_seconds(member.step_s)]
+        row = [str(number), member.candidate.title, str(len(member.candidate.plan.slots)), format_seconds(member.step_s)]
         row.append("chosen" if member.candidate is best else versus(member.step_s, best.step_s, "step_time"))
         count = steps or 1
         row += [] if steps is None else [format_seconds(count * member.step_s)]
@@ -44,7 +44,7 @@ def front_dict(study: Study) -> dict[str, Any]:
     """JSON-ready front: its size, and the members that are listed."""
     members = [
         {
-            "describe": member.candidate.describe(),
+            "describe": member.candidate.title,
             "rank_count": len(member.candidate.plan.slots),
             "chosen": member.candidate is study.search.best,
             "step_s": member.step_s,

@@ -62,7 +62,7 @@ def front_svg(study: Study) -> str:
                 va="center",
                 weight="bold" if chosen else "normal",
             )
-            text = f"{number}: {member.candidate.describe()}, {format_seconds(x)}, {axis.words(y)}, {percent(member.headroom)} free"
+            text = f"{number}: {member.candidate.title}, {format_seconds(x)}, {axis.words(y)}, {percent(member.headroom)} free"
             told.append(text + (" (chosen)" if chosen else ""))
         return finish(figure, f"Trade-offs: time of a step against {axis.title}", "; ".join(told) + ".")
 

@@ -86,7 +86,7 @@ def test_points_stand_where_their_values_are(four_nodes: Study) -> None:
     assert len(dots) == len(members) > 1 and dots == sorted(dots)
     texts = ["".join(element.itertext()) for element in root.iter(f"{SVG}text")]
     assert {str(number) for number in range(1, len(members) + 1)} <= set(texts)
-    assert root[1].text and all(member.candidate.describe() in root[1].text for member in members)
+    assert root[1].text and all(member.candidate.title in root[1].text for member in members)
     assert "(chosen)" in root[1].text and "price of a step" in texts
 
 
