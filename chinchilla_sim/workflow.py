@@ -34,7 +34,9 @@ from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.planner.codec_map import CodecCell, CodecMap, codec_cell, with_bandwidth
 from chinchilla_sim.planner.executable import unplayable
 from chinchilla_sim.planner.explain import explain_choice
+from chinchilla_sim.planner.front import front_of, spread
 from chinchilla_sim.planner.judge import Progress
+from chinchilla_sim.planner.limits import within_limits
 from chinchilla_sim.planner.plan import CUSTOM, Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.plan_file import PlanFile, check_tasks
@@ -226,43 +228,54 @@ def _refuse_compressed(scenario: Scenario) -> None:
         raise ScenarioError([Mistake("model.compression", "compressed variants can be planned and simulated, not run yet", cure)])
 
 
-def make_plan(setting: Setting, progress: Progress | None = None, time_limit_s: float | None = None) -> SearchResult:
+def make_plan(setting: Setting, progress: Progress | None = None, time_limit_s: float | None = None, front: bool = False) -> SearchResult:
     """The best plan of a setting, with the runners-up: found on a coarse graph where the model is large, told in its own tasks.
 
-    After `time_limit_s` seconds the best plan so far is taken and the result is `truncated`.
+    After `time_limit_s` seconds the best plan so far is taken and the result is `truncated`. With `front` the result has the Pareto
+    front of the simulated plans; of a large model at most `front.SHOWN` of it, which are simulated again in the model's own tasks.
     """
     scenario = setting.scenario
     until = None if time_limit_s is None else monotonic() + time_limit_s
     coarse = coarsen(setting.graph, PLANNED_TASKS)
     job, search = scenario.job, scenario.search
     if load_of(job):
-        found = find_served_plans(coarse, setting.cluster, job, search, simulate, simulate_requests, progress, setting.profile, until)
+        found = find_served_plans(
+            coarse, setting.cluster, job, search, simulate, simulate_requests, progress, setting.profile, until, front=front
+        )
     else:
-        found = find_plans(coarse, setting.cluster, job, search, simulate, progress, setting.profile, until)
+        found = find_plans(coarse, setting.cluster, job, search, simulate, progress, setting.profile, until, front=front)
     if coarse is setting.graph:
-        return found
-    refined = [_in_own_tasks(setting, coarse, candidate) for candidate in (found.best, *found.runner_ups)]
+        return found if front else replace(found, front=())
+    listed = (found.best, *found.runner_ups)
+    own = {id(candidate): _in_own_tasks(setting, coarse, candidate) for candidate in listed}
+    refined = within_limits(found.limits, list(own.values()))
     refined.sort(key=lambda candidate: candidate.objective)
     one_rank = _in_own_tasks(setting, coarse, found.one_rank) if found.one_rank else None
     best = refined[0]
+    members = [point.candidate for point in spread(found.front, found.best)] if front else []
+    shown = [own.get(id(member)) or _in_own_tasks(setting, coarse, member) for member in members]
     return replace(
         found,
         best=best,
         runner_ups=tuple(refined[1:]),
+        front=front_of([*own.values(), *shown], setting.cluster, best, found.usd_per_s) if front else (),
         one_rank=one_rank,
         lower_bound_s=min(found.lower_bound_s, best.step_s),
         lower_bound=min(found.lower_bound, best.objective),
     )
 
 
-def make_best_plan(setting: Setting, progress: Progress | None = None, time_limit_s: float | None = None) -> tuple[Setting, SearchResult]:
+def make_best_plan(
+    setting: Setting, progress: Progress | None = None, time_limit_s: float | None = None, front: bool = False
+) -> tuple[Setting, SearchResult]:
     """The best plan over all variants of the model that [search] allows, with the setting of the variant that it is for.
 
-    A variant whose plans do not fit is left out; NoFeasiblePlanError is the model's own where none fits.
+    The `front` is that of all variants together. A variant whose plans do not fit is left out; NoFeasiblePlanError is the model's own
+    where none fits.
     """
     variants = setting.scenario.search.variants
     if not variants:
-        return setting, make_plan(setting, progress, time_limit_s)
+        return setting, make_plan(setting, progress, time_limit_s, front)
     own = setting.scenario.model.compression
     share_s = None if time_limit_s is None else time_limit_s / (len(variants) + 1)
     found: list[tuple[Setting, SearchResult]] = []
@@ -271,7 +284,7 @@ def make_best_plan(setting: Setting, progress: Progress | None = None, time_limi
         model = setting.scenario.model.model_copy(update={"compression": variant})
         chosen = setting if variant == own else prepare(setting.scenario.model_copy(update={"model": model}), setting.calibration)
         try:
-            found.append((chosen, _named(make_plan(chosen, progress, share_s), variant.describe())))
+            found.append((chosen, _named(make_plan(chosen, progress, share_s, front), variant.describe())))
         except NoFeasiblePlanError as refusal:
             refusals.append(refusal)
     if not found:
@@ -282,7 +295,9 @@ def make_best_plan(setting: Setting, progress: Progress | None = None, time_limi
 def _named(search: SearchResult, variant: str) -> SearchResult:
     best, *others = (replace(candidate, variant=variant) for candidate in (search.best, *search.runner_ups))
     one_rank = search.one_rank and replace(search.one_rank, variant=variant)
-    return replace(search, best=best, runner_ups=tuple(others), one_rank=one_rank)
+    named = [best if one.candidate is search.best else replace(one.candidate, variant=variant) for one in search.front]
+    front = tuple(replace(point, candidate=candidate) for point, candidate in zip(search.front, named, strict=True))
+    return replace(search, best=best, runner_ups=tuple(others), one_rank=one_rank, front=front)
 
 
 def _best_variant(found: Sequence[tuple[Setting, SearchResult]]) -> tuple[Setting, SearchResult]:
@@ -293,14 +308,16 @@ def _best_variant(found: Sequence[tuple[Setting, SearchResult]]) -> tuple[Settin
     rivals.sort(key=lambda candidate: candidate.objective)
     counts = {
         name: sum(getattr(result, name) for result in results)
-        for name in ("considered", "simulated", "infeasible", "screened", "overloaded")
+        for name in ("considered", "simulated", "infeasible", "beyond", "screened", "overloaded")
     }
+    members = [point.candidate for result in results for point in result.front]
     return chosen, replace(
         search,
         runner_ups=tuple(rivals[: chosen.scenario.search.runner_ups]),
         lower_bound_s=min(result.lower_bound_s for result in results),
         lower_bound=min(result.lower_bound for result in results),
         truncated=any(result.truncated for result in results),
+        front=front_of(members, chosen.cluster, search.best, search.usd_per_s),
         **counts,
     )
 
@@ -440,7 +457,7 @@ def run_for_real(
         cure = "plan and simulate it, or leave these out of [search]"
         raise ScenarioError([Mistake("plan", f"the runtime does not play {' and '.join(refused)} yet", cure)])
     if steps is not None:
-        job = file.scenario.job.model_copy(update={"steps": steps})
+        job = file.scenario.job.model_copy(update={"steps": steps, "target_samples": None})
         file = replace(file, scenario=file.scenario.model_copy(update={"job": job}))
     return run_plan(file, folder, watch)
 

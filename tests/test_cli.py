@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MNIST = str(ROOT / "scenarios" / "mnist_mlp.toml")
 FOUR_NODES = str(ROOT / "scenarios" / "seed_four_nodes.toml")
+DEADLINE = str(ROOT / "scenarios" / "deadline.toml")
 
 
 def chinchilla(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -86,6 +87,31 @@ def test_infeasible_is_an_answer(overrides: list[str], parts: list[str], tmp_pat
     assert result.returncode == 1
     for part in parts:
         assert part in result.stderr
+
+
+def test_front_is_printed_and_in_json(tmp_path: Path) -> None:
+    """`plan --front` adds the table of trade-offs; in JSON the chosen plan is one of them; the plan itself is the same without."""
+    table = chinchilla("plan", FOUR_NODES, "--front", cwd=tmp_path)
+    assert table.returncode == 0 and "Trade-offs" in table.stdout and "memory left free" in table.stdout
+    told = printed(chinchilla("plan", FOUR_NODES, "--front", "--json", cwd=tmp_path))
+    (chosen,) = [member for member in told["front"] if member["chosen"]]
+    assert chosen["step_s"] == told["simulated_step_s"] and chosen["step_usd"] == told["cost"]["step_usd"]
+    plain = printed(chinchilla("plan", FOUR_NODES, "--json", cwd=tmp_path))
+    assert plain["plan"] == told["plan"] and "front" not in plain
+
+
+def test_deadline_changes_the_plan(tmp_path: Path) -> None:
+    """Without its deadline the scenario takes one GPU; with an hour no plan holds: exit 1, by how much, and what would help."""
+    within = printed(chinchilla("plan", DEADLINE, "--json", cwd=tmp_path))
+    assert [limit["key"] for limit in within["limits"]] == ["deadline", "budget"]
+    assert all(limit["value"] <= limit["most"] for limit in within["limits"])
+    assert within["cost"]["job"]["time_s"] == within["limits"][0]["value"] and within["cost"]["job"]["steps"] == 390625
+    slow = printed(chinchilla("plan", DEADLINE, "--set", "search.deadline=30 d", "--json", cwd=tmp_path))
+    assert len(within["ranks"]) > len(slow["ranks"]) == 1 and slow["cost"]["job"]["usd"] < within["cost"]["job"]["usd"]
+    refused = chinchilla("plan", DEADLINE, "--set", "search.deadline=1 h", cwd=tmp_path)
+    assert refused.returncode == 1
+    for part in ("no feasible plan: search.deadline: the nearest plan", "above the deadline of 1.00 h", 'write deadline = "'):
+        assert part in refused.stderr
 
 
 def test_objective_without_price_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def plan(
     overrides: Overrides = None,
     output: Output = None,
     time_limit: str | None = None,
+    front: Annotated[bool, Parameter(negative=())] = False,
     jobs: int | None = None,
     scheduler: str | None = None,
     as_json: AsJson = False,
@@ -45,6 +46,8 @@ def plan(
         Processes that plan several scenarios (default: one per core).
     scheduler
         Plan on the Dask cluster with this address, such as "tcp://10.0.0.1:8786" (see `dask scheduler`), not here.
+    front
+        Also list the trade-offs between time, price, energy and free memory: the plans of which none is better in everything.
     """
     if not scenarios:
         raise ScenarioError([Mistake("", "no scenario named", "chinchilla plan SCENARIO.toml")])
@@ -52,31 +55,37 @@ def plan(
         raise ScenarioError([Mistake("--jobs", f"must be at least 1, not {jobs}", "write for example --jobs 4")])
     time_limit_s = None if time_limit is None else seconds_of("--time-limit", time_limit)
     if len(scenarios) == 1 and scheduler is None:
-        _plan_one(scenarios[0], overrides, output, time_limit_s, as_json)
+        _plan_one(scenarios[0], overrides, output, time_limit_s, as_json, front)
         return
+    if front:
+        raise ScenarioError([Mistake("--front", "is for one scenario", "plan each scenario on its own, without --scheduler")])
     from chinchilla_sim.cli.sweeps import plan_all
 
     plan_all(scenarios, overrides or (), output, time_limit_s, jobs, scheduler, as_json)
 
 
-def _plan_one(scenario: Path, overrides: Overrides, output: Path | None, time_limit_s: float | None, as_json: bool) -> None:
+def _plan_one(scenario: Path, overrides: Overrides, output: Path | None, time_limit_s: float | None, as_json: bool, front: bool) -> None:
     from time import monotonic
 
+    from chinchilla_sim.report.front import front_dict, front_table
     from chinchilla_sim.report.table import search_dict
     from chinchilla_sim.workflow import plan_file, study_of
 
     if output:
         writable_folder(output.parent)
     started_s = monotonic()
-    setting, search = find_plan(scenario, overrides, time_limit_s)
+    setting, search = find_plan(scenario, overrides, time_limit_s, front)
     search_s = monotonic() - started_s
     file = plan_file(setting, search)
     if output:
         file.save(output)
     if as_json:
-        print_json(search_dict(study_of(setting, search)) | {"plan": file.to_dict(), "search_s": search_s})
+        study = study_of(setting, search)
+        print_json(search_dict(study) | {"plan": file.to_dict(), "search_s": search_s} | (front_dict(study) if front else {}))
     else:
         print_plan(setting, search)
+        if front:
+            print_tables(front_table(study_of(setting, search)))
         if output:
             log(f"plan written to {output}")
 
@@ -278,6 +287,7 @@ def report(source: Path, *, overrides: Overrides = None, output: Output = None, 
     output
         Folder to write to (default: reports/NAME).
     """
+    from chinchilla_sim.report.front import front_dict
     from chinchilla_sim.report.page import render_page
     from chinchilla_sim.report.table import search_dict, summary_text
     from chinchilla_sim.report.trace import chrome_trace
@@ -285,12 +295,12 @@ def report(source: Path, *, overrides: Overrides = None, output: Output = None, 
 
     scenario_name = load_scenario_file(source, overrides).name
     folder = writable_folder(output or Path("reports") / scenario_name)
-    setting, search = find_plan(source, overrides)
+    setting, search = find_plan(source, overrides, front=True)
     file = plan_file(setting, search)
     measurement = measurement_of(folder / "run", file)
     study = study_of(setting, search, measurement)
     timelines = {"simulated": simulate_plan(setting, file).timeline} | ({"measured": measurement.timeline} if measurement else {})
-    result = search_dict(study) | {"plan": file.to_dict()}
+    result = search_dict(study) | {"plan": file.to_dict()} | front_dict(study)
     file.save(folder / "plan.json")
     (folder / "report.html").write_text(render_page(study), encoding="utf-8")
     (folder / "summary.txt").write_text(summary_text(study), encoding="utf-8")

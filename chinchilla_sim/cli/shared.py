@@ -37,14 +37,16 @@ def load_plan_file(path: Path) -> PlanFile:
     return load_plan(path)
 
 
-def find_plan(path: Path, overrides: list[str] | None, time_limit_s: float | None = None) -> tuple[Setting, SearchResult]:
+def find_plan(
+    path: Path, overrides: list[str] | None, time_limit_s: float | None = None, front: bool = False
+) -> tuple[Setting, SearchResult]:
     from chinchilla_sim.workflow import make_best_plan, prepare
 
     setting = prepare(load_scenario_file(path, overrides))
     for note in setting.notes:
         log(note)
     with searching() as progress:
-        return make_best_plan(setting, progress, time_limit_s)
+        return make_best_plan(setting, progress, time_limit_s, front)
 
 
 def plan_to_run(source: Path, overrides: list[str] | None, force: bool, quiet: bool) -> tuple[PlanFile, Setting]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.serving import Serving
 from chinchilla_sim.timeline import Timeline
+
+if TYPE_CHECKING:
+    from chinchilla_sim.planner.front import FrontPlan
+    from chinchilla_sim.planner.limits import Limits
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Candidate:
 class SearchResult:
     """The winner, the best plan of other splits, and one rank alone (None where it does not fit).
 
+    `front` are the simulated plans that no other one dominates; `beyond` plans fit into memory, but not within the `limits`.
     No plan of the `screened` configurations takes less than `lower_bound_s` seconds, or less than `lower_bound` of what is minimised.
     """
 
@@ -53,6 +60,14 @@ class SearchResult:
     truncated: bool = False
     overloaded: int = 0
     """Simulated plans that do not carry the arrivals of the job, or not in time."""
+    front: tuple[FrontPlan, ...] = ()
+    limits: Limits | None = None
+    beyond: int = 0
+
+    @property
+    def usd_per_s(self) -> Callable[[Sequence[int]], float] | None:
+        """What some slots cost together, as the search saw it."""
+        return None if self.limits is None else self.limits.usd_per_s
 
     @property
     def gap(self) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from chinchilla_sim.planner.candidate import Candidate, SearchResult
+from chinchilla_sim.planner.limits import use_words
 from chinchilla_sim.units import format_bytes, format_seconds
 
 
@@ -18,12 +19,22 @@ def explain_choice(search: SearchResult) -> tuple[str, ...]:
         f"configurations; {search.simulated} were simulated{', until the time was over' if search.truncated else ''}."
     )
     lines.append(f"Lower bound: {gap_words(search)}.")
+    if search.limits:
+        lines.append(f"Limits: {limits_words(search)}.")
     return tuple(lines)
+
+
+def limits_words(search: SearchResult) -> str:
+    """What the chosen plan takes of every limit, and how many plans take too much."""
+    assert search.limits
+    uses = search.limits.uses(search.best.plan.slots, search.best.step_s)
+    return f"{'; '.join(map(use_words, uses))}; {search.beyond} of the priced plans are beyond"
 
 
 def gap_words(search: SearchResult) -> str:
     """What no plan of the space can beat, however its stages are cut, and how near the chosen one is."""
-    bound = f"no plan of the stated space takes less than {format_seconds(search.lower_bound_s)} a step"
+    space = "stated space, within the limits or beyond," if search.limits else "stated space"
+    bound = f"no plan of the {space} takes less than {format_seconds(search.lower_bound_s)} a step"
     if search.gap is None:
         return bound
     return f"{bound}; the chosen one is within {search.gap:.1%} of the least that any can reach"

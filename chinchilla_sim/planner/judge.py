@@ -14,6 +14,7 @@ from chinchilla_sim.cost.rent import rent
 from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.candidate import Candidate
 from chinchilla_sim.planner.executable import unplayable
+from chinchilla_sim.planner.limits import limits_of
 from chinchilla_sim.planner.placement import distinct_replicas
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
@@ -24,6 +25,8 @@ from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.units import format_bytes
 
 Simulate = Callable[[Program, Pricing, Cluster], Timeline]
+NEAR = 0.25
+"""Plans that take so much more than a limit allows may hold it after a local search."""
 
 
 class Progress(Protocol):
@@ -35,7 +38,9 @@ class Progress(Protocol):
 class Judge:
     """Prices, bounds and simulates plans of one search, and counts them; `least` is the best objective so far.
 
-    Plans that cannot beat a limit by their bound are not simulated; those that do not fit into memory leave their shortfall.
+    Plans that cannot beat a limit by their bound are not simulated; those that do not fit into memory leave their shortfall. Those
+    that fit, but take more than the `limits` of the scenario, are counted as `beyond`; of each split the best that takes only a little
+    more is kept in `near_misses`. `seen` are all that were simulated.
     """
 
     def __init__(
@@ -43,7 +48,10 @@ class Judge:
     ) -> None:
         self.pricer, self.cluster, self.search, self.simulate = pricer, pricer.cluster, search, simulate
         self.progress, self.until, self.truncated = progress, until, False
-        self.considered = self.simulated = self.infeasible = 0
+        self.considered = self.simulated = self.infeasible = self.beyond = 0
+        self.limits = limits_of(pricer.job, search, pricer.cluster)
+        self.seen: list[Candidate] = []
+        self.near_misses: dict[tuple[int, int], tuple[float, str, Plan]] = {}
         self.shortfalls: list[tuple[float, str]] = []
         self.least = np.inf
         self.lower_bound = 0.0
@@ -60,28 +68,31 @@ class Judge:
         self.truncated |= self.until is not None and monotonic() > self.until
         return self.truncated
 
-    def best_of(self, plans: Iterable[Plan | None], below: float = np.inf) -> Candidate | None:
-        """The best of some plans that is below a limit (None among them: no partition); simulated by rising bound until that passes it."""
+    def best_of(self, plans: Iterable[Plan | None], below: float = np.inf, limited: bool = True) -> Candidate | None:
+        """The best of some plans that is below a limit (None among them: no partition); simulated by rising bound until that passes it.
+
+        Where it is not `limited`, plans beyond the limits of the scenario count too.
+        """
         bounded: list[tuple[float, int, Plan, Pricing]] = []
         for plan in plans:
             if plan is None:
                 self.considered += 1
                 self.infeasible += 1
-            elif (priced := self._bounded(plan)) is not None:
+            elif (priced := self._bounded(plan, limited)) is not None:
                 bounded.append((priced[0], len(bounded), plan, priced[1]))
         best: Candidate | None = None
         for bound, _, plan, pricing in sorted(bounded, key=lambda row: row[:2]):
             if bound >= (best.objective if best else below):
                 break
-            candidate = self._simulated(plan, pricing)
-            if best is None or candidate.objective < best.objective:
+            candidate = self._simulated(plan, pricing, limited)
+            if candidate and (best is None or candidate.objective < best.objective):
                 best = candidate
         return best
 
-    def if_better(self, plan: Plan, limit: float) -> Candidate | None:
-        """A plan simulated, if it fits and its bound is below a limit."""
-        priced = self._bounded(plan)
-        return self._simulated(plan, priced[1]) if priced and priced[0] < limit else None
+    def if_better(self, plan: Plan, limit: float, limited: bool = True) -> Candidate | None:
+        """A plan simulated, if it fits and its bound is below a limit; `limited` as in `best_of`."""
+        priced = self._bounded(plan, limited)
+        return self._simulated(plan, priced[1], limited) if priced and priced[0] < limit else None
 
     def objective(self, step_s: float, slots: Sequence[int]) -> float:
         """What is minimised, of a step on some devices: seconds, USD or joule."""
@@ -91,20 +102,40 @@ class Judge:
             return step_s * rent(self.cluster, slots, self.pricer.job, self.search).usd_per_work_s
         return expense(step_s, [self.cluster.device(slot) for slot in slots]).joule
 
-    def _bounded(self, plan: Plan) -> tuple[float, Pricing] | None:
-        """Lower bound of the objective, with the prices; None where the plan does not fit."""
+    def _bounded(self, plan: Plan, limited: bool = True) -> tuple[float, Pricing] | None:
+        """Lower bound of the objective, with the prices; None where the plan does not fit, or is beyond the limits."""
         assert not (self.search.executable and unplayable(plan)), unplayable(plan)
         self.considered += 1
         pricing = self.pricer.price(plan)
         if not self._fits(plan, pricing):
             return None
-        return self.objective(step_lower_bound_s(plan, pricing, self.cluster), plan.slots), pricing
+        bound_s = step_lower_bound_s(plan, pricing, self.cluster)
+        if limited and not self._within(plan, bound_s):
+            return None
+        return self.objective(bound_s, plan.slots), pricing
 
-    def _simulated(self, plan: Plan, pricing: Pricing) -> Candidate:
+    def _within(self, plan: Plan, step_s: float) -> bool:
+        """Whether a step of a plan is within the limits; of those that are a little beyond the best of each split is kept."""
+        if self.limits.hold(plan.slots, step_s):
+            return True
+        self.beyond += 1
+        if self.limits.excess(plan.slots, step_s) <= NEAR:
+            split = plan.data_parallel_degree, plan.pipeline_parallel_degree
+            missed = self.objective(step_s, plan.slots), plan.describe(), plan
+            if split not in self.near_misses or missed[:2] < self.near_misses[split][:2]:
+                self.near_misses[split] = missed
+        return False
+
+    def _simulated(self, plan: Plan, pricing: Pricing, limited: bool = True) -> Candidate | None:
+        """The plan with its step; None where that is beyond the limits."""
         self.simulated += 1
         timeline = self.simulate(lower(plan, folds(plan, pricing)), pricing, self.cluster)
         candidate = Candidate(plan, pricing, timeline, self.objective(timeline.step_s, plan.slots))
-        self.least = min(self.least, candidate.objective)
+        self.seen.append(candidate)
+        if limited and not self._within(plan, candidate.step_s):
+            return None
+        if limited:
+            self.least = min(self.least, candidate.objective)
         return candidate
 
     def _fits(self, plan: Plan, pricing: Pricing) -> bool:

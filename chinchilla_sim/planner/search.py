@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import takewhile
 
 import numpy as np
@@ -28,8 +29,10 @@ from chinchilla_sim.planner.configuration import Configuration, Space, divisors
 from chinchilla_sim.planner.drafts import Drafter
 from chinchilla_sim.planner.executable import search_mistakes
 from chinchilla_sim.planner.free_space import FreeSpace
+from chinchilla_sim.planner.front import front_of, rows_on_fewer_devices
 from chinchilla_sim.planner.improve import Budget, improve
 from chinchilla_sim.planner.judge import Judge, Progress, Simulate
+from chinchilla_sim.planner.limits import find_without_limits, refusal
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.screen import Floats, Screen, screen
 from chinchilla_sim.planner.slots import SlotChooser
@@ -53,13 +56,15 @@ def find_plans(
     profile: Profile | None = None,
     until: float | None = None,
     pricer: Pricer | None = None,
+    front: bool = False,
 ) -> SearchResult:
     """The best plan of the stated space; raises NoFeasiblePlanError that says what stood in the way.
 
     `until` is a time of the monotonic clock at which the search ends with the best plan so far; `pricer` keeps prices between searches.
+    For the `front` the likeliest plans on fewer devices, and beyond the limits, are simulated too; the best plan is the same without.
     """
     pricer = pricer or Pricer(graph, cluster, job, profile)
-    return PlanSearch(pricer, search, Judge(pricer, search, simulate, progress, until)).run()
+    return PlanSearch(pricer, search, Judge(pricer, search, simulate, progress, until)).run(front)
 
 
 class PlanSearch:
@@ -68,7 +73,8 @@ class PlanSearch:
     def __init__(self, pricer: Pricer, search: SearchSpec, judge: Judge) -> None:
         self.pricer, self.search, self.judge = pricer, search, judge
         self.cluster, self.job = pricer.cluster, pricer.job
-        self.prices = least_prices(self.cluster, search) if search.objective == "cost" else []
+        by_money = search.objective == "cost" or judge.limits.limits_of_money
+        self.prices = least_prices(self.cluster, search) if by_money else []
         self.drafter = Drafter(pricer, search, SlotChooser(self.cluster, self.prices))
         can_end = self.drafter.cutter.can_end
         self.can_end = {task.name: end for task, end in zip(pricer.graph.compute_tasks, can_end, strict=True)}
@@ -76,7 +82,7 @@ class PlanSearch:
         self.free_bound_s = np.inf
         self.space = Space(self.job, search, most, sum(can_end))
 
-    def run(self) -> SearchResult:
+    def run(self, front: bool = False) -> SearchResult:
         """Best of every split, then the best of those, improved."""
         self._check()
         screened = screen(self.pricer, self.space)
@@ -85,12 +91,14 @@ class PlanSearch:
         exhaustive = screened.screened <= EXHAUSTIVE
         winners = self._every_split() if exhaustive else self._likely_first(screened, per_s)
         winners += self._with_free_replicas()
-        if not winners:
-            raise self._no_plan(screened.screened)
         ranked = sorted(winners, key=_rank)
         budget = Budget()
         ranked = sorted([*(self._improved(one, budget) for one in ranked[:IMPROVED]), *ranked[IMPROVED:]], key=_rank)
-        counts = self.judge.considered, self.judge.simulated, self.judge.infeasible
+        ranked = sorted([*ranked, *self._near_misses(ranked, budget)], key=_rank) or self._elsewhere(screened.screened)
+        counts, beyond = (self.judge.considered, self.judge.simulated, self.judge.infeasible), self.judge.beyond
+        if front:
+            self._look_at_fewer_devices(screened)
+        members = front_of(self.judge.seen, self.cluster, ranked[0], self.judge.limits.usd_per_s)
         return SearchResult(
             ranked[0],
             tuple(ranked[1 : self.search.runner_ups + 1]),
@@ -100,7 +108,17 @@ class PlanSearch:
             lower_bound_s=min(float(screened.lower_bound_s.min(initial=np.inf)), self.free_bound_s, ranked[0].step_s),
             lower_bound=min(self.judge.lower_bound, ranked[0].objective),
             truncated=self.judge.truncated,
+            front=members,
+            limits=self.judge.limits,
+            beyond=beyond,
         )
+
+    def _look_at_fewer_devices(self, screened: Screen) -> None:
+        """Simulate the likeliest plans on fewer devices, within the limits or beyond."""
+        for rows in rows_on_fewer_devices(screened, frozenset(len(candidate.plan.slots) for candidate in self.judge.seen)):
+            for row in rows:
+                if self.judge.out_of_time() or self.judge.best_of(self.drafter.plans(screened.configuration(row)), limited=False):
+                    break
 
     def _every_split(self) -> list[Candidate]:
         by_split: dict[tuple[int, int], list[Configuration]] = {}
@@ -120,8 +138,10 @@ class PlanSearch:
         bounds, estimates = screened.lower_bound_s * per_s, self._estimates(screened, per_s)
         best: dict[tuple[int, int], Candidate] = {}
         seen: set[Configuration] = set()
-        for row in np.argsort(estimates, kind="stable"):
-            if bounds[row] >= self.judge.least:
+        longest_s = self._longest_step_s(screened)
+        # Plans that probably hold the limits come first, then by how much they exceed them.
+        for row in np.lexsort((estimates, np.maximum(1.0, screened.estimate_s / longest_s))):
+            if bounds[row] >= self.judge.least or screened.lower_bound_s[row] > longest_s[row]:
                 continue
             configuration = screened.configuration(int(row))
             # The cutter chooses what each stage computes again: rows that differ in it rank, and are one.
@@ -149,11 +169,36 @@ class PlanSearch:
         self.judge.lower_bound = min(self.judge.lower_bound, bound)
         return [best] if best else []
 
-    def _improved(self, candidate: Candidate, budget: Budget) -> Candidate:
+    def _improved(self, candidate: Candidate, budget: Budget, limited: bool = True) -> Candidate:
         """The candidate after a local search, within what the scenario allows."""
-        best = improve(candidate, self.search, self.cluster, self.can_end, self.judge.if_better, budget, self.judge.out_of_time)
-        scattered = self.judge.best_of(self.drafter.scattered(best.plan), best.objective)
+        evaluate = partial(self.judge.if_better, limited=limited)
+        best = improve(candidate, self.search, self.cluster, self.can_end, evaluate, budget, self.judge.out_of_time)
+        scattered = self.judge.best_of(self.drafter.scattered(best.plan), best.objective, limited)
         return min(best, scattered or best, key=_rank)
+
+    def _near_misses(self, ranked: Sequence[Candidate], budget: Budget) -> list[Candidate]:
+        """Plans a little beyond the limits that would be the best, as far as a local search brings them within."""
+        least = ranked[0].objective if ranked else np.inf
+        brought: list[Candidate] = []
+        for objective, _, plan in sorted(self.judge.near_misses.values(), key=lambda miss: miss[:2])[:IMPROVED]:
+            start = self.judge.best_of([plan], limited=False) if objective < least else None
+            better = self._improved(start, budget, limited=False) if start else None
+            brought += [better] if better and self.judge.limits.hold(better.plan.slots, better.step_s) else []
+        return brought
+
+    def _elsewhere(self, screened: int) -> list[Candidate]:
+        """What holds the limits among the best plans without them; NoFeasiblePlanError where none does."""
+        if not screened or not self.judge.limits:
+            raise self._no_plan(screened)
+        found = find_without_limits(self.judge.limits, self.search, self._another)
+        self.judge.seen += found
+        holding = [one for one in found if self.judge.limits.hold(one.plan.slots, one.step_s)]
+        if not holding:
+            raise refusal(self.judge.limits, found)
+        best: dict[tuple[int, int], Candidate] = {}
+        for one in sorted((replace(one, objective=self.judge.objective(one.step_s, one.plan.slots)) for one in holding), key=_rank):
+            best.setdefault((one.plan.data_parallel_degree, one.plan.pipeline_parallel_degree), one)
+        return list(best.values())
 
     def _objective_per_s(self, screened: Screen) -> Floats:
         """What is minimised, per second of a step, by configuration: on the cheapest devices that it may get."""
@@ -169,9 +214,17 @@ class PlanSearch:
         """What is minimised, by configuration, roughly; the least come first."""
         return screened.estimate_s * per_s
 
+    def _longest_step_s(self, screened: Screen) -> Floats:
+        """Seconds that the limits leave a step at most, by configuration."""
+        counts, index = np.unique(screened.device_counts(), return_inverse=True)
+        limits = self.judge.limits
+        longest = [max(map(limits.longest_step_s, self.drafter.chooser.choices(int(count)))) for count in counts]
+        longest_s: Floats = np.array(longest, dtype=np.float64)[index]
+        return longest_s
+
     def _check(self) -> None:
         """Minimising what no device states would make every plan equal; and what the runtime cannot play must be asked for."""
-        mistakes = search_mistakes(self.search)
+        mistakes = [*search_mistakes(self.search), *self.judge.limits.mistakes()]
         rates = {"cost": "usd_per_s", "energy": "power_watt"}
         field = rates.get(self.search.objective)
         if field and not any(getattr(self.cluster.device(slot), field) for slot in range(self.cluster.rank_count)):
@@ -189,9 +242,9 @@ class PlanSearch:
         counts = divisors(self.job.global_batch_size)
         shapes = [Configuration(1, 1, count, schedule) for count in counts for schedule, _ in self.space.schedules(1, count)]
         # More microbatches need less memory: where the most do not fit, no others do.
-        if self.judge.best_of(self.drafter.plans(shapes[-1])) is None:
+        if self.judge.best_of(self.drafter.plans(shapes[-1]), limited=False) is None:
             return None
-        return self.judge.best_of(plan for shape in shapes for plan in self.drafter.plans(shape))
+        return self.judge.best_of((plan for shape in shapes for plan in self.drafter.plans(shape)), limited=False)
 
     def _no_plan(self, screened: int) -> NoFeasiblePlanError:
         if not screened:
@@ -204,6 +257,10 @@ class PlanSearch:
         shortfall = min(self.judge.shortfalls)[1] if self.judge.shortfalls else "no partition exists"
         cure = "use more nodes or more memory per device, a smaller global_batch_size, or an optimizer with less state (sgd)"
         return NoFeasiblePlanError("device memory", shortfall, cure)
+
+    def _another(self, search: SearchSpec) -> SearchResult:
+        """The result for another [search] of the same job."""
+        return PlanSearch(self.pricer, search, Judge(self.pricer, search, self.judge.simulate, None, self.judge.until)).run()
 
 
 def _rank(candidate: Candidate) -> tuple[float, int, str]:

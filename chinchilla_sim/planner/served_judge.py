@@ -41,9 +41,9 @@ class ServedJudge(Judge):
         self.refused: list[tuple[Serving, Plan]] = []
         self._tandems: dict[Plan, tuple[Tandem, ...]] = {}
 
-    def best_of(self, plans: Iterable[Plan | None], below: float = np.inf) -> Candidate | None:
+    def best_of(self, plans: Iterable[Plan | None], below: float = np.inf, limited: bool = True) -> Candidate | None:
         """The best of some plans that carry the load."""
-        best = super().best_of(plans, below)
+        best = super().best_of(plans, below, limited)
         return best if best and best.objective < np.inf else None
 
     def objective(self, step_s: float, slots: Sequence[int]) -> float:
@@ -52,16 +52,18 @@ class ServedJudge(Judge):
             return step_s
         return super().objective(self.pricer.job.global_batch_size / self.load.arrivals_per_s, slots)
 
-    def _bounded(self, plan: Plan) -> tuple[float, Pricing] | None:
-        priced = super()._bounded(plan)
+    def _bounded(self, plan: Plan, limited: bool = True) -> tuple[float, Pricing] | None:
+        priced = super()._bounded(plan, limited)
         if priced is None or not self.by_latency:
             return priced
         return min(tandem.traversal_s(1) for tandem in self._lines(plan)), priced[1]
 
-    def _simulated(self, plan: Plan, pricing: Pricing) -> Candidate:
+    def _simulated(self, plan: Plan, pricing: Pricing, limited: bool = True) -> Candidate | None:
         """What does not carry the load is worse than anything that does."""
         least = self.least
-        candidate = super()._simulated(plan, pricing)
+        candidate = super()._simulated(plan, pricing, limited)
+        if candidate is None:
+            return None
         serving = self.serve(self._lines(plan), self.load)
         objective = serving.p95_s if self.by_latency else candidate.objective
         if serving.saturated or serving.p95_s > (self.search.maximum_latency_s or np.inf):

@@ -40,12 +40,13 @@ def find_served_plans(
     progress: Progress | None = None,
     profile: Profile | None = None,
     until: float | None = None,
+    front: bool = False,
 ) -> SearchResult:
     """The best plan that carries the arrivals of the job; raises NoFeasiblePlanError that says by how much the nearest one fails."""
     load = load_of(job)
     assert load is not None
     pricer = Pricer(graph, cluster, job, profile)
-    return _ServedSearch(pricer, search, ServedJudge(pricer, search, simulate, serve, load, progress, until)).run()
+    return _ServedSearch(pricer, search, ServedJudge(pricer, search, simulate, serve, load, progress, until)).run(front)
 
 
 class _ServedSearch(PlanSearch):
@@ -56,8 +57,8 @@ class _ServedSearch(PlanSearch):
         self.served = judge
         self.overloaded = 0
 
-    def run(self) -> SearchResult:
-        found = super().run()
+    def run(self, front: bool = False) -> SearchResult:
+        found = super().run(front)
         return replace(found, overloaded=self.overloaded)
 
     def _objective_per_s(self, screened: Screen) -> Floats:

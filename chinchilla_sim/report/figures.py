@@ -1,26 +1,21 @@
 """Figures as SVG text: the step as a Gantt chart, memory against capacity, step time of the alternatives.
 
-They are drawn for a page of either brightness: no background, text in `currentColor`, bars in mid tones of Okabe & Ito's
-palette, which people with any colour vision can tell apart. The same input gives the same bytes.
+How they come to look alike on any page is in `canvas.py`.
 """
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
-from xml.etree import ElementTree
 
-import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
 from chinchilla_sim.planner.candidate import SearchResult
+from chinchilla_sim.report.canvas import COLOR, INK, WIDTH_PT, finish, style
 from chinchilla_sim.report.table import listed_candidates, percent, versus
 from chinchilla_sim.report.trace import split_lanes
 from chinchilla_sim.timeline import STREAMS, Category, Span, Stream, Timeline
@@ -29,16 +24,6 @@ from chinchilla_sim.units import format_bytes, format_seconds
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOR: dict[Category, str] = {
-    "forward": "#0072b2",
-    "backward": "#e69f00",
-    "codec": "#cc79a7",
-    "optimizer": "#009e73",
-    "transfer": "#56b4e9",
-    "collective": "#d55e00",
-}
-INK = "#010203"  # stands for currentColor until the SVG is finished
-WIDTH_PT = 560.0
 LEFT_PT, RIGHT_PT = 60.0, 8.0
 ROW_PT: dict[Stream, float] = {"compute": 18.0, "send": 9.0, "receive": 9.0, "collective": 9.0}
 RANK_GAP_PT = 8.0
@@ -46,7 +31,6 @@ COLUMN_PT = 3.0  # a row with too many narrow spans is drawn as shares of column
 NARROW_PT, MOST_NARROW, MOST_LANES = 2.0, 150, 4
 MOST_RANKS, MOST_BARS = 16, 32
 LABEL_PT = 7.0
-SVG = "{http://www.w3.org/2000/svg}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,26 +224,6 @@ def _time_unit(longest_s: float) -> tuple[str, float]:
     return next(((unit, size) for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)) if longest_s >= size), ("ns", 1e-9))
 
 
-@contextmanager
-def style() -> Iterator[None]:
-    """Matplotlib's defaults, whatever the user's own are, with our few changes."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(
-            {
-                "svg.fonttype": "none",
-                "svg.hashsalt": "chinchilla_sim",
-                "font.family": "sans-serif",
-                "font.sans-serif": ["DejaVu Sans"],
-                "font.size": 8.5,
-                "text.parse_math": False,
-                "path.simplify": False,
-                **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-            }
-        )
-        yield
-
-
 def _stacked_figure(heights: Sequence[float], header: float, between: float, footer: float) -> tuple[Figure, list[float]]:
     """A figure without background, and the top of each panel in points from its upper edge."""
     tops, y = [], header
@@ -319,37 +283,3 @@ def _keys(figure: Figure, entries: Sequence[tuple[str, str]]) -> None:
         x += width + 4
         figure.text(x / WIDTH_PT, 1 - 14.5 / height, text)
         x += 5.2 * len(text) + 14
-
-
-def finish(figure: Figure, title: str, description: str) -> str:
-    """Stable, accessible SVG that can stand inside a page: no ids, no styles of its own, numbers to a hundredth of a point."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    root = ElementTree.fromstring(buffer.getvalue())
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag == f"{SVG}defs" or child.tag.endswith("metadata"):
-                parent.remove(child)
-    for element in root.iter():
-        element.tag = element.tag.removeprefix(SVG)
-        for name in ("id", "clip-path"):
-            element.attrib.pop(name, None)
-        for name in {"d", "x", "y", "transform", "width", "height", "viewBox"}.intersection(element.keys()):
-            element.set(name, re.sub(r"-?\d+\.\d{3,}", _hundredth, element.attrib[name]))
-    for index, (tag, text) in enumerate((("title", title), ("desc", description))):
-        element = ElementTree.Element(tag)
-        element.text = text
-        root.insert(index, element)
-    root.attrib = {
-        "xmlns": SVG.strip("{}"),
-        "viewBox": root.attrib["viewBox"],
-        "role": "img",
-        "aria-label": title,
-        "stroke-linejoin": "round",
-    }
-    text = ElementTree.tostring(root, encoding="unicode")
-    return text.replace(INK, "currentColor").replace("'DejaVu Sans'", "system-ui")
-
-
-def _hundredth(number: re.Match[str]) -> str:
-    return f"{round(float(number[0]), 2) + 0.0:g}"  # + 0.0 turns -0.0 into 0.0

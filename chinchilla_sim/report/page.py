@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from chinchilla_sim.cluster.catalogue import catalogue_digest
+from chinchilla_sim.report.front import front_table
 from chinchilla_sim.report.serving import serving_tables
 from chinchilla_sim.report.study import Study
 from chinchilla_sim.report.table import (
@@ -50,6 +51,7 @@ def _context(study: Study) -> dict[str, Any]:
         "ranks_table": ranks_table(search.best, study.cluster),
         "candidates_table": candidates_table(search, scenario.search.objective),
         "serving_tables": serving_tables(search),
+        "front_table": front_table(study) if len(search.front) > 1 else None,
         "search": search,
         "explanation": study.explanation,
         "provenance": study.cluster.provenance,
@@ -65,6 +67,7 @@ def _figures(study: Study) -> dict[str, Any]:
     from markupsafe import Markup
 
     from chinchilla_sim.report.figures import alternatives_svg, gantt_svg, memory_svg
+    from chinchilla_sim.report.front_figure import front_svg
 
     best = study.search.best
     capacities = [study.cluster.device(slot, len(best.plan.slots)).memory_bytes for slot in best.plan.slots]
@@ -73,6 +76,8 @@ def _figures(study: Study) -> dict[str, Any]:
         "memory": memory_svg(best.timeline, capacities),
         "alternatives": alternatives_svg(study.search),
     }
+    if len(study.search.front) > 1:
+        drawn["front"] = front_svg(study)
     # Inside HTML the namespace is implied. The texts of an SVG were escaped when it was written.
     return {name: Markup(svg.replace(' xmlns="http://www.w3.org/2000/svg"', "", 1)) for name, svg in drawn.items()}
 

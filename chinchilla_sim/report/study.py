@@ -35,7 +35,7 @@ class Study:
     @property
     def steps_per_epoch(self) -> int | None:
         """Steps of one pass over the data, known only from a run."""
-        if self.measurement is None or not self.measurement.epoch_s or self.scenario.job.steps is not None:
+        if self.measurement is None or not self.measurement.epoch_s or self.scenario.job.total_steps is not None:
             return None
         return max(1, len(self.measurement.losses) // len(self.measurement.epoch_s))
 

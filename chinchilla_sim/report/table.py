@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.rent import Rent
 from chinchilla_sim.planner.candidate import Candidate, SearchResult
-from chinchilla_sim.planner.explain import gap_words
+from chinchilla_sim.planner.explain import gap_words, limits_words
 from chinchilla_sim.report.study import Study
 from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.units import QuantityKind, format_bytes, format_flop, format_joule, format_requests_per_s, format_seconds, format_usd
@@ -146,9 +146,12 @@ def ranks_table(best: Candidate, cluster: Cluster) -> Table:
 
 
 def cost_table(study: Study) -> Table:
-    """Simulated seconds, USD, modelled energy and CO2 of a step, and of an epoch or 1000 steps."""
+    """Simulated seconds, USD, modelled energy and CO2 of a step, and of the whole job, an epoch or 1000 steps."""
     amounts = [("one step", 1), (f"{STEPS_WITHOUT_EPOCH} steps", STEPS_WITHOUT_EPOCH)]
-    if study.steps_per_epoch:
+    steps = study.scenario.job.total_steps
+    if steps is not None:
+        amounts[1] = (f"whole job: {steps} steps, {steps * study.plan.global_batch_size} samples", steps)
+    elif study.steps_per_epoch:
         amounts[1] = (f"one epoch of {study.steps_per_epoch} steps", study.steps_per_epoch)
     with_co2, with_spot = study.cluster.grid_kg_per_joule is not None, bool(study.cluster.spot_offers)
     rows = []
@@ -247,7 +250,9 @@ def answer(study: Study) -> str:
         parts.append(_no_one_rank(search))
     elif len(best.plan.slots) > 1 and alone is not alternative:
         # Were it allowed it would have been chosen: the objective says so.
-        name = "but one rank alone, which this search excludes," if alone.objective < best.objective else "one rank alone"
+        beyond = search.limits and not search.limits.hold(alone.plan.slots, alone.step_s)
+        excluded = "is beyond the limits" if beyond else "this search excludes"
+        name = f"but one rank alone, which {excluded}," if alone.objective < best.objective else "one rank alone"
         own = alone.objective if objective == "latency" else alone.step_s
         parts.append(f"{name} is {_compared(alone, best, objective)} ({format_seconds(own)})")
     return "; ".join(parts) + "."
@@ -300,6 +305,7 @@ def summary_text(study: Study) -> str:
         f"search: {search.considered} plans considered, {search.simulated} simulated, {search.infeasible} do not fit into memory",
         f"bound: {gap_words(search)}",
     ]
+    lines += [f"limits: {limits_words(search)}"] if search.limits else []
     tables = [plan_table(study), candidates_table(search, study.scenario.search.objective), ranks_table(search.best, study.cluster)]
     tables[2:2] = serving_tables(search)
     blocks = ["\n".join(lines), *(to_text(table) for table in (*tables, cost_table(study)))]
@@ -329,7 +335,8 @@ def search_dict(study: Study) -> dict[str, Any]:
         "considered": search.considered,
         "simulated": search.simulated,
         "infeasible": search.infeasible,
-        "cost": {"step_usd": spent.usd, "step_joule": spent.joule, "step_kg_co2": spent.kg_co2} | _rent_dict(study),
+        "cost": {"step_usd": spent.usd, "step_joule": spent.joule, "step_kg_co2": spent.kg_co2} | _rent_dict(study) | _job_dict(study),
+        "limits": _limits_dict(search),
         "ranks": [_rank_dict(study, rank) for rank in range(study.plan.rank_count)],
         "explanation": list(study.explanation),
     }
@@ -348,6 +355,25 @@ def _rent_dict(study: Study) -> dict[str, Any]:
     lost = {"between_interruptions_s": found.between_interruptions_s, "interval_s": found.interval_s} if found.on_spot else {}
     facts = {"on_spot": list(found.on_spot), "wall_s_per_work_s": found.wall_s_per_work_s, **lost}
     return facts if study.cluster.spot_offers else {}
+
+
+def _job_dict(study: Study) -> dict[str, Any]:
+    """Cost per sample, and of the whole job where its steps are stated."""
+    spent, batch_size = study.step_expense, study.plan.global_batch_size
+    each = spent.times(1 / batch_size)
+    found: dict[str, Any] = {"sample_usd": each.usd, "sample_joule": each.joule, "sample_kg_co2": each.kg_co2, "job": None}
+    steps = study.scenario.job.total_steps
+    if steps is not None:
+        whole = spent.times(steps)
+        length = {"steps": steps, "samples": steps * batch_size, "time_s": steps * study.search.best.step_s}
+        found["job"] = length | {"usd": whole.usd, "joule": whole.joule, "kg_co2": whole.kg_co2}
+    return found
+
+
+def _limits_dict(search: SearchResult) -> list[dict[str, Any]]:
+    """Every limit, and what the chosen plan takes of it (seconds or USD)."""
+    uses = search.limits.uses(search.best.plan.slots, search.best.step_s) if search.limits else ()
+    return [{"key": use.limit.key, "most": use.limit.most, "value": use.value} for use in uses]
 
 
 def _rank_dict(study: Study, rank: int) -> dict[str, Any]:

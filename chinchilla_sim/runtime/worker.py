@@ -132,7 +132,7 @@ class _Rank:
 
     def run(self) -> None:
         """All epochs, then the records."""
-        limit = self.spec.steps or sys.maxsize
+        limit = self.spec.total_steps or sys.maxsize
         for epoch in range(self.spec.epochs):
             start_s = monotonic()
             self._epoch(epoch, limit)

@@ -39,6 +39,7 @@ from chinchilla_sim.scenario.fields import (
     NodeName,
     Options,
     PositiveSeconds,
+    PositiveUsd,
     RequestsPerSecond,
     Seconds,
     UsdPerSecond,
@@ -196,6 +197,11 @@ class JobSpec(_Table):
     global_batch_size: Count = Field(description="Samples per step, over all replicas.", examples=[128])
     epochs: Count = Field(default=1, description="Passes over the data.", examples=[3])
     steps: Count | None = Field(default=None, description="Stop after so many steps, before the epochs are over.", examples=[20])
+    target_samples: Count | None = Field(
+        default=None,
+        description="Stop after as many steps as it takes to see so many samples, over all epochs.",
+        examples=[1000000],
+    )
     optimizer: Literal["adam", "sgd"] = Field(default="adam", description="Optimizer.", examples=["adam"])
     learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False, description="Learning rate.", examples=[0.001])
     learning_rate_schedule: Literal["constant", "linear"] = Field(
@@ -228,6 +234,17 @@ class JobSpec(_Table):
         examples=["200 requests/s"],
     )
     seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of every random number of the job.", examples=[0])
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of the whole job, from `steps` or `target_samples`, whichever ends first; None where only epochs end it.
+
+        >>> JobSpec(global_batch_size=128, target_samples=1000).total_steps
+        8
+        """
+        stated = [self.steps] if self.steps is not None else []
+        stated += [-(-self.target_samples // self.global_batch_size)] if self.target_samples is not None else []
+        return min(stated, default=None)
 
 
 class NodeSpec(_Table):
@@ -402,6 +419,24 @@ class SearchSpec(_Table):
         default="auto",
         description="Whether nodes are rented at their spot prices: auto takes what costs least with the work that interruptions lose.",
         examples=["auto"],
+    )
+    deadline_s: PositiveSeconds | None = Field(
+        default=None,
+        alias="deadline",
+        description="The whole job takes at most so long; it needs job.steps or job.target_samples.",
+        examples=["7 d"],
+    )
+    budget_usd: PositiveUsd | None = Field(
+        default=None,
+        alias="budget",
+        description="The whole job costs at most so much; it needs job.steps or job.target_samples, and prices of the nodes.",
+        examples=["10000 USD"],
+    )
+    maximum_step_time_s: PositiveSeconds | None = Field(
+        default=None, alias="maximum_step_time", description="A step takes at most so long.", examples=["200 ms"]
+    )
+    maximum_cost_per_sample_usd: PositiveUsd | None = Field(
+        default=None, alias="maximum_cost_per_sample", description="A sample costs at most so much.", examples=["0.00002 USD"]
     )
     executable: bool = Field(
         default=True,

@@ -8,6 +8,7 @@ import matplotlib
 import pytest
 
 from chinchilla_sim.report.figures import COLOR, MOST_RANKS, alternatives_svg, gantt_svg, memory_svg
+from chinchilla_sim.report.front_figure import front_svg
 from chinchilla_sim.report.study import Study
 from chinchilla_sim.timeline import Category, MemorySample, Span, Timeline
 from chinchilla_sim.units import format_seconds
@@ -39,7 +40,8 @@ def _row_of(count: int, duration_s: float, category: Category = "forward") -> Ti
 def _figures(study: Study) -> list[str]:
     best = study.search.best
     measured = study.measurement.timeline if study.measurement else None
-    return [gantt_svg(best.timeline, measured), memory_svg(best.timeline, [2.0**30] * best.plan.rank_count), alternatives_svg(study.search)]
+    memory = memory_svg(best.timeline, [2.0**30] * best.plan.rank_count)
+    return [gantt_svg(best.timeline, measured), memory, alternatives_svg(study.search), front_svg(study)]
 
 
 def test_figures_are_accessible_svg_that_a_page_can_hold(measured: Study) -> None:

@@ -59,10 +59,10 @@ def test_page_is_self_contained(measured: Study) -> None:
 
 
 def test_sections_stand_in_reading_order(measured: Study) -> None:
-    """From the plan over the step and its error to cost, memory, alternatives, reasons and sources."""
+    """From the plan over the step and its error to cost, memory, alternatives, trade-offs, reasons and sources."""
     study = replace(measured, explanation=("because",))
-    expected = ["The plan", "One step, simulated and measured", "Was the simulation right?", "Cost", "Memory", "Alternatives", "Why"]
-    assert _Outline(render_page(study)).headings == [*expected, "Where the figures are from"]
+    expected = ["The plan", "One step, simulated and measured", "Was the simulation right?", "Cost", "Memory", "Alternatives"]
+    assert _Outline(render_page(study)).headings == [*expected, "Trade-offs", "Why", "Where the figures are from"]
 
 
 def test_page_answers_the_question_with_numbers(measured: Study) -> None:

@@ -67,6 +67,13 @@ def test_losses_and_weights_equal_one_process(
     assert [json.loads(line)["epoch"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 
+def test_target_samples_end_the_run(own: Scenario, tmp_path: Path, with_job: Any) -> None:
+    """Two full batches and one sample more are three steps."""
+    samples = 2 * own.job.global_batch_size + 1
+    measurement = run_plan(with_job(PlanFile(make_plan(own, 1, 1, 1), own), target_samples=samples), tmp_path / "run")
+    assert len(measurement.losses) == 3
+
+
 def test_gradients_equal_one_process(own: Scenario, tmp_path: Path, single_process: Any, with_job: Any) -> None:
     """One step of SGD with learning rate 1 moves every weight by its gradient: equal to 1e-5 of the gradient's norm."""
     file = with_job(PlanFile(make_plan(own, 2, 2, 3), own), steps=1, epochs=1, learning_rate=1.0)

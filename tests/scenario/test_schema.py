@@ -425,3 +425,28 @@ def test_a_load_is_a_rate_of_requests() -> None:
 def test_latency_needs_requests_and_requests_need_inference(job: Tables, search: Tables, mistake: str) -> None:
     """Each half without the other is refused with what to write."""
     assert mistakes_of(tables(job=job, search=search)) == [mistake]
+
+
+def test_limits_of_the_whole_job_need_its_length() -> None:
+    """A deadline or budget without steps is a mistake with its cure; a limit per step or sample is none; limits have units."""
+    cure = "write job.target_samples = 1000000, or job.steps, or limit one step by search.maximum_step_time"
+    assert mistakes_of(tables(search={"deadline": "7 d", "budget": "100 USD"})) == [
+        f"search.{key}: is for the whole job, whose steps are not stated; {cure}" for key in ("deadline", "budget")
+    ]
+    parsed = parse_scenario(tables(search={"maximum_step_time": "1 ms", "maximum_cost_per_sample": "0.001 USD"}), "x").search
+    assert (parsed.maximum_step_time_s, parsed.maximum_cost_per_sample_usd, parsed.deadline_s) == (0.001, 0.001, None)
+    job = {"global_batch_size": 128, "target_samples": 1000}
+    scenario = parse_scenario(tables(job=job, search={"deadline": "7 d", "budget": "100 USD"}), "x")
+    assert (scenario.search.deadline_s, scenario.search.budget_usd, scenario.job.total_steps) == (604800, 100, 8)
+    assert parse_scenario(scenario.to_dict(), "x") == scenario
+    (wrong,) = mistakes_of(tables(job=job, search={"budget": 100}))
+    assert wrong.startswith("search.budget: 100 has no unit")
+    assert mistakes_of(tables(job=job, search={"deadline": "0 s"})) == [
+        'search.deadline: must be more than 0, not "0 s"; write for example "50 us"'
+    ]
+
+
+def test_the_first_of_steps_and_samples_ends_the_job() -> None:
+    """Both may be stated; without either only epochs end it."""
+    for job, steps in (({"steps": 5}, 5), ({"target_samples": 1280}, 10), ({"steps": 5, "target_samples": 1280}, 5), ({}, None)):
+        assert parse_scenario(tables(job={"global_batch_size": 128, **job}), "x").job.total_steps == steps
