@@ -33,7 +33,7 @@ from chinchilla_sim.planner.alternative import search_instead
 from chinchilla_sim.planner.explain import explain_choice
 from chinchilla_sim.planner.plan import CUSTOM, Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
-from chinchilla_sim.planner.plan_file import PlanFile, check_tasks
+from chinchilla_sim.planner.plan_file import PlanFile, check_sharing, check_tasks
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import folds, lower
 from chinchilla_sim.planner.search import Candidate, SearchResult, find_plans
@@ -227,8 +227,10 @@ def make_plan(setting: Setting, progress: Progress | None = None, time_limit_s: 
     """
     scenario = setting.scenario
     until = None if time_limit_s is None else monotonic() + time_limit_s
-    coarse = coarsen(setting.graph, PLANNED_TASKS)
-    found = find_plans(coarse, setting.cluster, scenario.job, scenario.search, simulate, progress, setting.profile, until)
+    coarse, search = coarsen(setting.graph, PLANNED_TASKS), scenario.search
+    if scenario.cluster.kind == THIS_MACHINE and search.shared_weights is None:
+        search = search.model_copy(update={"shared_weights": False})
+    found = find_plans(coarse, setting.cluster, scenario.job, search, simulate, progress, setting.profile, until)
     if coarse is setting.graph:
         return found
     refined = [_in_own_tasks(setting, coarse, candidate) for candidate in (found.best, *found.runner_ups)]
@@ -287,6 +289,7 @@ def open_plan(file: PlanFile, source: str, overrides: Sequence[str] = (), force:
     if mismatches:
         raise ScenarioError(mismatches, source)
     check_tasks(file.plan, [task.name for task in setting.graph.compute_tasks], setting.cluster.rank_count, source)
+    check_sharing(file.plan, setting.graph, source)
     return setting
 
 
@@ -366,6 +369,7 @@ def unplayable(plan: Plan) -> list[str]:
         "gradient buckets": plan.gradient_buckets > 1,
         "ZeRO": plan.zero_stage > 0,
         "recompute": plan.recompute != "none",
+        "weights shared by stages": bool(plan.shared_stages),
         "tensor, context and expert parallelism": plan.group_width * plan.expert_parallel_degree > 1,
     }
     return [what for what, asked in asks.items() if asked]

@@ -28,6 +28,7 @@ class Plan:
     PyTorch's notation where no formula draws them (custom and automatic schedules). `receives_in_flight`
     receives are posted ahead of their use on every rank. `collective_algorithm` is auto, ring,
     halving-doubling, tree or hierarchical; rings go from neighbour to neighbour (`ring_order` near) or as placed.
+    `shared_stages` are the sets of stages that train the same weights (`sharing.py`).
     """
 
     stages: tuple[tuple[str, ...], ...]
@@ -50,6 +51,7 @@ class Plan:
     sequence_parallel: bool = False
     context_parallel_degree: int = 1
     expert_parallel_degree: int = 1
+    shared_stages: tuple[tuple[int, ...], ...] = ()
 
     @property
     def data_parallel_degree(self) -> int:
@@ -129,6 +131,10 @@ class Plan:
     def pipeline(self, replica: int) -> tuple[int, ...]:
         """Ranks of one replica in the order in which the first microbatch meets them."""
         return tuple(dict.fromkeys(row[replica] for row in self.placement))
+
+    def sharing_ranks(self, number: int, replica: int = 0) -> tuple[int, ...]:
+        """Ranks of a replica that hold the weights of `shared_stages[number]`; a single one has nothing to exchange."""
+        return tuple(dict.fromkeys(self.placement[stage][replica] for stage in self.shared_stages[number]))
 
     def crosses(self, boundary: int, replica: int = 0) -> bool:
         """Whether what leaves stage `boundary` for the next one changes ranks."""

@@ -35,6 +35,9 @@ def _shape_mistakes(plan: Plan) -> Found:
         yield "gradient_codecs", f"needs {stages} entries, one per stage"
     if len(plan.activation_codecs) != max(0, stages - 1):
         yield "activation_codecs", f"needs {max(0, stages - 1)} entries, one per boundary"
+    groups = plan.shared_stages
+    if list(groups) != sorted(set(groups)) or any(len(group) < 2 or list(group) != sorted({*group} & {*range(stages)}) for group in groups):
+        yield "shared_stages", f"needs sets of two or more of the stages 0 to {stages - 1}, stages and sets in ascending order"
 
 
 def _width_mistakes(plan: Plan) -> Found:

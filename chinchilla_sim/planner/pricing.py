@@ -8,7 +8,7 @@ from functools import cached_property
 from chinchilla_sim.cluster.ring import ring_order
 from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.cost.codec import CODECS, decode_s, encode_s, payload_bytes
-from chinchilla_sim.cost.collective import choose_algorithm, collective_s, interpolate_s, measured_table, sent_bytes
+from chinchilla_sim.cost.collective import collective_s, measured_table
 from chinchilla_sim.cost.compute import (
     FP32_BYTES,
     accumulation_s,
@@ -20,7 +20,6 @@ from chinchilla_sim.cost.compute import (
     with_host_s,
 )
 from chinchilla_sim.cost.memory import state_parts
-from chinchilla_sim.cost.rounds import rounds_lower_bound_s
 from chinchilla_sim.graph.profile import ACCELERATOR, ANY_DEVICE, Profile
 from chinchilla_sim.graph.shard import Collective, PassCollectives, shard_graph
 from chinchilla_sim.graph.task import Task, TaskGraph
@@ -29,6 +28,7 @@ from chinchilla_sim.planner.holdings import Holding, growing
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import NO_EXCHANGE, Bucket, Exchange, Pricing, StagePrice
 from chinchilla_sim.planner.recompute import Blocks, Kept, keep_all
+from chinchilla_sim.planner.sharing import exchange_among, shared_exchanges
 from chinchilla_sim.scenario.schema import JobSpec
 
 
@@ -125,6 +125,7 @@ class Pricer:
             ),
             gradients=tuple(device_pricer.gradient_exchange(plan, stage) for stage in stages),
             weights=tuple(device_pricer.weight_exchange(plan, stage) for stage in stages) if plan.zero_stage else (),
+            shared=shared_exchanges(plan, device_pricer.graph, self.cluster, self._ring),
         )
 
     def device_of(self, plan: Plan, rank: int) -> Device:
@@ -342,23 +343,14 @@ class Pricer:
             return Exchange(kind)
         if kind == "all_gather" and plan.zero_stage:
             payload /= replicas
-        sent = sent_bytes(kind, payload, replicas)
-        orders = tuple(self._ring(plan, stage, lane) for lane in range(plan.tensor_parallel_degree))
-        tables = [measured_table(self.cluster, kind, order) for order in orders]
-        if all(tables):
-            # Rings of one stage that lie in different nodes wait for the slowest.
-            table = max(tables, key=lambda rows: interpolate_s(rows, payload))
-            return Exchange(kind, payload, interpolate_s(table, payload), sent, table=table, orders=orders)
-        link = self.cluster.slowest_pair(orders[0])
-        algorithm = plan.collective_algorithm
-        if algorithm == "auto":
-            algorithm = choose_algorithm(kind, payload / plan.gradient_buckets, replicas, link, self.cluster.backend)
-        idle_s = 0.0 if algorithm == "hierarchical" else rounds_lower_bound_s(self.cluster, kind, algorithm, orders[0], payload)
-        return Exchange(kind, payload, idle_s, sent, algorithm=algorithm, orders=orders)
+        width = plan.tensor_parallel_degree
+        # Slots that hold the same part of the weights.
+        lanes = [tuple(slot for rank in plan.placement[stage] for slot in plan.slots_of(rank)[lane::width]) for lane in range(width)]
+        orders = tuple(self._ring(plan, slots) for slots in lanes)
+        return exchange_among(self.cluster, kind, payload, orders, plan.collective_algorithm, plan.gradient_buckets)
 
-    def _ring(self, plan: Plan, stage: int, lane: int) -> tuple[int, ...]:
-        """Slots that hold the same part of the weights, in the order of the ring."""
-        slots = tuple(slot for rank in plan.placement[stage] for slot in plan.slots_of(rank)[lane :: plan.tensor_parallel_degree])
+    def _ring(self, plan: Plan, slots: tuple[int, ...]) -> tuple[int, ...]:
+        """Slots in the order of the ring."""
         if plan.ring_order == "placed":
             return slots
         if slots not in self._rings:

@@ -37,6 +37,7 @@ from chinchilla_sim.planner.program import Program, folds, lower, passes_of
 from chinchilla_sim.planner.schedules.automatic import PassSeconds, find_rows
 from chinchilla_sim.planner.schedules.registry import SCHEDULES, microbatches_in_flight
 from chinchilla_sim.planner.screen import Floats, Screen, screen
+from chinchilla_sim.planner.sharing import with_sharing
 from chinchilla_sim.scenario.schema import JobSpec, SearchSpec
 from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.units import format_bytes
@@ -117,7 +118,7 @@ class _Search:
         graph, job = pricer.graph, pricer.job
         self.graph, self.cluster, self.job = graph, pricer.cluster, job
         self.training = job.kind == "training"
-        self.cuts = allowed_cuts(graph, self.training)
+        self.cuts = allowed_cuts(graph, self.training, search.shared_weights is not False)
         self.crossing_bytes = [
             sum(producer.output_bytes for producer in graph.live_after(graph.position[task.name])) for task in graph.compute_tasks
         ]
@@ -311,7 +312,8 @@ class _Search:
         if sizes is None:
             return None
         names = iter(task.name for task in tasks)
-        return self._with_order(replace(whole, stages=tuple(tuple(next(names) for _ in range(count)) for count in sizes)))
+        plan = replace(whole, stages=tuple(tuple(next(names) for _ in range(count)) for count in sizes))
+        return self._with_order(with_sharing(plan, self.graph))
 
     def _with_order(self, plan: Plan) -> Plan:
         """Rows for a schedule that depends on the seconds of its passes."""

@@ -380,6 +380,12 @@ class SearchSpec(_Table):
     gradient_buckets: Counts = Field(
         default=(1,), description="Buckets in which gradients leave during the last backward pass.", examples=[[1, 4]]
     )
+    shared_weights: bool | None = Field(
+        default=None,
+        description="Whether stages may share weights (a tied head): each trains a copy and they sum its gradients once a step. "
+        "Without it, yes but on this machine, where such plans cannot run yet.",
+        examples=[False],
+    )
     gradient_codecs: tuple[Codec, ...] = Field(
         default=("none",),
         strict=False,
