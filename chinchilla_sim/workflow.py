@@ -30,6 +30,7 @@ from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import VALUE_BYTES, TaskGraph
 from chinchilla_sim.graph.zoo import FORMULAS, PRESETS, chain, mlp
 from chinchilla_sim.planner.alternative import search_instead
+from chinchilla_sim.planner.executable import unplayable
 from chinchilla_sim.planner.explain import explain_choice
 from chinchilla_sim.planner.plan import CUSTOM, Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
@@ -227,10 +228,8 @@ def make_plan(setting: Setting, progress: Progress | None = None, time_limit_s: 
     """
     scenario = setting.scenario
     until = None if time_limit_s is None else monotonic() + time_limit_s
-    coarse, search = coarsen(setting.graph, PLANNED_TASKS), scenario.search
-    if scenario.cluster.kind == THIS_MACHINE and search.shared_weights is None:
-        search = search.model_copy(update={"shared_weights": False})
-    found = find_plans(coarse, setting.cluster, scenario.job, search, simulate, progress, setting.profile, until)
+    coarse = coarsen(setting.graph, PLANNED_TASKS)
+    found = find_plans(coarse, setting.cluster, scenario.job, scenario.search, simulate, progress, setting.profile, until)
     if coarse is setting.graph:
         return found
     refined = [_in_own_tasks(setting, coarse, candidate) for candidate in (found.best, *found.runner_ups)]
@@ -357,22 +356,6 @@ def run_for_real(
         job = file.scenario.job.model_copy(update={"steps": steps})
         file = replace(file, scenario=file.scenario.model_copy(update={"job": job}))
     return run_plan(file, folder, watch)
-
-
-def unplayable(plan: Plan) -> list[str]:
-    """What a plan asks for that the runtime cannot do."""
-    asks = {
-        "several stages per rank": plan.stages_per_rank > 1,
-        "split backward passes": plan.training and plan.splits_backward,
-        "custom rows": plan.schedule == CUSTOM,
-        "unequal microbatch counts": bool(plan.replica_microbatch_counts),
-        "gradient buckets": plan.gradient_buckets > 1,
-        "ZeRO": plan.zero_stage > 0,
-        "recompute": plan.recompute != "none",
-        "weights shared by stages": bool(plan.shared_stages),
-        "tensor, context and expert parallelism": plan.group_width * plan.expert_parallel_degree > 1,
-    }
-    return [what for what, asked in asks.items() if asked]
 
 
 def study_of(setting: Setting, search: SearchResult, measurement: Measurement | None = None) -> Study:

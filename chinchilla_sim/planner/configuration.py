@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
+from typing import Any
 
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
 from chinchilla_sim.scenario.schema import JobSpec, SearchSpec
+
+RECOMPUTE = ("none", "selective", "full")
+"""From fast and large to slow and small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,10 @@ class Sharding:
     def group_width(self) -> int:
         """Devices that work in lockstep."""
         return self.tensor_parallel_degree * self.context_parallel_degree
+
+    def plan_fields(self, stages: int) -> dict[str, Any]:
+        """The fields of a Plan of so many stages."""
+        return asdict(self) | {"recompute": () if self.recompute == "none" else (self.recompute,) * stages}
 
     @property
     def hides_exchange(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from chinchilla_sim.graph.task import TaskGraph
-from chinchilla_sim.planner.recompute import loss_parts
+from chinchilla_sim.planner.recompute import Blocks, loss_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,18 +19,22 @@ class Holding:
     transient_bytes: float
 
 
-def growing(graph: TaskGraph, first: int) -> Iterator[Holding]:
-    """Holdings of the compute tasks from `first` on, one task more each time."""
+def growing(graph: TaskGraph, first: int, blocks: Blocks | None = None) -> Iterator[Holding]:
+    """Holdings of the compute tasks from `first` on, one task more each time; with `blocks` of what is not computed again."""
     weights: set[str] = set()
     tensors: set[str] = set()
     trained = untrained = saved = transient = 0.0
-    for task in graph.compute_tasks[first:]:
+    for count, task in enumerate(graph.compute_tasks[first:], start=1):
         for name in task.parameters:
             if name not in weights:
                 weights.add(name)
                 weight = graph.weights[name]
                 trained += weight.bytes if weight.trained else 0.0
                 untrained += 0.0 if weight.trained else weight.bytes
+        if blocks:
+            kept = blocks.recompute(graph.compute_tasks[first : first + count])
+            yield Holding(trained, untrained, kept.saved_bytes, kept.transient_bytes)
+            continue
         for name in task.saved:
             if name not in tensors:
                 tensors.add(name)

@@ -23,7 +23,8 @@ class Plan:
     runs stage s of replica d, and a rank may run several stages. `slots` are the cluster's device slots: with
     tensor or context parallelism a rank stands for `group_width` neighbouring slots that work in lockstep.
     `activation_codecs[s]` packs what crosses from stage s to s + 1 (and its gradient on the way back),
-    `gradient_codecs[s]` the gradients of stage s, which are exchanged in `gradient_buckets` buckets.
+    `gradient_codecs[s]` the gradients of stage s, which are exchanged in `gradient_buckets` buckets. `recompute[s]` is what
+    stage s computes again in its backward pass (none, selective or full; empty: none anywhere).
     `replica_microbatch_counts` gives replicas unequal work. `order` are the passes of each pipeline position in
     PyTorch's notation where no formula draws them (custom and automatic schedules). `receives_in_flight`
     receives are posted ahead of their use on every rank. `collective_algorithm` is auto, ring,
@@ -46,7 +47,7 @@ class Plan:
     collective_algorithm: str = "auto"
     ring_order: str = "near"
     zero_stage: int = 0
-    recompute: str = "none"
+    recompute: tuple[str, ...] = ()
     tensor_parallel_degree: int = 1
     sequence_parallel: bool = False
     context_parallel_degree: int = 1
@@ -136,6 +137,10 @@ class Plan:
         """Ranks of a replica that hold the weights of `shared_stages[number]`; a single one has nothing to exchange."""
         return tuple(dict.fromkeys(self.placement[stage][replica] for stage in self.shared_stages[number]))
 
+    def recompute_of(self, stage: int) -> str:
+        """What a stage computes again: none, selective or full."""
+        return self.recompute[stage] if self.recompute else "none"
+
     def crosses(self, boundary: int, replica: int = 0) -> bool:
         """Whether what leaves stage `boundary` for the next one changes ranks."""
         return self.placement[boundary][replica] != self.placement[boundary + 1][replica]
@@ -155,7 +160,7 @@ class Plan:
             parts += _codec_words("gradients", self.gradient_codecs)
             parts += [f"{self.gradient_buckets} buckets"] if self.gradient_buckets > 1 else []
             parts += [f"ZeRO {self.zero_stage}"] if self.zero_stage else []
-        parts += [f"{self.recompute} recompute"] if self.recompute != "none" else []
+        parts += _recompute_words(self.recompute)
         return ", ".join(parts)
 
     def _group_words(self) -> list[str]:
@@ -179,6 +184,13 @@ def _split(stage_count: int, rank_count: int, replica_count: int) -> str:
 
 def _count_words(counts: tuple[int, ...]) -> str:
     return "/".join(map(str, counts)) if len(counts) <= LISTED_REPLICAS else f"{min(counts)} to {max(counts)}"
+
+
+def _recompute_words(kinds: tuple[str, ...]) -> list[str]:
+    counts = {kind: kinds.count(kind) for kind in ("selective", "full") if kind in kinds}
+    if len(counts) == 1 and "none" not in kinds:
+        return [f"{kind} recompute" for kind in counts]
+    return [f"{kind} recompute in {count} of {len(kinds)} stages" for kind, count in counts.items()]
 
 
 def _codec_words(what: str, codecs: tuple[str, ...]) -> list[str]:

@@ -33,6 +33,8 @@ def _shape_mistakes(plan: Plan) -> Found:
         yield "slots", "two ranks share a device slot"
     if len(plan.gradient_codecs) != stages:
         yield "gradient_codecs", f"needs {stages} entries, one per stage"
+    if plan.recompute and len(plan.recompute) != stages:
+        yield "recompute", f"needs {stages} entries, one per stage, or none at all"
     if len(plan.activation_codecs) != max(0, stages - 1):
         yield "activation_codecs", f"needs {max(0, stages - 1)} entries, one per boundary"
     groups = plan.shared_stages

@@ -77,7 +77,7 @@ class _PlanSpec(BaseModel):
     collective_algorithm: Literal["auto", "ring", "halving-doubling", "tree", "hierarchical"] = "auto"
     ring_order: Literal["near", "placed"] = "near"
     zero_stage: int = Field(default=0, ge=0, le=3)
-    recompute: Literal["none", "selective", "full"] = "none"
+    recompute: tuple[Literal["none", "selective", "full"], ...] = ()
     tensor_parallel_degree: int = Field(default=1, ge=1)
     sequence_parallel: bool = False
     context_parallel_degree: int = Field(default=1, ge=1)

@@ -52,7 +52,7 @@ class Pricer:
         self.value_bytes = graph.value_bytes
         self._seconds: dict[tuple[str, int, int, Device], tuple[float, float, float]] = {}
         self._rings: dict[tuple[int, ...], tuple[int, ...]] = {}
-        self._holdings_from: dict[int, list[Holding]] = {}
+        self._holdings_from: dict[tuple[int, str], list[Holding]] = {}
 
     def scale(self, microbatch_size: int) -> float:
         """Microbatch in units of the graph's batch."""
@@ -167,13 +167,14 @@ class Pricer:
         action_s |= self._codec_s(plan, stage, raw, raw_gradients, device)
         action_s |= gradient_codec_s(plan, stage, parameters, device)
         buffers = self._buffer_bytes(plan, sum(raw[boundary] for boundary in (stage - 1, stage) if 0 <= boundary < len(raw)))
-        kept = self._kept(plan, tasks)
+        recompute = plan.recompute_of(stage)
+        kept = self._kept(plan, recompute, tasks)
         saved, transient = (size * self.scale(plan.microbatch_size) for size in (kept.saved_bytes, kept.transient_bytes))
         if kept.again:
-            again_s = self._again_s(plan, tasks, kept.again, device)
+            again_s = self._again_s(tasks, kept.again, plan.microbatch_size, device, len(plan.slots))
             for op in (Op.B, Op.I):
                 action_s[op] += again_s
-        if plan.recompute == "full" and plan.training:
+        if recompute == "full" and plan.training:
             for op in (Op.B, Op.I):
                 blocking_s[op] = blocking_s.get(op, 0.0) + blocking_s.get(Op.F, 0.0)
         for op, floor_s in self._host_floors_s(tasks, kept.again, device).items():
@@ -182,7 +183,7 @@ class Pricer:
         return StagePrice(
             action_s=action_s,
             accumulation_s=accumulation_s(parameters, device),
-            held_parts=self._held_parts(plan, stage, parameters, self.graph.untrained_bytes_of(tasks)) | {"receive buffers": buffers},
+            held_parts=self.held_parts(plan, stage, parameters, self.graph.untrained_bytes_of(tasks)) | {"receive buffers": buffers},
             saved_bytes=saved,
             kept_bytes=self._kept_bytes(plan, tasks, saved),
             transient_bytes=transient,
@@ -210,22 +211,30 @@ class Pricer:
     def _blocks(self) -> dict[str, Blocks]:
         return {}
 
-    def _kept(self, plan: Plan, tasks: Sequence[Task]) -> Kept:
+    def _kept(self, plan: Plan, recompute: str, tasks: Sequence[Task]) -> Kept:
         """What a microbatch leaves until its backward pass, for the graph's batch."""
         if not plan.training:
             return Kept(tasks[-1].output_bytes, 0.0)
-        if plan.recompute == "none":
+        if recompute == "none":
             return keep_all(self.graph, tasks)
-        if plan.recompute not in self._blocks:
-            self._blocks[plan.recompute] = Blocks(self.graph, plan.recompute)
-        return self._blocks[plan.recompute].recompute(tasks)
+        return self.blocks(recompute).recompute(tasks)
 
-    def _again_s(self, plan: Plan, tasks: Sequence[Task], again: frozenset[str], device: Device) -> float:
+    def blocks(self, recompute: str) -> Blocks:
+        """What is computed again under full or selective recompute."""
+        if recompute not in self._blocks:
+            self._blocks[recompute] = Blocks(self.graph, recompute)
+        return self._blocks[recompute]
+
+    def again_s(self, tasks: Sequence[Task], recompute: str, microbatch_size: int, device: Device, busy_ranks: int) -> float:
+        """Forward seconds that the backward pass of some tasks runs again under a kind of recompute."""
+        return self._again_s(tasks, self.blocks(recompute).recompute(tasks).again, microbatch_size, device, busy_ranks)
+
+    def _again_s(self, tasks: Sequence[Task], again: frozenset[str], microbatch_size: int, device: Device, busy_ranks: int) -> float:
         """Forward seconds of the tasks, and of single kernels within groups, that the backward pass runs again."""
         whole = [task for task in tasks if task.name in again]
         inside = [kernel for task in tasks if task.name not in again for kernel in task.members if kernel.name in again]
-        seconds = sum(self.task_s(task, plan.microbatch_size, device, len(plan.slots))[0] for task in whole)
-        return seconds + sum(self._kernel_s(kernel, plan.microbatch_size, device, len(plan.slots))[0] for kernel in inside)
+        seconds = sum(self.task_s(task, microbatch_size, device, busy_ranks)[0] for task in whole)
+        return seconds + sum(self._kernel_s(kernel, microbatch_size, device, busy_ranks)[0] for kernel in inside)
 
     def _blocking_s(self, plan: Plan, stage: int, tasks: Sequence[Task]) -> dict[Op, float]:
         """Seconds of collectives inside a forward and a backward pass (of which I has all)."""
@@ -287,22 +296,15 @@ class Pricer:
         """Receive buffers of messages that are awaited at once."""
         return min(plan.receives_in_flight, plan.microbatch_count) * message_bytes
 
-    def stage_bytes(self, plan: Plan, stage: int, first: int, end: int, in_flight: int, crossing_bytes: float) -> float:
-        """Peak bytes of a stage of compute tasks first..end-1; `crossing_bytes` cross its boundaries per batch of the graph."""
-        holding = self._holdings(first)[end - first - 1]
-        scale = self.scale(plan.microbatch_size)
-        saved = holding.saved_bytes if plan.training else self.graph.compute_tasks[end - 1].output_bytes
-        held = sum(self._held_parts(plan, stage, holding.trained_bytes, holding.untrained_bytes).values())
-        transient = scale * holding.transient_bytes if plan.training else 0.0
-        return held + self._buffer_bytes(plan, crossing_bytes * scale) + in_flight * scale * saved + transient
-
-    def _holdings(self, first: int) -> list[Holding]:
+    def holdings(self, first: int, recompute: str = "none") -> list[Holding]:
         """What the compute tasks first..first, first..first + 1 and so on hold, each weight and saved tensor once."""
-        if first not in self._holdings_from:
-            self._holdings_from[first] = list(growing(self.graph, first))
-        return self._holdings_from[first]
+        key = first, recompute
+        if key not in self._holdings_from:
+            blocks = None if recompute == "none" else self.blocks(recompute)
+            self._holdings_from[key] = list(growing(self.graph, first, blocks))
+        return self._holdings_from[key]
 
-    def _held_parts(self, plan: Plan, stage: int, parameters: float, frozen: float) -> dict[str, float]:
+    def held_parts(self, plan: Plan, stage: int, parameters: float, frozen: float) -> dict[str, float]:
         """What a stage holds all the time; ZeRO 3 beside its shards two gathered buckets and one of whole gradients."""
         if not plan.training:
             return {"weights": parameters + frozen}

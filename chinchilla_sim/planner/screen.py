@@ -23,7 +23,7 @@ On devices of several kinds every figure of the bound is the fastest kind's.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import permutations, product
 
@@ -36,7 +36,7 @@ from chinchilla_sim.cost.collective import collective_s, sent_bytes
 from chinchilla_sim.cost.compute import optimizer_s
 from chinchilla_sim.cost.memory import FP32_BYTES, state_parts
 from chinchilla_sim.planner.action import Op
-from chinchilla_sim.planner.configuration import Configuration, Sharding, Space
+from chinchilla_sim.planner.configuration import RECOMPUTE, Configuration, Sharding, Space
 from chinchilla_sim.planner.partition import allowed_cuts
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.pricing import Pricer
@@ -123,6 +123,7 @@ class Screener:
         self.kinds = list(kinds.values())
         """A slot of each kind of device, fastest first; `kinds_among[n]` is how many kinds the n fastest devices are of."""
         self.memory_bytes = max(self.cluster.device(slot).usable_memory_bytes for slot in self.kinds)
+        self.lightest = next(kind for kind in RECOMPUTE if kind in self.search.recompute) if space.training else "none"
         busy = self.cluster.rank_count
         self.depends_on_busy = any(self.cluster.device(slot, 1) != self.cluster.device(slot, busy) for slot in self.kinds)
         self.depends_on_busy |= any(row.busy_ranks for row in pricer.profile.times)
@@ -150,15 +151,21 @@ class Screener:
         wholes = [self._whole(sharding, *key) for key in keys.tolist()]
         figure = {name: np.array([getattr(whole, name) for whole in wholes])[index] for name in _Whole.__slots__}
         pass_s = figure["forward_s"] + figure["backward_s"]
+        # What a stage computes again is its own choice: the bound counts the least that is allowed.
+        least = {"backward_s": figure["backward_s"], "heaviest_s": figure["heaviest_s"]}
+        if sharding.recompute != self.lightest:
+            lightest = [self._whole(replace(sharding, recompute=self.lightest), *key) for key in keys.tolist()]
+            least = {name: np.array([getattr(whole, name) for whole in lightest])[index] for name in least}
+        least_s = figure["forward_s"] + least["backward_s"]
         update_s, state_bytes = self._update(sharding, d, figure["parameter_bytes"])
         split = np.array([SCHEDULES[name].splits_backward for name, _ in self.schedules], dtype=np.bool_)[k]
         line = np.array([SCHEDULES[name].layout == "line" for name, _ in self.schedules], dtype=np.bool_)[k] & ~split
         stages = np.array([count for _, count in self.schedules], dtype=np.int64)[k]
-        path_s = np.where(split, pass_s - figure["weight_s"], pass_s) + (p - 1) * self._crossing_s(sharding, size)
+        path_s = np.where(split, least_s - figure["weight_s"], least_s) + (p - 1) * self._crossing_s(sharding, size)
         with np.errstate(divide="ignore", invalid="ignore"):
-            ramps_s = np.where(line, pass_s / -np.expm1(p * np.log1p(-1 / m)), 0.0)
-        work_s = (m * pass_s + update_s + self._sent_s(sharding, d, figure)) / p
-        bound_s = np.maximum.reduce([work_s, path_s, m * figure["heaviest_s"], ramps_s]) * (1 - 1e-9)
+            ramps_s = np.where(line, least_s / -np.expm1(p * np.log1p(-1 / m)), 0.0)
+        work_s = (m * least_s + update_s + self._sent_s(sharding, d, figure)) / p
+        bound_s = np.maximum.reduce([work_s, path_s, m * least["heaviest_s"], ramps_s]) * (1 - 1e-9)
         bubble = np.where(split, SPLIT_BUBBLE, 1.0) / stages
         exchange_s, hop_s = self._transfers(sharding, d, p, figure)
         # A replica on the slowest devices in use holds up the others; longer pipelines mix kinds.
@@ -217,7 +224,7 @@ class Screener:
             schedule="1f1b" if training else "forward",
             gradient_codecs=("none",),
             activation_codecs=(),
-            **asdict(sharding),
+            **sharding.plan_fields(1),
         )
         pricer, device = self.pricer.for_devices(plan), self.cluster.device(slot, busy)
         tasks = pricer.graph.compute_tasks
@@ -270,7 +277,7 @@ class Screener:
     def _narrowest_cut_bytes(self) -> tuple[float, float]:
         """Least bytes per batch of the graph that any cut sends on, and back."""
         graph = self.pricer.graph
-        cuts = allowed_cuts(graph, self.space.training, self.search.shared_weights is not False)
+        cuts = allowed_cuts(graph, self.space.training, not self.search.executable)
         ends = [task for task, cut in zip(graph.compute_tasks, cuts, strict=True) if cut][:-1]
         live = [graph.live_after(graph.position[task.name]) for task in ends]
         on = [sum(producer.output_bytes for producer in row) for row in live]

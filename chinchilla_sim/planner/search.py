@@ -1,7 +1,7 @@
 """The best plan of a space: screened as a whole, cut and priced where it can win, judged by the simulator.
 
 The space: data-parallel degree x pipeline degree x microbatch count x schedule x sharding x placement x gradient
-codec x activation codec. `screen.py` bounds and ranks all configurations at once; stages are cut by `balance_stages`; every plan that
+codec x activation codec. `screen.py` bounds and ranks all configurations at once; stages are cut by `cutting.py`; every plan that
 fits into memory gets a bound of its own (`bound.py`), and what cannot beat the best simulated plan is not simulated.
 
 Spaces of up to EXHAUSTIVE configurations are searched whole, split by split, so that the best of every split is known. Larger ones
@@ -13,14 +13,13 @@ The least bound of the space says how far from the best the plan can be at most.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from time import monotonic
 
 import numpy as np
 
 from chinchilla_sim.cluster.topology import Cluster, Device
-from chinchilla_sim.cost.codec import payload_bytes
 from chinchilla_sim.cost.money import expense
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.graph.profile import Profile
@@ -28,16 +27,16 @@ from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.configuration import Configuration, Space, divisors
-from chinchilla_sim.planner.partition import allowed_cuts, balance_stages
+from chinchilla_sim.planner.cutting import Cutter
+from chinchilla_sim.planner.executable import search_mistakes, unplayable
 from chinchilla_sim.planner.placement import distinct_replicas, placements, share_out, slot_choices
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import Program, folds, lower, passes_of
 from chinchilla_sim.planner.schedules.automatic import PassSeconds, find_rows
-from chinchilla_sim.planner.schedules.registry import SCHEDULES, microbatches_in_flight
+from chinchilla_sim.planner.schedules.registry import SCHEDULES
 from chinchilla_sim.planner.screen import Floats, Screen, screen
-from chinchilla_sim.planner.sharing import with_sharing
 from chinchilla_sim.scenario.schema import JobSpec, SearchSpec
 from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.units import format_bytes
@@ -118,18 +117,15 @@ class _Search:
         graph, job = pricer.graph, pricer.job
         self.graph, self.cluster, self.job = graph, pricer.cluster, job
         self.training = job.kind == "training"
-        self.cuts = allowed_cuts(graph, self.training, search.shared_weights is not False)
-        self.crossing_bytes = [
-            sum(producer.output_bytes for producer in graph.live_after(graph.position[task.name])) for task in graph.compute_tasks
-        ]
+        self.cutter = Cutter(pricer, search.recompute, shared=not search.executable)
         self.considered = self.simulated = self.infeasible = 0
         self.shortfalls: list[tuple[float, str]] = []
 
     def run(self) -> SearchResult:
         """Best of every split, then the best of those."""
-        self._check_objective()
+        self._check_search()
         maximum = min(self.cluster.rank_count, self.search.maximum_ranks or self.cluster.rank_count)
-        self.space = Space(self.job, self.search, maximum, sum(self.cuts))
+        self.space = Space(self.job, self.search, maximum, sum(self.cutter.can_end))
         screened = screen(self.pricer, self.space)
         exhaustive = screened.screened <= EXHAUSTIVE
         winners = self._every_split(list(self.space.configurations())) if exhaustive else self._likely_first(screened)
@@ -153,6 +149,8 @@ class _Search:
     def _every_split(self, configurations: Sequence[Configuration]) -> list[Candidate]:
         by_split: dict[tuple[int, int], list[Configuration]] = {}
         for configuration in configurations:
+            if configuration.sharding.recompute != self.search.recompute[0] and self.training:
+                continue  # the cutter chooses what each stage computes again
             by_split.setdefault(configuration.split, []).append(configuration)
         winners: list[Candidate] = []
         for done, group in enumerate(by_split.values()):
@@ -168,16 +166,16 @@ class _Search:
         best: dict[tuple[int, int], Candidate] = {}
         least = np.inf
         priced = 0
-        seen: set[tuple[float, Configuration]] = set()
+        seen: set[Configuration] = set()
         for row in np.argsort(estimates, kind="stable"):
             if bounds[row] >= least:
                 continue
             configuration = screened.configuration(int(row))
-            # Where recompute finds nothing to compute again, its plans are those without.
+            # The cutter chooses what each stage computes again: rows that differ in it rank, and are one.
             plain = replace(configuration, sharding=replace(configuration.sharding, recompute="none"))
-            if (estimates[row], plain) in seen:
+            if plain in seen:
                 continue
-            seen.add((estimates[row], plain))
+            seen.add(plain)
             for candidate in self._best_of([configuration], least):
                 least = min(least, candidate.objective)
                 rival = best.get(configuration.split)
@@ -204,20 +202,24 @@ class _Search:
         self.truncated |= self.until is not None and monotonic() > self.until
         return self.truncated
 
-    def _check_objective(self) -> None:
-        """Minimising what no device states would make every plan equal."""
+    def _check_search(self) -> None:
+        """Minimising what no device states would make every plan equal; and what the runtime cannot play must be asked for."""
+        mistakes = search_mistakes(self.search)
         rates = {"cost": "usd_per_s", "energy": "power_watt"}
         field = rates.get(self.search.objective)
         if field and not any(getattr(self.cluster.device(slot), field) for slot in range(self.cluster.rank_count)):
             name = {"usd_per_s": "price", "power_watt": "power"}[field]
             what = f"{self.search.objective} is to be minimised, but no node states its {name}"
-            raise ScenarioError([Mistake("search.objective", what, f'give the nodes a {name} such as "2 USD/h" or "300 W"')])
+            mistakes.append(Mistake("search.objective", what, f'give the nodes a {name} such as "2 USD/h" or "300 W"'))
+        if mistakes:
+            raise ScenarioError(mistakes)
 
     def _best_of(self, shapes: Sequence[Configuration], below: float = np.inf) -> list[Candidate]:
         """The best plan of one split, if it is below a limit: simulate by rising bound until the bound passes the best."""
         bounded: list[tuple[float, int, Plan, Pricing]] = []
         for shape in shapes:
             for plan in self._plans(shape):
+                assert not (self.search.executable and unplayable(plan)), unplayable(plan)
                 self.considered += 1
                 pricing = self.pricer.price(plan)
                 if self._fits(plan, pricing):
@@ -257,17 +259,17 @@ class _Search:
             placement = tuple(line[schedule.rank_of_stage(stage, shape.pipeline_parallel_degree)] for stage in range(shape.stage_count))
             for activation_codec in activation_codecs:
                 for gradient_codec in gradient_codecs:
-                    plan = self._cut(shape, placement, slots, activation_codec, gradient_codec)
-                    if plan is None:
+                    found = self.cutter.cut(self._whole(shape, placement, slots, activation_codec, gradient_codec))
+                    if not found:
                         self.considered += 1
                         self.infeasible += 1
-                    else:
+                    for plan in map(self._with_order, found):
                         yield plan
                         yield from self._weighted(plan)
 
     def _weighted(self, plan: Plan) -> Iterator[Plan]:
         """The plan with more microbatches for faster replicas, where replicas are on devices of different speed."""
-        if plan.data_parallel_degree == 1 or SCHEDULES[plan.schedule].row is None:
+        if self.search.executable or plan.data_parallel_degree == 1 or SCHEDULES[plan.schedule].row is None:
             return
         pricer, tasks = self.pricer.for_devices(plan), self.pricer.for_devices(plan).graph.compute_tasks
         seconds: dict[Device, float] = {}
@@ -282,19 +284,18 @@ class _Search:
             if set(counts) != {plan.microbatch_count}:
                 yield replace(plan, replica_microbatch_counts=tuple(counts))
 
-    def _cut(
+    def _whole(
         self,
         shape: Configuration,
         placement: tuple[tuple[int, ...], ...],
         slots: tuple[int, ...],
         activation_codec: str,
         gradient_codec: str,
-    ) -> Plan | None:
-        """The partition of a shape whose busiest stage or link is as fast as can be, or None where none fits into memory."""
+    ) -> Plan:
+        """A shape with all tasks in one stage, as the cutter takes it."""
         stages = shape.stage_count
-        tasks = self.graph.compute_tasks
-        whole = Plan(
-            stages=(tuple(task.name for task in tasks),),
+        return Plan(
+            stages=(tuple(task.name for task in self.graph.compute_tasks),),
             placement=placement,
             slots=slots,
             global_batch_size=self.job.global_batch_size,
@@ -302,18 +303,8 @@ class _Search:
             schedule=shape.schedule,
             gradient_codecs=(gradient_codec,) * stages,
             activation_codecs=(activation_codec,) * (stages - 1),
-            **asdict(shape.sharding),
+            **shape.sharding.plan_fields(stages),
         )
-        # One stage needs no dynamic programme: memory is checked with its exact price.
-        sizes = [len(tasks)] if stages == 1 else self._balance(whole)
-        if sizes is None:
-            # Nothing fits: the balanced cut without a limit says how far the closest plan is off.
-            sizes = self._balance(whole, limited=False)
-        if sizes is None:
-            return None
-        names = iter(task.name for task in tasks)
-        plan = replace(whole, stages=tuple(tuple(next(names) for _ in range(count)) for count in sizes))
-        return self._with_order(with_sharing(plan, self.graph))
 
     def _with_order(self, plan: Plan) -> Plan:
         """Rows for a schedule that depends on the seconds of its passes."""
@@ -329,47 +320,6 @@ class _Search:
         limit = len(prices) * {"zb-1p": 1, "zb-2p": 2}[plan.schedule]
         rows = find_rows(seconds, transfer_s, plan.microbatch_count, limit, kept)
         return replace(plan, order=tuple(" ".join(map(str, row)) for row in rows))
-
-    def _balance(self, plan: Plan, limited: bool = True) -> list[int] | None:
-        """Tasks per stage; weights are seconds per step of computation, gradient exchange and crossing tensors."""
-        size, count, pricer = plan.microbatch_size, plan.microbatch_count, self.pricer.for_devices(plan)
-        weights = []
-        for stage, row in enumerate(plan.placement):
-            device = self.pricer.device_of(plan, row[0])
-            exchange_s = pricer.exchange_s_per_byte(plan, stage)
-            weights.append(
-                [
-                    count * sum(pricer.task_s(task, size, device, len(plan.slots))[:2]) + exchange_s * pricer.graph.trained_bytes_of([task])
-                    for task in pricer.graph.compute_tasks
-                ]
-            )
-        limited = limited and plan.recompute == "none"
-        fits = self._fit_rule(plan) if limited else lambda _position, _first, _end: True
-        return balance_stages(weights, self._boundary_s(plan), self.cuts, fits)
-
-    def _boundary_s(self, plan: Plan) -> list[float]:
-        """Seconds per step that the tensors behind each task keep an idle link busy, one way."""
-        lower_slot, upper_slot = plan.slots_of(plan.placement[0][0])[0], plan.slots_of(plan.placement[-1][0])[0]
-        bandwidth = self.cluster.bandwidth_bytes_per_s(lower_slot, upper_slot)
-        scale = self.pricer.scale(plan.microbatch_size)
-        codec = plan.activation_codecs[0]
-        value_bytes = self.pricer.value_bytes
-        return [plan.microbatch_count * payload_bytes(codec, scale * crossing, value_bytes) / bandwidth for crossing in self.crossing_bytes]
-
-    def _fit_rule(self, plan: Plan) -> Callable[[int, int, int], bool]:
-        """Whether tasks j..i-1 fit on a pipeline position."""
-        task_count, pricer = len(self.graph.compute_tasks), self.pricer.for_devices(plan)
-
-        limits = [min(self.cluster.device(plan.slots_of(rank)[0]).usable_memory_bytes for rank in row) for row in plan.placement]
-        ranks, count = plan.pipeline_parallel_degree, plan.microbatch_count
-        held = [microbatches_in_flight(plan.schedule, position, ranks, len(limits), count) for position in range(len(limits))]
-
-        def fits(position: int, first: int, end: int) -> bool:
-            crossing = sum(self.crossing_bytes[behind - 1] for behind in (first, end) if 0 < behind < task_count)
-            needed = pricer.stage_bytes(plan, position, first, end, held[position], crossing / plan.group_width)
-            return needed <= limits[position]
-
-        return fits
 
     def _fits(self, plan: Plan, pricing: Pricing) -> bool:
         for replica in distinct_replicas(plan, pricing, self.cluster):
@@ -398,7 +348,7 @@ class _Search:
         if not screened:
             return NoFeasiblePlanError(
                 "search",
-                f"no split of {sum(self.cuts)} possible stages and a batch of {self.job.global_batch_size} "
+                f"no split of {sum(self.cutter.can_end)} possible stages and a batch of {self.job.global_batch_size} "
                 f"over {self.search.minimum_ranks} to {maximum} ranks is allowed",
                 "change global_batch_size, minimum_ranks, or the degrees and microbatch counts that [search] lists",
             )

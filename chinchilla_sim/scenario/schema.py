@@ -340,6 +340,12 @@ class SearchSpec(_Table):
     """What the planner minimizes and what it may choose from; a list that is not given means every value."""
 
     objective: Literal["step_time", "cost", "energy"] = Field(default="step_time", description="Minimized.", examples=["step_time"])
+    executable: bool = Field(
+        default=True,
+        description="Keep to plans that `chinchilla run` can play today; false widens the space to all that can be simulated, "
+        "such as stages that share a weight (a head tied to its embedding).",
+        examples=[False],
+    )
     minimum_ranks: Count = Field(default=1, description="Use at least so many ranks.", examples=[2])
     maximum_ranks: Count | None = Field(default=None, description="Use at most so many ranks.", examples=[8])
     data_parallel_degrees: Counts | None = Field(default=None, description="Allowed data parallel degrees.", examples=[[1, 2]])
@@ -379,12 +385,6 @@ class SearchSpec(_Table):
     )
     gradient_buckets: Counts = Field(
         default=(1,), description="Buckets in which gradients leave during the last backward pass.", examples=[[1, 4]]
-    )
-    shared_weights: bool | None = Field(
-        default=None,
-        description="Whether stages may share weights (a tied head): each trains a copy and they sum its gradients once a step. "
-        "Without it, yes but on this machine, where such plans cannot run yet.",
-        examples=[False],
     )
     gradient_codecs: tuple[Codec, ...] = Field(
         default=("none",),

@@ -61,6 +61,7 @@ def _problem(devices: int) -> tuple[Pricer, SearchSpec]:
         None,
     )
     search = SearchSpec(
+        executable=False,
         minimum_ranks=max(1, devices // 2),
         tensor_parallel_degrees=(1, 2, 4, 8),
         sequence_parallel=True,

@@ -323,7 +323,7 @@ def _plan_of(row: Row, model: Model) -> Plan:
         ring_order="placed",
         collective_algorithm="ring",
         zero_stage=zero,
-        recompute=next((kind for kind in ("full", "selective") if row["recompute"].startswith(kind)), "none"),
+        recompute=tuple(kind for kind in ("full", "selective") if row["recompute"].startswith(kind)) * len(stages),
         tensor_parallel_degree=tensor,
         sequence_parallel=tensor > 1 and row["sequence_parallel"] == "1",
         context_parallel_degree=context,

@@ -1,14 +1,16 @@
 """Cutting a line of tasks: exact against every possible cut, and only where a cut is allowed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
 
+import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chinchilla_sim.graph.task import INPUT_OP, Task, TaskGraph
 from chinchilla_sim.graph.zoo import chain, mlp
-from chinchilla_sim.planner.partition import allowed_cuts, balance_stages
+from chinchilla_sim.planner.partition import Line, allowed_cuts, balance, best_cuts
 
 
 class Problem:
@@ -42,12 +44,42 @@ class Problem:
         """Seconds of all boundaries."""
         return sum(self.boundary_s[end - 1] for end in ends[1:-1])
 
+    def line(self) -> Line:
+        """The same problem as matrices: a microbatch takes a tenth of a step everywhere, links there and back."""
+        tasks, inf = len(self.can_end), float("inf")
+        busy = []
+        for d, row in enumerate(self.task_s):
+            matrix = np.full((tasks + 1, tasks + 1), inf)
+            for first in range(tasks):
+                for end in range(first + 1, tasks + 1):
+                    if self.fits(d, first, end):
+                        matrix[first, end] = sum(row[first:end])
+            busy.append(matrix)
+        behind = np.array([0.0, *self.boundary_s[:-1], 0.0])
+        links = [np.zeros(tasks + 1), *[behind] * (len(busy) - 1)]
+        return Line([matrix / 10 for matrix in busy], busy, [link / 5 for link in links], links, self.can_end)
+
+    def once_s(self, ends: tuple[int, ...]) -> float:
+        """Seconds of one microbatch through all stages and links."""
+        stages = [sum(self.task_s[d][first:end]) for d, (first, end) in enumerate(pairwise(ends))]
+        return sum(stages) / 10 + self.links_s(ends) / 5
+
     def solve(self) -> tuple[int, ...] | None:
-        """Ends of the stages that balance_stages chooses."""
-        sizes = balance_stages(self.task_s, self.boundary_s, self.can_end, self.fits)
-        if sizes is None:
-            return None
-        return tuple(sum(sizes[:count]) for count in range(len(sizes) + 1))
+        """Ends of the stages of the balanced cut."""
+        cut = balance(self.line())
+        return None if cut is None else ends_of(cut.sizes)
+
+
+def ends_of(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Ends of stages of these sizes, from 0."""
+    return tuple(sum(sizes[:count]) for count in range(len(sizes) + 1))
+
+
+def balanced(task_s: list[list[int]], boundary_s: list[int]) -> tuple[int, ...] | None:
+    """Sizes of the balanced cut where every cut is allowed and fits."""
+    count = len(boundary_s)
+    cut = balance(Problem(task_s, boundary_s, [True] * count, [0] * count, [1] * len(task_s)).line())
+    return cut.sizes if cut else None
 
 
 @st.composite
@@ -84,20 +116,41 @@ def test_chosen_cut_is_allowed_and_fits(problem: Problem) -> None:
     assert chosen is None or chosen in set(problem.cuts())
 
 
+@settings(max_examples=300)
+@given(problems(), st.sampled_from([1, 2, 4, 10]))
+def test_no_cut_makes_a_shorter_step(problem: Problem, microbatches: int) -> None:
+    """Once through all stages, and the busiest for the other microbatches: equal to the best of all partitions."""
+    share = 1 - 1 / microbatches
+    best = min((problem.once_s(ends) + share * problem.slowest_s(ends) for ends in problem.cuts()), default=None)
+    found = best_cuts(problem.line(), microbatches)
+    assert bool(found) == (best is not None)
+    if found:
+        assert found[0].step_s(microbatches) == pytest.approx(best, rel=1e-8)
+        assert found[0].step_s(microbatches) == pytest.approx(problem.once_s(ends_of(found[0].sizes)) + share * found[0].busiest_s)
+        assert all(ends_of(cut.sizes) in set(problem.cuts()) for cut in found)
+
+
 def test_faster_devices_get_more_tasks() -> None:
     """Four equal tasks over devices of speed 1 and 3 are cut 1 : 3; over three equal devices the free link decides."""
-    assert balance_stages([[3] * 4, [1] * 4], [0] * 4, [True] * 4, lambda *_: True) == [1, 3]
-    assert balance_stages([[1] * 4] * 3, [1, 0, 1, 0], [True] * 4, lambda *_: True) == [1, 1, 2]
+    assert balanced([[3] * 4, [1] * 4], [0] * 4) == (1, 3)
+    assert balanced([[1] * 4] * 3, [1, 0, 1, 0]) == (1, 1, 2)
+
+
+def test_one_microbatch_goes_where_it_is_fastest() -> None:
+    """Over devices of speed 1 and 3 one microbatch alone leaves the slow one a single task; four balance them."""
+    line = Problem([[3] * 6, [1] * 6], [0] * 6, [True] * 6, [0] * 6, [1, 1]).line()
+    assert best_cuts(line, 1)[0].sizes == (1, 5)
+    assert best_cuts(line, 100)[0].sizes == (1, 5) and balance(line).sizes == (1, 5)  # type: ignore[union-attr]
 
 
 def test_slow_link_is_avoided() -> None:
     """A boundary that takes longer than an uneven stage moves the cut away from it."""
-    assert balance_stages([[1] * 4] * 2, [0, 9, 0, 0], [True] * 4, lambda *_: True) == [1, 3]
+    assert balanced([[1] * 4] * 2, [0, 9, 0, 0]) == (1, 3)
 
 
 def test_more_positions_than_tasks_is_impossible() -> None:
     """Every position needs a task."""
-    assert balance_stages([[1], [1]], [0], [True], lambda *_: True) is None
+    assert balanced([[1], [1]], [0]) is None
 
 
 def small(*tasks: Task, edges: tuple[tuple[str, str], ...], **sizes: float) -> TaskGraph:

@@ -29,7 +29,7 @@ def graph() -> TaskGraph:
 def plan_of(graph: TaskGraph, recompute: str) -> Plan:
     """Everything on one rank, one microbatch."""
     names = tuple(task.name for task in graph.compute_tasks)
-    return Plan((names,), ((0,),), (0,), BATCH, 1, "1f1b", ("none",), (), recompute=recompute)
+    return Plan((names,), ((0,),), (0,), BATCH, 1, "1f1b", ("none",), (), recompute=(recompute,))
 
 
 def test_only_the_input_of_each_layer_is_kept(graph: TaskGraph) -> None:

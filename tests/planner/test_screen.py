@@ -85,7 +85,9 @@ def test_the_screen_holds_every_configuration_once() -> None:
     """Law: rows of the screen are the configurations of the space, in number and kind."""
     cluster, job = cluster_of(*("1 Gflop/s",) * 6), job_of(12)
     graph = chain(8, 8000, 1e9, 1e3, 12, 4.0)
-    search = SearchSpec(schedules=SCHEDULE_NAMES, zero_stages=(0, 1), gradient_buckets=(1, 2), recompute=("none", "full"), minimum_ranks=2)
+    search = SearchSpec(
+        executable=False, schedules=SCHEDULE_NAMES, zero_stages=(0, 1), gradient_buckets=(1, 2), recompute=("none", "full"), minimum_ranks=2
+    )
     space = Space(job, search, 6, 8)
     screened = screen(Pricer(graph, cluster, job), space)
     rows = [screened.configuration(row) for row in range(len(screened))]
@@ -140,7 +142,9 @@ def test_a_search_that_is_cut_off_says_so() -> None:
 def test_faster_replicas_get_more_microbatches() -> None:
     """By hand: devices of 1 and 3 Gflop/s with 8 equal microbatches: 2 and 6, four times one microbatch's time less than 4 and 4."""
     cluster, job = cluster_of("1 Gflop/s", "3 Gflop/s", bandwidth="1000 GB/s"), job_of(8)
-    search = SearchSpec(data_parallel_degrees=(2,), pipeline_parallel_degrees=(1,), microbatch_counts=(4,), minimum_ranks=2)
+    search = SearchSpec(
+        executable=False, data_parallel_degrees=(2,), pipeline_parallel_degrees=(1,), microbatch_counts=(4,), minimum_ranks=2
+    )
     found = find_plans(chain(4, 4000, 1e9, 1.0, 8, 4.0), cluster, job, search, simulate)
     assert found.best.plan.replica_microbatch_counts == (2, 6)
 

@@ -312,10 +312,6 @@ def regret_of(widths: list[int], peaks: list[str], bandwidth: str) -> float:
     return best.step_s / min(steps) - 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="balance_stages minimises the busiest stage or link; with few microbatches the sum counts too: (m-1) max + sum, as in Alpa",
-)
-def test_balanced_cut_is_nearly_the_best_cut() -> None:
+def test_chosen_cut_is_nearly_the_best_cut() -> None:
     """Over unequal devices and slow links the chosen pipeline is within 10 % of the best of all cuts."""
     assert max(regret_of(*problem) for problem in REGRETS) < 0.10

@@ -249,13 +249,13 @@ def test_plan_that_forgets_shared_weights_is_refused() -> None:
         check_sharing(replace(plan, shared_stages=()), graph, "plan.json")
 
 
-def test_search_shares_weights_unless_told_not_to() -> None:
-    """With two ranks asked for, a tied GPT is cut between its blocks; `shared_weights = false` allows no plan that shares."""
+def test_search_shares_weights_unless_plans_must_run() -> None:
+    """With two ranks asked for, a tied GPT is cut between its blocks; where plans must run on this machine none shares."""
     graph, cluster, job = tied(), cluster_of(2, bandwidth="1 GB/s"), JobSpec(global_batch_size=8)
-    search = SearchSpec(minimum_ranks=2, pipeline_parallel_degrees=(1, 2))
+    search = SearchSpec(executable=False, minimum_ranks=2, pipeline_parallel_degrees=(1, 2))
     found = find_plans(graph, cluster, job, search, simulate)
     assert any(one.plan.shared_stages for one in (found.best, *found.runner_ups))
-    apart = find_plans(graph, cluster, job, search.model_copy(update={"shared_weights": False}), simulate)
+    apart = find_plans(graph, cluster, job, search.model_copy(update={"executable": True}), simulate)
     assert not any(one.plan.shared_stages for one in (apart.best, *apart.runner_ups))
 
 
