@@ -14,8 +14,9 @@ from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.graph.coarsen import coarsen
 from chinchilla_sim.graph.compress import share_weights
 from chinchilla_sim.graph.task import TaskGraph
-from chinchilla_sim.graph.zoo import FORMULAS, chain
+from chinchilla_sim.graph.zoo import FORMULAS, PRESETS, chain
 from chinchilla_sim.planner.action import COLLECTIVES, Action, Op
+from chinchilla_sim.planner.executable import unplayable
 from chinchilla_sim.planner.partition import allowed_cuts
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
@@ -247,6 +248,25 @@ def test_plan_that_forgets_shared_weights_is_refused() -> None:
     check_sharing(plan, graph, "plan.json")
     with pytest.raises(ScenarioError, match=r"plan\.shared_stages: stages that train the same weights are 0, 3, not none.*\[\[0, 3\]\]"):
         check_sharing(replace(plan, shared_stages=()), graph, "plan.json")
+
+
+def test_runtime_refuses_shared_weights_by_name() -> None:
+    """A plan whose stages train one weight cannot run yet; the same plan without it can."""
+    graph = tied()
+    assert unplayable(plan_of(graph, 4)) == ["weights shared by stages"]
+    assert unplayable(replace(plan_of(graph, 4), shared_stages=())) == []
+
+
+def test_published_size_is_exchanged() -> None:
+    """GPT-2 XL in half precision has a table of 50,257 x 1,600 values (Radford et al. 2019): 160.8 MB leave each end of a pipeline."""
+    preset = PRESETS["gpt2-xl"]
+    graph = FORMULAS[preset.formula](batch_size=8, training=True, value_bytes=2.0, **preset.options)
+    plan = plan_of(graph, 4)
+    pricing = Pricer(graph, cluster_of(4), JobSpec(global_batch_size=8, precision="bf16")).price(plan)
+    assert plan.shared_stages == ((0, 3),)
+    assert pricing.shared[0][0].sent_bytes == 50257 * 1600 * 2
+    weights = sum(price.held_parts["weights"] for (price,) in pricing.stages)
+    assert weights == pytest.approx(2 * (1_557_611_200 + 50257 * 1600))
 
 
 def test_search_shares_weights_unless_plans_must_run() -> None:
