@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from chinchilla_sim.errors import Mistake, ScenarioError
 
 if TYPE_CHECKING:
+    from chinchilla_sim.planner.judge import Progress
     from chinchilla_sim.report.table import Table
 
 
@@ -77,15 +78,21 @@ def busy(text: str) -> Iterator[None]:
 
 
 @contextmanager
-def searching(what: str = "searching splits") -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr; call what it gives with (done, total)."""
+def searching(what: str = "searching splits") -> Iterator[Progress]:
+    """A progress bar on stderr; call what it gives with (done, total), and how far from its bound the best so far is."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as ProgressBar
 
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("search")
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    gap_column = TextColumn("{task.fields[gap]}")
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), gap_column)
+    with ProgressBar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("search", gap="")
+
+        def show(done: int, total: int, gap: float | None = None) -> None:
+            bar.update(task, completed=done, total=total, gap="" if gap is None else f"within {gap:.1%} of the bound")
+
+        yield show
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from chinchilla_sim.cluster.calibration import (
 )
 from chinchilla_sim.cluster.catalogue import catalogue_digest
 from chinchilla_sim.cluster.topology import Cluster
-from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.graph.coarsen import coarsen, expand
 from chinchilla_sim.graph.compress import Variant, compress
 from chinchilla_sim.graph.importers import read_graph
@@ -30,14 +30,19 @@ from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import VALUE_BYTES, TaskGraph
 from chinchilla_sim.graph.zoo import FORMULAS, PRESETS, chain, mlp
 from chinchilla_sim.planner.alternative import search_instead
+from chinchilla_sim.planner.candidate import Candidate, SearchResult
+from chinchilla_sim.planner.codec_map import CodecCell, CodecMap, codec_cell, with_bandwidth
 from chinchilla_sim.planner.executable import unplayable
 from chinchilla_sim.planner.explain import explain_choice
+from chinchilla_sim.planner.judge import Progress
 from chinchilla_sim.planner.plan import CUSTOM, Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.plan_file import PlanFile, check_sharing, check_tasks
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import folds, lower
-from chinchilla_sim.planner.search import Candidate, SearchResult, find_plans
+from chinchilla_sim.planner.search import find_plans
+from chinchilla_sim.planner.served_search import find_served_plans
+from chinchilla_sim.planner.serving import Serving, load_of, tandems_of
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.overrides import apply_overrides
 from chinchilla_sim.scenario.schema import CompressionSpec, ModelSpec, Scenario
@@ -46,12 +51,12 @@ from chinchilla_sim.simulator.drawing import read_order_file
 from chinchilla_sim.simulator.engine import devices_of, simulate
 from chinchilla_sim.simulator.goodput import Goodput, simulate_goodput
 from chinchilla_sim.simulator.lowering import activities_of
+from chinchilla_sim.simulator.requests import simulate_requests
 
 if TYPE_CHECKING:
     from chinchilla_sim.report.study import Study
     from chinchilla_sim.validation.compare import Measurement
 
-Progress = Callable[[int, int], None]
 BUILTIN_WIDTHS = (784, 512, 10)
 PLANNED_TASKS = 64
 CALIBRATION_VARIABLE = "CHINCHILLA_CALIBRATION"
@@ -229,7 +234,11 @@ def make_plan(setting: Setting, progress: Progress | None = None, time_limit_s: 
     scenario = setting.scenario
     until = None if time_limit_s is None else monotonic() + time_limit_s
     coarse = coarsen(setting.graph, PLANNED_TASKS)
-    found = find_plans(coarse, setting.cluster, scenario.job, scenario.search, simulate, progress, setting.profile, until)
+    job, search = scenario.job, scenario.search
+    if load_of(job):
+        found = find_served_plans(coarse, setting.cluster, job, search, simulate, simulate_requests, progress, setting.profile, until)
+    else:
+        found = find_plans(coarse, setting.cluster, job, search, simulate, progress, setting.profile, until)
     if coarse is setting.graph:
         return found
     refined = [_in_own_tasks(setting, coarse, candidate) for candidate in (found.best, *found.runner_ups)]
@@ -246,6 +255,56 @@ def make_plan(setting: Setting, progress: Progress | None = None, time_limit_s: 
     )
 
 
+def make_best_plan(setting: Setting, progress: Progress | None = None, time_limit_s: float | None = None) -> tuple[Setting, SearchResult]:
+    """The best plan over all variants of the model that [search] allows, with the setting of the variant that it is for.
+
+    A variant whose plans do not fit is left out; NoFeasiblePlanError is the model's own where none fits.
+    """
+    variants = setting.scenario.search.variants
+    if not variants:
+        return setting, make_plan(setting, progress, time_limit_s)
+    own = setting.scenario.model.compression
+    share_s = None if time_limit_s is None else time_limit_s / (len(variants) + 1)
+    found: list[tuple[Setting, SearchResult]] = []
+    refusals: list[NoFeasiblePlanError] = []
+    for variant in dict.fromkeys((own, *variants)):
+        model = setting.scenario.model.model_copy(update={"compression": variant})
+        chosen = setting if variant == own else prepare(setting.scenario.model_copy(update={"model": model}), setting.calibration)
+        try:
+            found.append((chosen, _named(make_plan(chosen, progress, share_s), variant.describe())))
+        except NoFeasiblePlanError as refusal:
+            refusals.append(refusal)
+    if not found:
+        raise refusals[0]
+    return _best_variant(found)
+
+
+def _named(search: SearchResult, variant: str) -> SearchResult:
+    best, *others = (replace(candidate, variant=variant) for candidate in (search.best, *search.runner_ups))
+    one_rank = search.one_rank and replace(search.one_rank, variant=variant)
+    return replace(search, best=best, runner_ups=tuple(others), one_rank=one_rank)
+
+
+def _best_variant(found: Sequence[tuple[Setting, SearchResult]]) -> tuple[Setting, SearchResult]:
+    """The best of all, with the best of the other variants among its rivals, and the bound of the whole space."""
+    chosen, search = min(found, key=lambda pair: pair[1].best.objective)
+    results = [result for _, result in found]
+    rivals = [*search.runner_ups, *(result.best for result in results if result is not search)]
+    rivals.sort(key=lambda candidate: candidate.objective)
+    counts = {
+        name: sum(getattr(result, name) for result in results)
+        for name in ("considered", "simulated", "infeasible", "screened", "overloaded")
+    }
+    return chosen, replace(
+        search,
+        runner_ups=tuple(rivals[: chosen.scenario.search.runner_ups]),
+        lower_bound_s=min(result.lower_bound_s for result in results),
+        lower_bound=min(result.lower_bound for result in results),
+        truncated=any(result.truncated for result in results),
+        **counts,
+    )
+
+
 def plan_instead(setting: Setting, text: str, progress: Progress | None = None) -> Candidate:
     """The best plan of another configuration ("dp=8,pp=1"); NoFeasiblePlanError says what it lacks, and by how much."""
     search = search_instead(setting.scenario.search, text)
@@ -259,7 +318,36 @@ def _in_own_tasks(setting: Setting, coarse: TaskGraph, candidate: Candidate) -> 
     pricing = Pricer(setting.graph, setting.cluster, setting.scenario.job, setting.profile).price(plan)
     timeline = simulate(lower(plan, folds(plan, pricing)), pricing, setting.cluster)
     # USD and joule grow with the step as it does itself.
-    return Candidate(plan, pricing, timeline, candidate.objective * (timeline.step_s / candidate.step_s if candidate.step_s else 1.0))
+    objective = candidate.objective * (timeline.step_s / candidate.step_s if candidate.step_s else 1.0)
+    serving = serve_plan(setting, plan)
+    if serving and setting.scenario.search.objective == "latency":
+        objective = serving.p95_s
+    return Candidate(plan, pricing, timeline, objective, serving=serving)
+
+
+def serve_plan(setting: Setting, plan: Plan) -> Serving | None:
+    """What the arrivals of an inference job make of a plan; None where the job states none."""
+    load = load_of(setting.scenario.job)
+    if load is None:
+        return None
+    return simulate_requests(tandems_of(plan, Pricer(setting.graph, setting.cluster, setting.scenario.job, setting.profile)), load)
+
+
+def map_codecs(scenario: Scenario, bandwidths: Sequence[float], batches: Sequence[int], progress: Progress | None = None) -> CodecMap:
+    """The fastest codec of gradients for every bandwidth (bytes per second) and global batch size, on the best data-parallel plan."""
+    if scenario.job.kind != "training":
+        raise ScenarioError([Mistake("job.kind", "inference exchanges no gradients", 'write job.kind = "training"')])
+    rows, across, down = list[tuple[CodecCell, ...]](), sorted(set(bandwidths)), sorted(set(batches))
+    for batch in down:
+        setting = prepare(scenario.model_copy(update={"job": scenario.job.model_copy(update={"global_batch_size": batch})}))
+        graph, job, row = coarsen(setting.graph, PLANNED_TASKS), setting.scenario.job, list[CodecCell]()
+        for bandwidth in across:
+            if progress:
+                progress(len(rows) * len(across) + len(row), len(down) * len(across))
+            cluster = with_bandwidth(setting.cluster, bandwidth)
+            row.append(CodecCell(bandwidth, batch, codec_cell(graph, cluster, job, scenario.search, simulate, setting.profile)))
+        rows.append(tuple(row))
+    return CodecMap(scenario.name, tuple(across), tuple(down), tuple(rows))
 
 
 def plan_file(setting: Setting, search: SearchResult) -> PlanFile:
@@ -296,7 +384,7 @@ def simulate_plan(setting: Setting, file: PlanFile) -> Candidate:
     """The simulated step of a given plan, with the causes of idle time."""
     pricing = Pricer(setting.graph, setting.cluster, setting.scenario.job, setting.profile).price(file.plan)
     timeline = simulate(lower(file.plan, folds(file.plan, pricing)), pricing, setting.cluster, causes=True)
-    return Candidate(file.plan, pricing, timeline, timeline.step_s)
+    return Candidate(file.plan, pricing, timeline, timeline.step_s, serving=serve_plan(setting, file.plan))
 
 
 def with_program(file: PlanFile, program: Path) -> PlanFile:

@@ -36,3 +36,15 @@ def test_a_compressed_model_is_not_run_uncompressed(tmp_path: Path) -> None:
     assert sum(weight.value_count for weight in setting.graph.weights.values()) == 784 * 256 + 256 + 256 * 10 + 10
     with pytest.raises(ScenarioError, match=r"model\.compression: compressed variants can be planned and simulated, not run yet"):
         run_for_real(plan_file(setting, make_plan(setting)), tmp_path)
+
+
+def test_a_codec_with_feedback_is_not_run(tmp_path: Path) -> None:
+    """A plan with top-k is planned and simulated; the run is refused before anything starts."""
+    scenario = load_scenario(
+        ROOT / "scenarios" / "mnist_mlp.toml", ['search.gradient_codecs=["top-k"]', "search.pipeline_parallel_degrees=[1]"]
+    )
+    setting = prepare(scenario)
+    file = plan_file(setting, make_plan(setting))
+    assert file.plan.gradient_codecs == ("top-k",)
+    with pytest.raises(ScenarioError, match="the runtime does not play codecs one-bit, top-k, low-rank yet"):
+        run_for_real(file, tmp_path)

@@ -10,8 +10,8 @@ from chinchilla_sim.console import busy, log, print_json, print_tables, searchin
 from chinchilla_sim.errors import Mistake, ScenarioError
 
 if TYPE_CHECKING:
+    from chinchilla_sim.planner.candidate import SearchResult
     from chinchilla_sim.planner.plan_file import PlanFile
-    from chinchilla_sim.planner.search import SearchResult
     from chinchilla_sim.workflow import Setting
 
 
@@ -38,18 +38,18 @@ def load_plan_file(path: Path) -> PlanFile:
 
 
 def find_plan(path: Path, overrides: list[str] | None, time_limit_s: float | None = None) -> tuple[Setting, SearchResult]:
-    from chinchilla_sim.workflow import make_plan, prepare
+    from chinchilla_sim.workflow import make_best_plan, prepare
 
     setting = prepare(load_scenario_file(path, overrides))
     for note in setting.notes:
         log(note)
     with searching() as progress:
-        return setting, make_plan(setting, progress, time_limit_s)
+        return make_best_plan(setting, progress, time_limit_s)
 
 
 def plan_to_run(source: Path, overrides: list[str] | None, force: bool, quiet: bool) -> tuple[PlanFile, Setting]:
     """The plan to run and its setting; this machine is calibrated first where it was not."""
-    from chinchilla_sim.workflow import ensure_calibration, make_plan, open_plan, plan_file, prepare
+    from chinchilla_sim.workflow import ensure_calibration, make_best_plan, open_plan, plan_file, prepare
 
     is_plan = source.suffix == ".json"
     if is_plan and overrides:
@@ -63,7 +63,7 @@ def plan_to_run(source: Path, overrides: list[str] | None, force: bool, quiet: b
         return file, open_plan(file, str(source), force=force)
     setting = prepare(scenario)
     with searching() as progress:
-        search = make_plan(setting, progress)
+        setting, search = make_best_plan(setting, progress)
     if not quiet:
         print_plan(setting, search)
     return plan_file(setting, search), setting
@@ -81,12 +81,14 @@ def measurement_of(folder: Path, file: PlanFile) -> Any:
 
 
 def print_plan(setting: Setting, search: SearchResult) -> None:
+    from chinchilla_sim.report.serving import serving_tables
     from chinchilla_sim.report.sketch import sketch
     from chinchilla_sim.report.table import candidates_table, cost_table, ranks_table
     from chinchilla_sim.workflow import study_of
 
     study = study_of(setting, search)
-    print_tables(candidates_table(search, setting.scenario.search.objective), ranks_table(search.best, setting.cluster), cost_table(study))
+    first = candidates_table(search, setting.scenario.search.objective), *serving_tables(search)
+    print_tables(*first, ranks_table(search.best, setting.cluster), cost_table(study))
     print(sketch(search.best.timeline), "", *study.explanation, sep="\n")
 
 

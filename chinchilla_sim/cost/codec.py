@@ -1,30 +1,62 @@
 """Bytes and seconds of codecs: how a tensor of fp32 values is shrunk for a link.
 
-    codec   payload per value             encode reads+writes   decode reads+writes   summable on the way
-    none    4 B                           0                     0                     yes
-    fp16    2 B                           6 B, 1 kernel         6 B, 1 kernel         yes (all-reduce)
-    bf16    2 B                           6 B, 1 kernel         6 B, 1 kernel         yes (all-reduce)
-    int8    1 B + 4 B per block of 256    29 B, 5 kernels       13 B, 2 kernels       no (all-gather)
+    codec     payload per value                        encode reads+writes   decode reads+writes   summable on the way
+    none      4 B                                      0                     0                     yes
+    fp16      2 B                                      6 B, 1 kernel         6 B, 1 kernel         yes (all-reduce)
+    bf16      2 B                                      6 B, 1 kernel         6 B, 1 kernel         yes (all-reduce)
+    int8      1 B + 4 B per block of 256               29 B, 5 kernels       13 B, 2 kernels       no (all-gather)
+    one-bit   1/8 B + 4 B per block of 256             28 B, 4 kernels       4 B, 1 kernel         no (all-gather)
+    top-k     of 1 % of the values: value + 4 B index  44 B, 9 kernels       0.2 B, 1 kernel       no (all-gather)
+    low-rank  of a matrix n x m: r (n + m) values      12 B, see below       16 B, see below       yes (all-reduce, twice)
 
 int8 scales each block by its largest magnitude (one scale for a whole bucket gives 13-15 % gradient error,
 one per block below 1 %): magnitude (8 B), maximum (4 B), division (8 B), rounding (8 B in place) and
 conversion (5 B) less the 4 B that stay in cache. Decoding converts (5 B) and multiplies (8 B).
+
+The last three lose so much that they are for gradients only, with error feedback: what was not sent is kept in a residual (a copy of
+the gradients in memory) and added to those of the next step, which reads both and writes one (12 B).
+
+one-bit   signs and the mean magnitude of each block (1-bit SGD, Seide et al. 2014; with feedback Karimireddy et al. 2019, EF-signSGD):
+          beside feedback the mean reads 4 B, packing 4 B, and the new residual is read and written (8 B).
+top-k     the 1 % largest magnitudes (Aji & Heafield 2017; with memory Stich et al. 2018): beside feedback magnitudes (8 B), radix
+          selection in four passes of 8 bits (16 B; Alabi et al. 2012), a pass that collects (4 B), and 4 B to zero the gradients, to
+          which each payload received is added: per sent value 8 B are read and 12 B read and written there.
+low-rank  PowerSGD (Vogels, Karimireddy & Jaggi 2019) of rank r = 4: P = M Q is summed over the ranks and made orthonormal, then
+          Q = M^T P is summed, and P Q^T is the result. Encoding takes 4 n m r + 2 n r^2 flop and reads M twice, decoding 2 n m r flop; it
+          writes the result and the residual. Tensors of one axis, and matrices that would not shrink, travel whole. Matrices of one
+          shape share their kernels: 3 products and 2 r for orthogonality.
+
+low-rank depends on shapes: callers give `matrices` (rows, columns) of what they know (`matrices_of`); what is not in them travels whole.
+Without any all values are taken to be one square matrix, which shrinks most.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod, sqrt
 
 from chinchilla_sim.cluster.topology import Device
+from chinchilla_sim.graph.task import Weight
 
 INT8_BLOCK = 256
 VALUE_BYTES = 4
+INDEX_BYTES = 4
+TOP_SHARE = 0.01
+LOW_RANK = 4
+LONGEST_VECTOR = 2**17
+"""A longer tensor of one axis is no bias, but a flattened one of unknown shape: taken as a square matrix."""
+
+Matrices = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """How one fp32 value travels, and what packing it costs in memory traffic."""
+    """How one fp32 value travels, and what packing it costs in memory traffic.
+
+    `rounds` collectives exchange a payload; with `feedback` a residual as large as the gradients is kept, and the codec is for them only.
+    `addition_bytes` are moved to add one more payload, unpacked, to the sum.
+    """
 
     name: str
     value_bytes: float
@@ -34,6 +66,9 @@ class Codec:
     decode_bytes: float
     decode_kernels: int
     summable: bool
+    addition_bytes: float = 12
+    feedback: bool = False
+    rounds: int = 1
 
 
 CODECS = {
@@ -43,38 +78,93 @@ CODECS = {
         Codec("fp16", 2, 0, 6, 1, 6, 1, True),
         Codec("bf16", 2, 0, 6, 1, 6, 1, True),
         Codec("int8", 1, 4, 29, 5, 13, 2, False),
+        Codec("one-bit", 1 / 8, 4, 28, 4, 4, 1, False, feedback=True),
+        Codec("top-k", TOP_SHARE * (VALUE_BYTES + INDEX_BYTES), 0, 44, 9, TOP_SHARE * 20, 1, False, addition_bytes=0, feedback=True),
+        Codec("low-rank", 0, 0, 12, 1, 16, 1, True, feedback=True, rounds=2),
     )
 }
+GRADIENTS_ONLY = tuple(name for name, codec in CODECS.items() if codec.feedback)
 
 
-def payload_bytes(codec: str, raw_bytes: float, value_bytes: float = VALUE_BYTES) -> float:
+def payload_bytes(codec: str, raw_bytes: float, value_bytes: float = VALUE_BYTES, matrices: Matrices | None = None) -> float:
     """Bytes on the wire for `raw_bytes` of values of `value_bytes` each, without headers of the transport.
 
-    >>> payload_bytes("int8", 4 * 1024)
-    1040.0
+    >>> payload_bytes("int8", 4 * 1024), payload_bytes("top-k", 4 * 1000), payload_bytes("low-rank", 4 * 10_000)
+    (1040.0, 80.0, 3200.0)
     """
     kind = CODECS[codec]
     values = raw_bytes / value_bytes
+    if codec == "top-k":
+        # As ceil(values / 100), but exact.
+        return -(-values // round(1 / TOP_SHARE)) * (min(VALUE_BYTES, value_bytes) + INDEX_BYTES)
+    if codec == "low-rank":
+        return value_bytes * (values - sum(n * m - LOW_RANK * (n + m) for n, m in _shrinking(values, matrices)))
     return values * min(kind.value_bytes, value_bytes) + kind.block_bytes * ceil(values / INT8_BLOCK)
 
 
 def compression_ratio(codec: str, raw_bytes: float) -> float:
-    """Payload bytes before / after; below 1 only for a few values that are smaller than their block's scale."""
+    """Payload bytes before / after; below 1 only for a few values that are smaller than their block's scale or a value's index."""
     return raw_bytes / payload_bytes(codec, raw_bytes) if raw_bytes else 1.0
 
 
-def encode_s(codec: str, raw_bytes: float, device: Device) -> float:
+def exchange_kind(codec: str, zero_stage: int = 0) -> str:
+    """The collective that exchanges gradients; where ZeRO divides them it reduces plain sums only to the share of each rank.
+
+    What cannot be summed on the way is gathered. Factors of low rank are needed whole by every rank.
+    """
+    if not CODECS[codec].summable:
+        return "all_gather"
+    return "reduce_scatter" if zero_stage and CODECS[codec].rounds == 1 else "all_reduce"
+
+
+def matrices_of(weights: Iterable[Weight], value_bytes: float) -> list[tuple[float, float]]:
+    """Rows and columns of the gradients of weights: the first axis by all others; of tensors in parts the rows are fewer."""
+    found = []
+    for weight in weights:
+        values = weight.bytes / value_bytes
+        if len(weight.shape) > 1:
+            columns = prod(weight.shape[1:])
+            found.append((values / columns, float(columns)))
+        elif not weight.shape or values > LONGEST_VECTOR:
+            found.append((sqrt(values), sqrt(values)))
+    return found
+
+
+def _shrinking(values: float, matrices: Matrices | None) -> list[tuple[float, float]]:
+    """The matrices whose factors are smaller than they are."""
+    given = [(sqrt(values), sqrt(values))] if matrices is None else matrices
+    return [(n, m) for n, m in given if LOW_RANK * (n + m) < n * m]
+
+
+def encode_s(codec: str, raw_bytes: float, device: Device, matrices: Matrices | None = None) -> float:
     """Seconds to pack `raw_bytes` of fp32 values."""
     kind = CODECS[codec]
-    return _kernels_s(kind.encode_kernels, kind.encode_bytes, raw_bytes, device)
+    seconds = _kernels_s(kind.encode_kernels, kind.encode_bytes, raw_bytes, device)
+    if codec != "low-rank":
+        return seconds
+    shrinking = _shrinking(raw_bytes / VALUE_BYTES, matrices)
+    flop = sum(4 * n * m * LOW_RANK + 2 * n * LOW_RANK**2 for n, m in shrinking)
+    reads = 2 * VALUE_BYTES * sum(n * m for n, m in shrinking)
+    launches = (2 + 2 * LOW_RANK) * len(set(shrinking))
+    return seconds + _products_s(launches, flop, reads, device)
 
 
-def decode_s(codec: str, raw_bytes: float, device: Device, copies: int = 1) -> float:
+def decode_s(codec: str, raw_bytes: float, device: Device, copies: int = 1, matrices: Matrices | None = None) -> float:
     """Seconds to unpack `copies` payloads and add them up (an all-gather delivers one per rank)."""
     kind = CODECS[codec]
+    if codec == "low-rank":
+        shrinking = _shrinking(raw_bytes / VALUE_BYTES, matrices)
+        made = VALUE_BYTES * sum(n * m for n, m in shrinking)
+        flop = sum(2 * n * m * LOW_RANK for n, m in shrinking)
+        return _products_s(len(set(shrinking)), flop, 0.0, device) + _kernels_s(kind.decode_kernels, kind.decode_bytes, made, device)
     once_s = _kernels_s(kind.decode_kernels, kind.decode_bytes, raw_bytes, device)
-    addition_s = _kernels_s(1, 3 * VALUE_BYTES, raw_bytes, device)
+    addition_s = _kernels_s(1, kind.addition_bytes, raw_bytes, device) if kind.addition_bytes else 0.0
     return copies * once_s + (copies - 1) * addition_s
+
+
+def _products_s(launches: int, flop: float, moved_bytes: float, device: Device) -> float:
+    moving_s = moved_bytes / device.elementwise_bandwidth_bytes_per_s
+    return launches * device.elementwise_launch_s + flop / device.flop_per_s + moving_s
 
 
 def _kernels_s(kernels: int, bytes_per_value: float, raw_bytes: float, device: Device) -> float:

@@ -26,10 +26,18 @@ def rounds_of(kind: str, algorithm: str, members: int, payload_bytes: float) -> 
     >>> rounds_of("all_reduce", "ring", 2, 8.0)
     [[(0, 1, 4.0), (1, 0, 4.0)], [(0, 1, 4.0), (1, 0, 4.0)]]
     """
-    build = _ROUNDS.get((kind, algorithm))
-    if build is None or (algorithm == "halving-doubling" and not is_power_of_two(members)):
+    if not can_do(kind, algorithm, members):
         raise ValueError(f"{algorithm} makes no {kind} of {members} members")
-    return build(members, payload_bytes)
+    return _ROUNDS[kind, algorithm](members, payload_bytes)
+
+
+def can_do(kind: str, algorithm: str, members: int) -> bool:
+    """Whether the algorithm makes this collective of so many members.
+
+    >>> can_do("all_reduce", "halving-doubling", 6), can_do("reduce_scatter", "ring", 6)
+    (False, True)
+    """
+    return (kind, algorithm) in _ROUNDS and (algorithm != "halving-doubling" or is_power_of_two(members))
 
 
 RING_ROUNDS: dict[str, Callable[[int], int]] = {

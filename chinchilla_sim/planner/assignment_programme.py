@@ -14,7 +14,10 @@ A unit that moves between some processors changes no other processor's load, so 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,9 +133,9 @@ class AssignmentProgramme:
         cost, integral = np.zeros(width), np.zeros(width)
         cost[-1], integral[: self.seconds.size] = 1.0, 1
         options: dict[str, Any] = {"time_limit": budget_s, "mip_rel_gap": gap} | ({"node_limit": nodes} if nodes else {})
-        found = milp(
-            cost, integrality=integral, bounds=Bounds(lower, upper), constraints=LinearConstraint(matrix, -np.inf, limits), options=options
-        )
+        constraints = LinearConstraint(matrix, -np.inf, limits)
+        with _quiet_library():
+            found = milp(cost, integrality=integral, bounds=Bounds(lower, upper), constraints=constraints, options=options)
         bound_s = float(found.mip_dual_bound) if found.mip_dual_bound is not None and np.isfinite(found.mip_dual_bound) else floor_s
         if found.x is None:
             return Solved(None, below_s if found.status == 2 else bound_s, finished=found.status == 2)
@@ -153,6 +156,19 @@ class AssignmentProgramme:
             columns = self._x(unit, np.arange(self.processors))
             upper[columns] = 0.0
             upper[columns[allowed]] = 1.0
+
+
+@contextmanager
+def _quiet_library() -> Iterator[None]:
+    """HiGHS writes some remarks to the process's standard output, where results are expected: they go to standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def crossing_outputs(problem: AssignmentProblem) -> list[tuple[int, tuple[int, ...], float]]:

@@ -87,11 +87,16 @@ class Space:
         """Whether there are backward passes."""
         return self.job.kind == "training"
 
+    @property
+    def recompute(self) -> list[str]:
+        """Kinds of recompute that a stage may choose from, the fastest first."""
+        return [kind for kind in RECOMPUTE if kind in self.search.recompute] if self.training else ["none"]
+
     def shardings(self) -> Iterator[Sharding]:
         """Every combination of the lists in [search]; what only training has is left out of inference."""
         search = self.search
         axes = (search.tensor_parallel_degrees, search.context_parallel_degrees, search.expert_parallel_degrees)
-        kept = (search.zero_stages, search.recompute, search.gradient_buckets) if self.training else ((0,), ("none",), (1,))
+        kept = (search.zero_stages, self.recompute, search.gradient_buckets) if self.training else ((0,), ("none",), (1,))
         for tensor, context, expert, zero_stage, recompute, buckets in product(*axes, *kept):
             if tensor * context <= self.maximum_ranks:
                 yield Sharding(tensor, search.sequence_parallel and tensor > 1, context, expert, zero_stage, recompute, buckets)
@@ -110,8 +115,7 @@ class Space:
 
     def counts(self, replicas: int) -> list[int]:
         """Allowed microbatch counts of one replica: they divide its share of the batch."""
-        allowed = self.search.microbatch_counts
-        return [count for count in divisors(self.job.global_batch_size // replicas) if allowed is None or count in allowed]
+        return microbatch_counts(self.search, self.job.global_batch_size // replicas)
 
     def schedules(self, ranks: int, count: int) -> Iterator[tuple[str, int]]:
         """Allowed schedules with their stages per rank; one stage or microbatch needs only one of the plain ones."""
@@ -139,6 +143,11 @@ class Space:
                     for count in self.counts(replicas):
                         for schedule, stages_per_rank in self.schedules(ranks, count):
                             yield Configuration(replicas, ranks, count, schedule, stages_per_rank, sharding)
+
+
+def microbatch_counts(search: SearchSpec, samples: int) -> list[int]:
+    """Allowed numbers of microbatches of so many samples, ascending."""
+    return [count for count in divisors(samples) if search.microbatch_counts is None or count in search.microbatch_counts]
 
 
 def divisors(number: int) -> list[int]:

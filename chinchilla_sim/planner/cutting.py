@@ -61,14 +61,28 @@ class Cutter:
 
         Where nothing fits the cut without a limit on memory says how far the closest plan is off; empty where no cut is allowed.
         """
-        width = len(whole.placement) // whole.pipeline_parallel_degree
-        # A rank with several stages has a share of its memory for each, or all of it where they are unequal.
-        for share in dict.fromkeys((1 / width, 1.0, np.inf)):
-            line, chosen = self._line(whole, share)
-            cuts = best_cuts(line, whole.microbatch_count)
-            if cuts:
-                return [self._plan(whole, cut, chosen) for cut in cuts]
-        return []
+        several = len(whole.placement) > whole.pipeline_parallel_degree
+        found: dict[Plan, None] = {}
+        # A rank with several stages has a share of its memory for each; all of it for each may fit where they are unequal.
+        for shared in (True, False) if several else (False,):
+            line, chosen = self._line(whole, self._limits(whole, shared))
+            found |= dict.fromkeys(self._plan(whole, cut, chosen) for cut in best_cuts(line, whole.microbatch_count))
+        if not found:
+            line, chosen = self._line(whole, [np.inf] * len(whole.placement))
+            found |= dict.fromkeys(self._plan(whole, cut, chosen) for cut in best_cuts(line, whole.microbatch_count))
+        return list(found)
+
+    def _limits(self, plan: Plan, shared: bool) -> list[float]:
+        """Bytes for every stage: all of its rank's memory, or a share as its average need is of that of all stages of the rank."""
+        whole = [min(self.cluster.device(plan.slots_of(rank)[0]).usable_memory_bytes for rank in row) for row in plan.placement]
+        if not shared:
+            return whole
+        pricer = self.pricer.for_devices(plan)
+        needs = [float(self._needed_bytes(plan, pricer, self.menu[0], self._in_flight(plan, s))[0, -1]) for s in range(len(whole))]
+        of_rank: dict[int, float] = {}
+        for need, row in zip(needs, plan.placement, strict=True):
+            of_rank[row[0]] = of_rank.get(row[0], 0.0) + need
+        return [limit * need / of_rank[row[0]] for limit, need, row in zip(whole, needs, plan.placement, strict=True)]
 
     def _plan(self, whole: Plan, cut: Cut, chosen: Sequence[Floats]) -> Plan:
         names = [name for stage in whole.stages for name in stage]
@@ -79,8 +93,8 @@ class Cutter:
 
     # Seconds
 
-    def _line(self, plan: Plan, share: float) -> tuple[Line, list[Floats]]:
-        """The line with a share of every device's memory for each stage, and the menu's point that each run of tasks takes."""
+    def _line(self, plan: Plan, limits: Sequence[float]) -> tuple[Line, list[Floats]]:
+        """The line with so many bytes for each stage, and the menu's point that each run of tasks takes."""
         count, pricer = plan.microbatch_count, self.pricer.for_devices(plan)
         once: list[Floats] = []
         busy: list[Floats] = []
@@ -89,11 +103,10 @@ class Cutter:
         made: dict[tuple[Device, int, float, float], tuple[Floats, Floats, Floats]] = {}
         for stage, row in enumerate(plan.placement):
             device = self.pricer.device_of(plan, row[0])
-            limit = share * min(self.cluster.device(plan.slots_of(rank)[0]).usable_memory_bytes for rank in row)
             exchange = pricer.exchange_s_per_byte(plan, stage)
-            key = device, self._in_flight(plan, stage), limit, exchange
+            key = device, self._in_flight(plan, stage), limits[stage], exchange
             if key not in made:
-                seconds, point = self._fastest(plan, pricer, device, key[1], limit)
+                seconds, point = self._fastest(plan, pricer, device, key[1], limits[stage])
                 made[key] = seconds, count * seconds + exchange * trained, point
             for column, matrix in zip((once, busy, points), made[key], strict=True):
                 column.append(matrix)
@@ -148,6 +161,10 @@ class Cutter:
 
     # Memory
 
+    def run_bytes(self, plan: Plan, first: int, end: int, in_flight: int) -> float:
+        """Peak bytes of tasks first..end-1 as a stage, without recompute."""
+        return float(self._needed_bytes(plan, self.pricer.for_devices(plan), self.menu[0], in_flight)[first, end])
+
     @staticmethod
     def _in_flight(plan: Plan, stage: int) -> int:
         ranks, stages = plan.pipeline_parallel_degree, len(plan.placement)
@@ -166,12 +183,21 @@ class Cutter:
         """What every run of tasks holds all the time: weights, gradients, optimizer state, exchange buffers."""
         key = id(pricer), plan.exchange_degree, plan.zero_stage, plan.gradient_buckets, plan.gradient_codecs[0]
         if key not in self._held:
-            runs = self._runs_of(pricer, self.menu[0])
-            pairs = np.stack([runs.trained_bytes, runs.untrained_bytes], axis=-1).reshape(-1, 2)
-            distinct, index = np.unique(pairs, axis=0, return_inverse=True)
-            held = [sum(pricer.held_parts(plan, 0, trained, untrained).values()) for trained, untrained in distinct.tolist()]
-            self._held[key] = np.array(held)[index.reshape(-1)].reshape(runs.trained_bytes.shape)
+            self._held[key] = self._new_held_bytes(plan, pricer, self._runs_of(pricer, self.menu[0]))
         return self._held[key]
+
+    @staticmethod
+    def _new_held_bytes(plan: Plan, pricer: Pricer, runs: _Runs) -> Floats:
+        """By pairs of bytes where those decide; the payload of low-rank factors depends on which weights a run has."""
+        tasks, held = pricer.graph.compute_tasks, np.zeros(runs.trained_bytes.shape)
+        known: dict[tuple[float, ...], float] = {}
+        for first, end in zip(*np.triu_indices(len(held), 1), strict=True):
+            pair = float(runs.trained_bytes[first, end]), float(runs.untrained_bytes[first, end])
+            key = (*pair, float(first), float(end)) if plan.gradient_codecs[0] == "low-rank" else pair
+            if key not in known:
+                known[key] = sum(pricer.held_parts(plan, 0, tasks[first:end], *pair).values())
+            held[first, end] = known[key]
+        return held
 
     def _runs_of(self, pricer: Pricer, kind: str) -> _Runs:
         """Matrices [j, i] of one kind of recompute; zero where j >= i."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from chinchilla_sim.errors import Mistake
 from chinchilla_sim.planner.plan import CUSTOM, Plan
-from chinchilla_sim.scenario.schema import SearchSpec
+from chinchilla_sim.scenario.schema import CompressionSpec, SearchSpec
 
 WIRE_CODECS = ("none", "fp16", "bf16", "int8")
 
@@ -20,6 +20,10 @@ PLAYED: Mapping[str, tuple[object, ...]] = {
     "gradient_buckets": (1,),
     "gradient_codecs": WIRE_CODECS,
     "activation_codecs": WIRE_CODECS,
+    "stage_tasks": ("contiguous",),
+    "stage_replicas": ("equal",),
+    "activation_priorities": (),
+    "variants": (),
 }
 """Keys of [search] and those of their values that the runtime plays."""
 
@@ -27,8 +31,10 @@ _ASKS: Mapping[str, Callable[[Plan], bool]] = {
     "several stages per rank": lambda plan: plan.stage_count > plan.pipeline_parallel_degree,
     "split backward passes": lambda plan: plan.training and plan.splits_backward,
     "custom rows": lambda plan: plan.schedule == CUSTOM,
+    "stages with replica counts of their own": lambda plan: plan.free_replicas,
     "unequal microbatch counts": lambda plan: bool(plan.replica_microbatch_counts),
     "gradient buckets": lambda plan: plan.gradient_buckets > 1,
+    "priorities of messages": lambda plan: plan.activation_priority is not None,
     "ZeRO": lambda plan: plan.zero_stage > 0,
     "recompute": lambda plan: not {*plan.recompute} <= {"none"},
     "weights shared by stages": lambda plan: bool(plan.shared_stages),
@@ -48,8 +54,10 @@ def search_mistakes(search: SearchSpec) -> list[Mistake]:
         return []
     mistakes = []
     for key, played in PLAYED.items():
-        foreign = [value for value in getattr(search, key) if value not in played]
+        given = getattr(search, key)
+        foreign = [value for value in ((given,) if isinstance(given, str) else given) if value not in played]
         if foreign:
-            what = f"lists {', '.join(map(str, foreign))}, which the runtime cannot play yet"
+            words = [value.describe() if isinstance(value, CompressionSpec) else str(value) for value in foreign]
+            what = f"asks for {', '.join(words)}, which the runtime cannot play yet"
             mistakes.append(Mistake(f"search.{key}", what, "leave it out, or write executable = false to plan and simulate only"))
     return mistakes

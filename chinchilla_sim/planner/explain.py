@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chinchilla_sim.planner.search import Candidate, SearchResult
+from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.units import format_bytes, format_seconds
 
 
@@ -35,7 +35,7 @@ def _composition(candidate: Candidate) -> str:
     exposed_s = timeline.exposed_communication_s(busiest)
     waiting_s = max(0.0, timeline.step_s - timeline.busy_s(busiest) - exposed_s)
     return (
-        f"{candidate.plan.describe()}: a step takes {format_seconds(timeline.step_s)}; its busiest rank ({busiest}) computes "
+        f"{candidate.title}: a step takes {format_seconds(timeline.step_s)}; its busiest rank ({busiest}) computes "
         f"{format_seconds(timeline.busy_s(busiest))}, waits {format_seconds(exposed_s)} for data on the wire "
         f"and {format_seconds(waiting_s)} for other ranks."
     )
@@ -57,6 +57,6 @@ def _against(best: Candidate, other: Candidate) -> str:
     sent = sum(timeline.sent_bytes(rank) for rank in ranks)
     ratio = f"{other.objective / best.objective:.2f} times the objective" if best.objective else "no cheaper"
     return (
-        f"{other.plan.describe()} would take {format_seconds(other.step_s)} ({ratio}): "
+        f"{other.title} would take {format_seconds(other.step_s)} ({ratio}): "
         f"it sends {format_bytes(sent)} a step, of which {format_seconds(exposed_s)} are not hidden behind computation."
     )

@@ -44,7 +44,7 @@ def assign_freely(problem: AssignmentProblem, budget_s: float, seed: int = 0) ->
     best = min(plans, key=lambda plan: max(problem.loads(plan)), default=None)
     programme = AssignmentProgramme(problem)
     if best is not None:
-        best = _share_anew(programme, best, until)
+        best = share_anew(programme, best, until)
     return _prove(programme, best, until - time.process_time())
 
 
@@ -60,8 +60,11 @@ def _packed(problem: AssignmentProblem) -> tuple[int, ...]:
     return tuple(chosen.tolist())
 
 
-def _share_anew(programme: AssignmentProgramme, plan: tuple[int, ...], until: float) -> tuple[int, ...]:
-    """The plan improved until no SHARING processors with the busiest among them can divide their units better."""
+def share_anew(programme: AssignmentProgramme, plan: tuple[int, ...], until: float = np.inf, nodes: int = MOST_NODES) -> tuple[int, ...]:
+    """The plan improved until no SHARING processors with the busiest among them can divide their units better.
+
+    `until` is a time of the process's CPU clock; without it only `nodes` of every programme are counted, the same on any machine.
+    """
     problem = programme.problem
     while (left_s := until - time.process_time()) > 0:
         loads = problem.loads(plan)
@@ -69,7 +72,7 @@ def _share_anew(programme: AssignmentProgramme, plan: tuple[int, ...], until: fl
         limit_s = loads[busiest] * (1 - LEAST_GAIN)
         groups = combinations(others, min(SHARING - 1, len(others)))
         for group in sorted(groups, key=lambda group: sum(loads[processor] for processor in group)):
-            shared = programme.solve(plan, sorted((busiest, *group)), limit_s, 0.0, LEAST_GAIN, left_s, MOST_NODES).processor
+            shared = programme.solve(plan, sorted((busiest, *group)), limit_s, 0.0, LEAST_GAIN, left_s, nodes).processor
             if shared and problem.fits(shared) and max(problem.loads(shared)) < loads[busiest]:
                 plan = shared
                 break

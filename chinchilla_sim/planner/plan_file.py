@@ -16,7 +16,7 @@ from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.sharing import with_sharing
 from chinchilla_sim.scenario.load import parse_scenario
-from chinchilla_sim.scenario.schema import Codec, Scenario
+from chinchilla_sim.scenario.schema import ActivationCodec, Codec, Scenario
 
 FORMAT = "chinchilla-plan"
 VERSION = 1
@@ -69,7 +69,7 @@ class _PlanSpec(BaseModel):
         "forward", "custom",
     ]  # fmt: skip
     gradient_codecs: tuple[Codec, ...]
-    activation_codecs: tuple[Codec, ...]
+    activation_codecs: tuple[ActivationCodec, ...]
     receives_in_flight: int = Field(default=8, ge=1)
     replica_microbatch_counts: tuple[Annotated[int, Field(ge=1)], ...] = ()
     order: tuple[str, ...] = ()
@@ -78,6 +78,7 @@ class _PlanSpec(BaseModel):
     ring_order: Literal["near", "placed"] = "near"
     zero_stage: int = Field(default=0, ge=0, le=3)
     recompute: tuple[Literal["none", "selective", "full"], ...] = ()
+    activation_priority: float | None = Field(default=None, gt=0, le=1000)
     tensor_parallel_degree: int = Field(default=1, ge=1)
     sequence_parallel: bool = False
     context_parallel_degree: int = Field(default=1, ge=1)

@@ -49,7 +49,8 @@ class StagePrice:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A collective among the replicas of a stage, or the stages that share weights: `payload_bytes` of each device.
+    """A collective among the replicas of a stage, or the stages that share weights: `payload_bytes` of each device, in so many `rounds`
+    one after the other.
 
     `orders` are the slots in the order of the ring, one for each device of a rank. `idle_s` is from the measured `table` of
     (bytes, seconds) where there is one, else what the rounds of the `algorithm` take at least.
@@ -59,6 +60,7 @@ class Exchange:
     payload_bytes: float = 0.0
     idle_s: float = 0.0
     sent_bytes: float = 0.0
+    rounds: int = 1
     table: tuple[tuple[float, float], ...] = ()
     algorithm: str = "ring"
     orders: tuple[tuple[int, ...], ...] = ()
@@ -85,7 +87,7 @@ class Pricing:
     def shared_s(self, plan: Plan, stage: int, replica: int) -> float:
         """Idle seconds of all exchanges of weights that a stage shares with others: a rank runs them one behind the other."""
         pairs = zip(plan.shared_stages, self.shared, strict=True)
-        return sum(exchanges[replica].idle_s for stages, exchanges in pairs if stage in stages)
+        return sum(exchanges[0 if plan.free_replicas else replica].idle_s for stages, exchanges in pairs if stage in stages)
 
     def message_bytes(self, direction: str, boundary: int) -> float:
         """Payload of one message over a boundary."""

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from chinchilla_sim.cluster.ring import ring_order
 from chinchilla_sim.cluster.topology import Cluster, Device
-from chinchilla_sim.cost.codec import CODECS, decode_s, encode_s, payload_bytes
+from chinchilla_sim.cost.codec import CODECS, Matrices, decode_s, encode_s, exchange_kind, matrices_of, payload_bytes
 from chinchilla_sim.cost.collective import collective_s, measured_table
 from chinchilla_sim.cost.compute import (
     FP32_BYTES,
@@ -53,6 +53,9 @@ class Pricer:
         self._seconds: dict[tuple[str, int, int, Device], tuple[float, float, float]] = {}
         self._rings: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._holdings_from: dict[tuple[int, str], list[Holding]] = {}
+        self._stage_prices: dict[tuple[object, ...], StagePrice] = {}
+        self._exchanges: dict[tuple[object, ...], Exchange] = {}
+        self._matrices: dict[tuple[str, str, int], Matrices] = {}
 
     def scale(self, microbatch_size: int) -> float:
         """Microbatch in units of the graph's batch."""
@@ -113,7 +116,7 @@ class Pricer:
             for rank in plan.placement[stage]:
                 device = self.device_of(plan, rank)
                 if (stage, device) not in prices:
-                    prices[stage, device] = device_pricer.stage_price(plan, stage, device, own, own_gradients)
+                    prices[stage, device] = device_pricer.kept_stage_price(plan, stage, device, own, own_gradients)
         return Pricing(
             stages=tuple(tuple(prices[stage, self.device_of(plan, rank)] for rank in plan.placement[stage]) for stage in stages),
             boundary_bytes=tuple(
@@ -134,7 +137,7 @@ class Pricer:
 
     def gradient_exchange(self, plan: Plan, stage: int) -> Exchange:
         """The exchange of all gradients of a stage among its replicas, for one device of a rank."""
-        return self._gradients(plan, stage, self.graph.trained_bytes_of(self.tasks_of(plan, stage)))
+        return self._gradients(plan, stage, self.tasks_of(plan, stage))
 
     def weight_exchange(self, plan: Plan, stage: int) -> Exchange:
         """The all-gather of a stage's sharded weights."""
@@ -147,7 +150,34 @@ class Pricer:
     def exchange_s_per_byte(self, plan: Plan, stage: int) -> float:
         """Seconds of a stage's gradient exchange per byte of its parameters, if it held the whole model."""
         total = self.graph.trained_bytes_of(self.graph.tasks)
-        return self._gradients(plan, stage, total).idle_s / total if total else 0.0
+        return self._gradients(plan, stage, self.graph.tasks).idle_s / total if total else 0.0
+
+    def matrices(self, tasks: Sequence[Task]) -> Matrices:
+        """Rows and columns of what neighbouring tasks train."""
+        key = tasks[0].name, tasks[-1].name, len(tasks)
+        if key not in self._matrices:
+            self._matrices[key] = matrices_of([one for one in self.graph.weights_of(tasks) if one.trained], self.value_bytes)
+        return self._matrices[key]
+
+    def gradient_payload_bytes(self, codec: str, tasks: Sequence[Task]) -> float:
+        """What a rank gives to the exchange of the gradients of neighbouring tasks."""
+        return payload_bytes(codec, self.graph.trained_bytes_of(tasks), self.value_bytes, self.matrices(tasks))
+
+    def kept_stage_price(self, plan: Plan, stage: int, device: Device, raw: Sequence[float], raw_gradients: Sequence[float]) -> StagePrice:
+        """The price of a stage, from another plan where all that it depends on is the same."""
+        around = slice(max(0, stage - 1), stage + 1)
+        group = plan.slots_of(plan.placement[stage][0]) if self.collectives else ()
+        experts = plan.placement[stage][: plan.expert_parallel_degree] if plan.expert_parallel_degree > 1 else ()
+        experts = tuple(plan.slots_of(rank)[0] for rank in experts)
+        key = (
+            *(plan.stages[stage], device, plan.microbatch_size, plan.microbatch_count, len(plan.slots), plan.training),
+            *(stage > 0, stage < plan.stage_count - 1, plan.activation_codecs[around], tuple(raw[around]), tuple(raw_gradients[around])),
+            *(plan.gradient_codecs[stage], plan.gradient_buckets, plan.exchange_degree_of(stage), plan.zero_stage),
+            *(plan.recompute_of(stage), plan.receives_in_flight, plan.free_replicas and plan.share_of(stage), group, experts),
+        )
+        if key not in self._stage_prices:
+            self._stage_prices[key] = self.stage_price(plan, stage, device, raw, raw_gradients)
+        return self._stage_prices[key]
 
     def stage_price(self, plan: Plan, stage: int, device: Device, raw: Sequence[float], raw_gradients: Sequence[float]) -> StagePrice:
         """One stage on one device of its rank; `raw` are bytes that this device sends over each boundary."""
@@ -162,11 +192,12 @@ class Pricer:
             Op.B: backward_s,
             Op.I: backward_s - weights_s,
             Op.W: weights_s,
-            Op.OPTIM: self._optimizer_s(plan, parameters, device),
+            Op.OPTIM: self._optimizer_s(plan, stage, parameters, device),
         }
         action_s |= self._codec_s(plan, stage, raw, raw_gradients, device)
-        action_s |= gradient_codec_s(plan, stage, parameters, device)
-        buffers = self._buffer_bytes(plan, sum(raw[boundary] for boundary in (stage - 1, stage) if 0 <= boundary < len(raw)))
+        action_s |= gradient_codec_s(plan, stage, parameters, device, self.matrices(tasks))
+        buffers = self._buffer_bytes(plan, stage, sum(raw[boundary] for boundary in (stage - 1, stage) if 0 <= boundary < len(raw)))
+        held = self.held_parts(plan, stage, tasks, parameters, self.graph.untrained_bytes_of(tasks))
         recompute = plan.recompute_of(stage)
         kept = self._kept(plan, recompute, tasks)
         saved, transient = (size * self.scale(plan.microbatch_size) for size in (kept.saved_bytes, kept.transient_bytes))
@@ -183,7 +214,7 @@ class Pricer:
         return StagePrice(
             action_s=action_s,
             accumulation_s=accumulation_s(parameters, device),
-            held_parts=self.held_parts(plan, stage, parameters, self.graph.untrained_bytes_of(tasks)) | {"receive buffers": buffers},
+            held_parts=held | {"receive buffers": buffers},
             saved_bytes=saved,
             kept_bytes=self._kept_bytes(plan, tasks, saved),
             transient_bytes=transient,
@@ -258,8 +289,8 @@ class Pricer:
         payload = collective.payload_bytes * self.scale(plan.microbatch_size)
         return collective_s(collective.kind, payload, len(slots), self.cluster.slowest_pair(slots), self.cluster.backend, table)
 
-    def _optimizer_s(self, plan: Plan, parameters: float, device: Device) -> float:
-        shards = plan.exchange_degree if plan.zero_stage else 1
+    def _optimizer_s(self, plan: Plan, stage: int, parameters: float, device: Device) -> float:
+        shards = plan.exchange_degree_of(stage) if plan.zero_stage else 1
         fp32_bytes = parameters * FP32_BYTES / self.value_bytes / shards
         return optimizer_s(fp32_bytes, self.job.optimizer, self.job.momentum, device, mixed=self.value_bytes < FP32_BYTES)
 
@@ -292,9 +323,19 @@ class Pricer:
         return seconds
 
     @staticmethod
-    def _buffer_bytes(plan: Plan, message_bytes: float) -> float:
+    def _buffer_bytes(plan: Plan, stage: int, message_bytes: float) -> float:
         """Receive buffers of messages that are awaited at once."""
-        return min(plan.receives_in_flight, plan.microbatch_count) * message_bytes
+        count = plan.share_of(stage) if plan.free_replicas else plan.microbatch_count
+        return min(plan.receives_in_flight, count) * message_bytes
+
+    def stage_bytes(self, plan: Plan, stage: int, first: int, end: int, in_flight: int, crossing_bytes: float) -> float:
+        """Peak bytes of a stage of compute tasks first..end-1; `crossing_bytes` cross its boundaries per batch of the graph."""
+        holding = self.holdings(first)[end - first - 1]
+        scale, tasks = self.scale(plan.microbatch_size), self.graph.compute_tasks[first:end]
+        saved = holding.saved_bytes if plan.training else tasks[-1].output_bytes
+        held = sum(self.held_parts(plan, stage, tasks, holding.trained_bytes, holding.untrained_bytes).values())
+        transient = scale * holding.transient_bytes if plan.training else 0.0
+        return held + self._buffer_bytes(plan, stage, crossing_bytes * scale) + in_flight * scale * saved + transient
 
     def holdings(self, first: int, recompute: str = "none") -> list[Holding]:
         """What the compute tasks first..first, first..first + 1 and so on hold, each weight and saved tensor once."""
@@ -304,19 +345,21 @@ class Pricer:
             self._holdings_from[key] = list(growing(self.graph, first, blocks))
         return self._holdings_from[key]
 
-    def held_parts(self, plan: Plan, stage: int, parameters: float, frozen: float) -> dict[str, float]:
+    def held_parts(self, plan: Plan, stage: int, tasks: Sequence[Task], parameters: float, frozen: float) -> dict[str, float]:
         """What a stage holds all the time; ZeRO 3 beside its shards two gathered buckets and one of whole gradients."""
         if not plan.training:
             return {"weights": parameters + frozen}
-        replicas, job = plan.exchange_degree, self.job
+        replicas, job = plan.exchange_degree_of(stage), self.job
         parts = state_parts(parameters, job.optimizer, job.momentum, job.precision, plan.zero_stage, replicas)
         parts["weights"] += frozen
         if replicas > 1 and plan.zero_stage == 3:
             parts["exchange buffers"] = 3 * parameters / plan.gradient_buckets
         elif replicas > 1:
-            payload = payload_bytes(plan.gradient_codecs[stage], parameters, self.value_bytes)
-            summable = CODECS[plan.gradient_codecs[stage]].summable
-            parts["exchange buffers"] = parameters + payload * (1 if summable else replicas)
+            codec = CODECS[plan.gradient_codecs[stage]]
+            payload = payload_bytes(codec.name, parameters, self.value_bytes, self.matrices(tasks) if codec.name == "low-rank" else None)
+            parts["exchange buffers"] = parameters + payload * (1 if codec.summable else replicas)
+            if codec.feedback:
+                parts["error feedback"] = parameters
         return parts
 
     def _kept_bytes(self, plan: Plan, tasks: Sequence[Task], saved: float) -> float:
@@ -328,28 +371,33 @@ class Pricer:
         kept = sum(self.graph.tasks[self.graph.position[name]].output_bytes for name in sorted(inputs) if name in self.graph.position)
         return min(saved, (kept + sum(kernel.output_bytes for kernel in kernels)) * self.scale(plan.microbatch_size))
 
-    def _gradients(self, plan: Plan, stage: int, parameters: float) -> Exchange:
+    def _gradients(self, plan: Plan, stage: int, tasks: Sequence[Task]) -> Exchange:
         """The exchange of all gradients of a stage; a codec that cannot be summed on the way makes it an all-gather."""
         if not plan.training:
             return NO_EXCHANGE
         codec = plan.gradient_codecs[stage]
-        kind = "all_reduce" if CODECS[codec].summable else "all_gather"
-        if plan.zero_stage and kind == "all_reduce":
-            kind = "reduce_scatter"
-        return self._exchange(plan, stage, kind, payload_bytes(codec, parameters, self.value_bytes))
+        return self._exchange(
+            plan, stage, exchange_kind(codec, plan.zero_stage), self.gradient_payload_bytes(codec, tasks), CODECS[codec].rounds
+        )
 
-    def _exchange(self, plan: Plan, stage: int, kind: str, payload: float) -> Exchange:
+    def _exchange(self, plan: Plan, stage: int, kind: str, payload: float, rounds: int = 1) -> Exchange:
         """A collective of a stage's replicas; for an all-gather of sharded weights and for the others `payload` is the whole."""
-        replicas = plan.exchange_degree
+        replicas = plan.exchange_degree_of(stage)
         if replicas == 1 or not payload:
             return Exchange(kind)
         if kind == "all_gather" and plan.zero_stage:
             payload /= replicas
-        width = plan.tensor_parallel_degree
-        # Slots that hold the same part of the weights.
-        lanes = [tuple(slot for rank in plan.placement[stage] for slot in plan.slots_of(rank)[lane::width]) for lane in range(width)]
-        orders = tuple(self._ring(plan, slots) for slots in lanes)
-        return exchange_among(self.cluster, kind, payload, orders, plan.collective_algorithm, plan.gradient_buckets)
+        group = plan.placement[stage], plan.slots, plan.tensor_parallel_degree, plan.context_parallel_degree
+        key = kind, payload, rounds, *group, plan.gradient_buckets, plan.collective_algorithm, plan.ring_order
+        if key not in self._exchanges:
+            width = plan.tensor_parallel_degree
+            # Slots that hold the same part of the weights.
+            lanes = [tuple(slot for rank in plan.placement[stage] for slot in plan.slots_of(rank)[lane::width]) for lane in range(width)]
+            orders = tuple(self._ring(plan, slots) for slots in lanes)
+            self._exchanges[key] = exchange_among(
+                self.cluster, kind, payload, orders, plan.collective_algorithm, plan.gradient_buckets, rounds
+            )
+        return self._exchanges[key]
 
     def _ring(self, plan: Plan, slots: tuple[int, ...]) -> tuple[int, ...]:
         """Slots in the order of the ring."""
@@ -360,14 +408,14 @@ class Pricer:
         return self._rings[slots]
 
 
-def gradient_codec_s(plan: Plan, stage: int, raw_bytes: float, device: Device) -> dict[Op, float]:
+def gradient_codec_s(plan: Plan, stage: int, raw_bytes: float, device: Device, matrices: Matrices) -> dict[Op, float]:
     """Seconds to pack the gradients of a stage into its bucket (a copy, then the codec) and to unpack the result."""
-    if plan.exchange_degree == 1 or plan.zero_stage == 3:
+    if plan.exchange_degree_of(stage) == 1 or plan.zero_stage == 3:
         return {}
     codec = plan.gradient_codecs[stage]
-    copies = 1 if CODECS[codec].summable else plan.exchange_degree
+    copies = 1 if CODECS[codec].summable else plan.exchange_degree_of(stage)
     packing_s = device.elementwise_launch_s + 2 * raw_bytes / device.elementwise_bandwidth_bytes_per_s
     return {
-        Op.ENCODE_GRAD: packing_s + encode_s(codec, raw_bytes, device),
-        Op.DECODE_GRAD: decode_s(codec, raw_bytes, device, copies),
+        Op.ENCODE_GRAD: packing_s + encode_s(codec, raw_bytes, device, matrices),
+        Op.DECODE_GRAD: decode_s(codec, raw_bytes, device, copies, matrices),
     }

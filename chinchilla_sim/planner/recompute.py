@@ -48,7 +48,11 @@ def loss_parts(graph: TaskGraph, task: Task) -> tuple[float, float, float]:
 
 
 def _loss_parts(graph: TaskGraph, stage: Iterable[Task]) -> tuple[float, float, float]:
-    logits, beside, transient = map(sum, zip((0.0, 0.0, 0.0), *(loss_parts(graph, task) for task in stage), strict=True))
+    return _sums(loss_parts(graph, task) for task in stage)
+
+
+def _sums(rows: Iterable[tuple[float, float, float]]) -> tuple[float, float, float]:
+    logits, beside, transient = map(sum, zip((0.0, 0.0, 0.0), *rows, strict=True))
     return logits, beside, transient
 
 
@@ -65,11 +69,13 @@ class Blocks:
         self.producers: dict[str, list[str]] = {}
         for producer, consumer in graph.edges:
             self.producers.setdefault(consumer, []).append(producer)
+        self._cores_within: dict[str, tuple[float, float, frozenset[str]]] = {}
+        self._losses: dict[str, tuple[float, float, float]] = {}
 
     def recompute(self, stage: Sequence[Task]) -> Kept:
         """What is kept and computed again of the tasks of a stage."""
         saved: dict[str, float] = {}
-        logits, beside, loss_transient = _loss_parts(self.graph, stage)
+        logits, beside, loss_transient = _sums(map(self._loss, stage))
         behind_loss = -logits - beside
         transient, again = 0.0, set[str]()
         blocks: dict[int, list[Task]] = {}
@@ -81,7 +87,8 @@ class Blocks:
             saved |= {name: _bytes(self.graph, name) for name in task.saved}
             dropped, most, names = self._within(task)
             beside += task.saved_bytes - dropped
-            transient, again = max(transient, most), again | names
+            transient = max(transient, most)
+            again |= names
         for members in blocks.values():
             inside = {task.name for task in members}
             needed = {name for task in members for name in task.saved}
@@ -95,17 +102,28 @@ class Blocks:
     def _inputs(self, inside: set[str]) -> set[str]:
         return {name for task in inside for name in self.producers.get(task, ()) if name not in inside}
 
-    def _within(self, group: Task) -> tuple[float, float, set[str]]:
+    def _loss(self, task: Task) -> tuple[float, float, float]:
+        if task.name not in self._losses:
+            self._losses[task.name] = loss_parts(self.graph, task)
+        return self._losses[task.name]
+
+    def _within(self, group: Task) -> tuple[float, float, frozenset[str]]:
         """Of attention cores within a group: bytes dropped, bytes of the largest, kernels that run twice."""
         if self.kind == "full" or not group.members or not group.recomputable:
-            return 0.0, 0.0, set()
+            return 0.0, 0.0, frozenset()
+        if group.name not in self._cores_within:
+            self._cores_within[group.name] = self._core_sizes(group)
+        return self._cores_within[group.name]
+
+    @staticmethod
+    def _core_sizes(group: Task) -> tuple[float, float, frozenset[str]]:
         cores = attention_cores(group.members)
         sizes = []
         for core in cores:
             outputs = {kernel.name: kernel.output_bytes for kernel in core if kernel.name != group.name}
             needed = {name for kernel in core for name in kernel.saved}
             sizes.append(sum(outputs[name] for name in sorted(needed & outputs.keys())) + sum(kernel.saved_bytes for kernel in core))
-        return sum(sizes), max(sizes, default=0.0), {kernel.name for core in cores for kernel in core}
+        return sum(sizes), max(sizes, default=0.0), frozenset(kernel.name for core in cores for kernel in core)
 
 
 def _layers(graph: TaskGraph) -> dict[str, int]:

@@ -31,12 +31,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chinchilla_sim.cluster.topology import Device, Link
-from chinchilla_sim.cost.codec import CODECS, payload_bytes
+from chinchilla_sim.cost.codec import CODECS, exchange_kind
 from chinchilla_sim.cost.collective import collective_s, sent_bytes
 from chinchilla_sim.cost.compute import optimizer_s
 from chinchilla_sim.cost.memory import FP32_BYTES, state_parts
 from chinchilla_sim.planner.action import Op
-from chinchilla_sim.planner.configuration import RECOMPUTE, Configuration, Sharding, Space
+from chinchilla_sim.planner.configuration import Configuration, Sharding, Space
 from chinchilla_sim.planner.partition import allowed_cuts
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.pricing import Pricer
@@ -114,6 +114,7 @@ class Screener:
         self.cluster, self.job, self.search = pricer.cluster, pricer.job, space.search
         self.schedules: dict[tuple[str, int], int] = {}
         self._wholes: dict[tuple[Sharding, int, int, int], _Whole] = {}
+        self._payloads: dict[Sharding, dict[str, float]] = {}
         self._allowed: dict[tuple[int, int], list[int]] = {}
         kinds: dict[Device, int] = {}
         self.kinds_among = [0]
@@ -123,7 +124,7 @@ class Screener:
         self.kinds = list(kinds.values())
         """A slot of each kind of device, fastest first; `kinds_among[n]` is how many kinds the n fastest devices are of."""
         self.memory_bytes = max(self.cluster.device(slot).usable_memory_bytes for slot in self.kinds)
-        self.lightest = next(kind for kind in RECOMPUTE if kind in self.search.recompute) if space.training else "none"
+        self.lightest = space.recompute[0]
         busy = self.cluster.rank_count
         self.depends_on_busy = any(self.cluster.device(slot, 1) != self.cluster.device(slot, busy) for slot in self.kinds)
         self.depends_on_busy |= any(row.busy_ranks for row in pricer.profile.times)
@@ -160,11 +161,12 @@ class Screener:
         update_s, state_bytes = self._update(sharding, d, figure["parameter_bytes"])
         split = np.array([SCHEDULES[name].splits_backward for name, _ in self.schedules], dtype=np.bool_)[k]
         line = np.array([SCHEDULES[name].layout == "line" for name, _ in self.schedules], dtype=np.bool_)[k] & ~split
+        line &= self.search.stage_tasks == "contiguous"
         stages = np.array([count for _, count in self.schedules], dtype=np.int64)[k]
         path_s = np.where(split, least_s - figure["weight_s"], least_s) + (p - 1) * self._crossing_s(sharding, size)
         with np.errstate(divide="ignore", invalid="ignore"):
             ramps_s = np.where(line, least_s / -np.expm1(p * np.log1p(-1 / m)), 0.0)
-        work_s = (m * least_s + update_s + self._sent_s(sharding, d, figure)) / p
+        work_s = (m * least_s + update_s + self._sent_s(sharding, d)) / p
         bound_s = np.maximum.reduce([work_s, path_s, m * least["heaviest_s"], ramps_s]) * (1 - 1e-9)
         bubble = np.where(split, SPLIT_BUBBLE, 1.0) / stages
         exchange_s, hop_s = self._transfers(sharding, d, p, figure)
@@ -228,6 +230,7 @@ class Screener:
         )
         pricer, device = self.pricer.for_devices(plan), self.cluster.device(slot, busy)
         tasks = pricer.graph.compute_tasks
+        self._payloads[sharding] = {codec: pricer.gradient_payload_bytes(codec, tasks) for codec in self.search.gradient_codecs}
         seconds = [pricer.task_s(task, size, device, busy) for task in tasks]
         price = pricer.stage_price(plan, 0, device, (), ())
         # With several kinds no stage may be faster than its tasks one by one; host floors are of the whole model on one kind.
@@ -297,20 +300,20 @@ class Screener:
             seconds = seconds + link.latency_s + scale * share * back_bytes / link.bandwidth_bytes_per_s
         return seconds
 
-    def _sent_s(self, sharding: Sharding, d: Ints, figure: dict[str, Floats]) -> Floats:
+    def _sent_s(self, sharding: Sharding, d: Ints) -> Floats:
         """Seconds that a device's link is busy with the gradients of the whole model, at least."""
         hidden = sharding.hides_exchange or not self.space.training
         if hidden or self.cluster.node_collectives or not len(d) or self.cluster.rank_count < 2:
             return np.zeros(len(d))
         degrees, index = np.unique(d * sharding.context_parallel_degree, return_inverse=True)
-        parameters = float(figure["parameter_bytes"].max())
+        payloads = self._payloads[replace(sharding, zero_stage=0, gradient_buckets=1)]
         sent = []
         for degree in degrees.tolist():
             by_codec = []
-            for codec in self.search.gradient_codecs:
-                kind = "all_gather" if not CODECS[codec].summable else "reduce_scatter" if sharding.zero_stage else "all_reduce"
-                payload = payload_bytes(codec, parameters, self.pricer.value_bytes)
-                by_codec.append(sent_bytes(kind, payload, degree))
+            for codec, payload in payloads.items():
+                kind = exchange_kind(codec, sharding.zero_stage)
+                # With ZeRO a rank gathers its own share only.
+                by_codec.append(sent_bytes(kind, payload / (degree if kind == "all_gather" and sharding.zero_stage else 1), degree))
             sent.append(min(by_codec) if degree > 1 else 0.0)
         seconds: Floats = np.array(sent)[index] / self._fastest_link.bandwidth_bytes_per_s
         return seconds

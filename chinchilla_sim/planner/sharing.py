@@ -7,8 +7,9 @@ with embeddings). The sum comes after that of the replicas, in every replica for
     n = b                 bytes of each device, b of the weights in the precision of the job (its part under tensor parallelism)
     n = b / replicas      with ZeRO 1 to 3: replica d owns the same piece of a weight in each stage, and sums that piece alone
 
+Where stages have replica counts of their own all their ranks take part in one all-reduce of b, each with its share of its stage's sum.
 No codec touches it. Stages of one rank add theirs without a message, which costs nothing here. A set of weights is what exactly the same
-stages use: it travels in one message.
+stages use: it travels in one exchange.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ Ring = Callable[[Plan, tuple[int, ...]], tuple[int, ...]]
 
 def with_sharing(plan: Plan, graph: TaskGraph) -> Plan:
     """The plan with the sets of stages that train the same weights."""
-    return replace(plan, shared_stages=tuple(sorted(shared_bytes(graph, plan.stages))) if plan.training else ())
+    found = tuple(sorted(shared_bytes(graph, plan.stages))) if plan.training else ()
+    return plan if found == plan.shared_stages else replace(plan, shared_stages=found)
 
 
 def shared_bytes(graph: TaskGraph, stages: Sequence[Sequence[str]]) -> dict[tuple[int, ...], float]:
@@ -49,7 +51,7 @@ def shared_exchanges(plan: Plan, graph: TaskGraph, cluster: Cluster, ring: Ring)
     if not plan.shared_stages:
         return ()
     sizes = shared_bytes(graph, plan.stages)
-    shards = plan.exchange_degree if plan.zero_stage else 1
+    shards = plan.exchange_degree if plan.zero_stage and not plan.free_replicas else 1
     return tuple(
         tuple(_exchange_of(plan, number, replica, sizes[group] / shards, cluster, ring) for replica in range(plan.data_parallel_degree))
         for number, group in enumerate(plan.shared_stages)
@@ -62,21 +64,29 @@ def _exchange_of(plan: Plan, number: int, replica: int, payload: float, cluster:
     if len(ranks) == 1:
         return Exchange("all_reduce")
     orders = tuple(ring(plan, slots) for slots in zip(*(plan.slots_of(rank) for rank in ranks), strict=True))
-    return exchange_among(cluster, "all_reduce", payload, orders, "auto", 1)
+    return exchange_among(cluster, "all_reduce", payload, orders)
 
 
 def exchange_among(
-    cluster: Cluster, kind: str, payload: float, orders: tuple[tuple[int, ...], ...], algorithm: str, buckets: int
+    cluster: Cluster,
+    kind: str,
+    payload: float,
+    orders: tuple[tuple[int, ...], ...],
+    algorithm: str = "auto",
+    buckets: int = 1,
+    rounds: int = 1,
 ) -> Exchange:
-    """A collective of `payload` bytes of each member among the slots of each order; `auto` chooses by the size of a bucket."""
+    """A collective of `payload` bytes of each member among the slots of each order; `auto` chooses by the size of a bucket's round."""
     members = len(orders[0])
     sent = sent_bytes(kind, payload, members)
     tables = [measured_table(cluster, kind, order) for order in orders]
     if all(tables):
         # Rings of one stage that lie in different nodes wait for the slowest.
-        table = max(tables, key=lambda rows: interpolate_s(rows, payload))
-        return Exchange(kind, payload, interpolate_s(table, payload), sent, table=table, orders=orders)
+        table = max(tables, key=lambda rows: interpolate_s(rows, payload / rounds))
+        return Exchange(kind, payload, rounds * interpolate_s(table, payload / rounds), sent, rounds, table=table, orders=orders)
     if algorithm == "auto":
-        algorithm = choose_algorithm(kind, payload / buckets, members, cluster.slowest_pair(orders[0]), cluster.backend)
-    idle_s = 0.0 if algorithm == "hierarchical" else rounds_lower_bound_s(cluster, kind, algorithm, orders[0], payload)
-    return Exchange(kind, payload, idle_s, sent, algorithm=algorithm, orders=orders)
+        algorithm = choose_algorithm(kind, payload / buckets / rounds, members, cluster.slowest_pair(orders[0]), cluster.backend)
+    idle_s = 0.0
+    if algorithm != "hierarchical":
+        idle_s = rounds * rounds_lower_bound_s(cluster, kind, algorithm, orders[0], payload / rounds)
+    return Exchange(kind, payload, idle_s, sent, rounds, algorithm=algorithm, orders=orders)

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
-from chinchilla_sim.planner.search import SearchResult
+from chinchilla_sim.planner.candidate import SearchResult
 from chinchilla_sim.report.table import listed_candidates, percent, versus
 from chinchilla_sim.report.trace import split_lanes
 from chinchilla_sim.timeline import STREAMS, Category, Span, Stream, Timeline
@@ -65,7 +65,7 @@ def gantt_svg(simulated: Timeline, measured: Timeline | None = None) -> str:
     panels = [("simulated step", simulated)] + ([("measured step nearest the median", measured)] if measured else [])
     longest_s = max(timeline.step_s for _, timeline in panels) or 1.0
     heights = [_panel_height(timeline) for _, timeline in panels]
-    with _style():
+    with style():
         figure, tops = _stacked_figure(heights, header=24.0, between=24.0, footer=34.0)
         for index, ((name, timeline), height, top) in enumerate(zip(panels, heights, tops, strict=True)):
             axes = _panel(figure, top, height, longest_s)
@@ -77,7 +77,7 @@ def gantt_svg(simulated: Timeline, measured: Timeline | None = None) -> str:
         axes.set_xlabel(f"time since the first span ({_time_unit(longest_s)[0]})", labelpad=2)
         _legend(figure, {span.category for _, timeline in panels for span in timeline.spans})
         title = "Gantt chart of one step, simulated" + (" and measured" if measured else "")
-        return _finish(figure, title, ". ".join(_described(name, timeline) for name, timeline in panels) + ".")
+        return finish(figure, title, ". ".join(_described(name, timeline) for name, timeline in panels) + ".")
 
 
 def memory_svg(timeline: Timeline, capacities: Sequence[float]) -> str:
@@ -88,7 +88,7 @@ def memory_svg(timeline: Timeline, capacities: Sequence[float]) -> str:
     # A capacity far beyond the bars would leave no room to read them: it is then told in words alone.
     near = max(peaks[rank] / capacities[rank] for rank in shown) >= 0.05
     limit = max(1.0, *(max(peaks[rank], capacities[rank] * near) for rank in shown))
-    with _style():
+    with style():
         figure, (top,) = _stacked_figure([15.0 * len(shown)], header=26.0, between=0.0, footer=4.0)
         axes = _panel(figure, top, 15.0 * len(shown), limit, right=210.0)
         axes.xaxis.set_visible(False)
@@ -105,14 +105,14 @@ def memory_svg(timeline: Timeline, capacities: Sequence[float]) -> str:
         _keys(figure, keys if near else keys[:2])
         some = "" if len(shown) == len(peaks) else f"The {len(shown)} fullest of {len(peaks)} ranks. "
         text = "; ".join(f"rank {rank}: {format_bytes(peaks[rank])} of {format_bytes(capacities[rank])}" for rank in shown)
-        return _finish(figure, "Peak memory of each rank against its capacity", f"{some}{text}.")
+        return finish(figure, "Peak memory of each rank against its capacity", f"{some}{text}.")
 
 
 def alternatives_svg(search: SearchResult) -> str:
     """Step time of the chosen plan, of the best plans of other splits, and of one rank alone."""
     best, listed = search.best, listed_candidates(search)[:MOST_BARS]
     longest_s = max(candidate.step_s for _, candidate in listed) or 1.0
-    with _style():
+    with style():
         figure, (top,) = _stacked_figure([30.0 * len(listed)], header=4.0, between=0.0, footer=4.0)
         axes = _panel(figure, top, 30.0 * len(listed), longest_s, left=2.0, right=130.0)
         axes.xaxis.set_visible(False)
@@ -125,7 +125,7 @@ def alternatives_svg(search: SearchResult) -> str:
             value = f"{format_seconds(candidate.step_s)}, {note}"
             axes.annotate(value, (candidate.step_s, 30 * row + 18.5), (5, 0), textcoords="offset points", va="center")
             told.append(f"{name}: {value}")
-        return _finish(figure, "Step time of the alternatives", "; ".join(told) + ".")
+        return finish(figure, "Step time of the alternatives", "; ".join(told) + ".")
 
 
 def _panel_height(timeline: Timeline) -> float:
@@ -241,7 +241,7 @@ def _time_unit(longest_s: float) -> tuple[str, float]:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """Matplotlib's defaults, whatever the user's own are, with our few changes."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -321,7 +321,7 @@ def _keys(figure: Figure, entries: Sequence[tuple[str, str]]) -> None:
         x += 5.2 * len(text) + 14
 
 
-def _finish(figure: Figure, title: str, description: str) -> str:
+def finish(figure: Figure, title: str, description: str) -> str:
     """Stable, accessible SVG that can stand inside a page: no ids, no styles of its own, numbers to a hundredth of a point."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

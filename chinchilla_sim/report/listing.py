@@ -12,8 +12,8 @@ from chinchilla_sim.cluster.calibration import Calibration
 from chinchilla_sim.cluster.catalogue import in_base_units
 from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.planner.action import parse_action
+from chinchilla_sim.planner.candidate import Candidate
 from chinchilla_sim.planner.schedules.automatic import most_held
-from chinchilla_sim.planner.search import Candidate
 from chinchilla_sim.report.table import NONE, Table, candidate_facts, percent, versus
 from chinchilla_sim.simulator.benchmark import Figure
 from chinchilla_sim.simulator.disturbance import Spread
@@ -83,6 +83,7 @@ def simulated_dict(candidate: Candidate) -> dict[str, Any]:
         "rank_count": len(candidate.plan.slots),
         "simulated_step_s": candidate.step_s,
         **candidate_facts(candidate),
+        **({"serving": candidate.serving.to_dict()} if candidate.serving else {}),
         "memory_peaks": [peak_of(candidate, rank) for rank in range(candidate.plan.rank_count)],
         "timeline": candidate.timeline.to_dict(),
     }

@@ -10,7 +10,7 @@ import numpy as np
 
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.money import expense
-from chinchilla_sim.planner.search import Candidate
+from chinchilla_sim.planner.candidate import Candidate
 from chinchilla_sim.report.listing import peak_of
 from chinchilla_sim.report.table import NONE, Table, percent, signed_percent, versus
 from chinchilla_sim.simulator.sensitivity import Explanation

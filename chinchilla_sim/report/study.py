@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.money import Expense, expense
 from chinchilla_sim.graph.task import TaskGraph
+from chinchilla_sim.planner.candidate import SearchResult
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.search import SearchResult
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.validation.compare import Comparison, Measurement
 

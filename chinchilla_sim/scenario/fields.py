@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
 from chinchilla_sim.errors import Mistake
-from chinchilla_sim.units import BANDWIDTH, BYTES, FLOP, FLOP_PER_S, KG_PER_JOULE, SECONDS, USD_PER_S, WATT, QuantityKind
+from chinchilla_sim.units import BANDWIDTH, BYTES, FLOP, FLOP_PER_S, KG_PER_JOULE, REQUESTS_PER_S, SECONDS, USD_PER_S, WATT, QuantityKind
 
 _FACTORY = re.compile(r"(?:[^\W\d]\w*(?:\.[^\W\d]\w*)*|.*\.py):[^\W\d]\w*", re.DOTALL)
 _FOLDER_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*")
@@ -56,6 +56,7 @@ Flop = Annotated[float, *_quantity(FLOP, positive=True)]
 FlopPerSecond = Annotated[float, *_quantity(FLOP_PER_S, positive=True)]
 Watt = Annotated[float, *_quantity(WATT)]
 UsdPerSecond = Annotated[float, *_quantity(USD_PER_S)]
+RequestsPerSecond = Annotated[float, *_quantity(REQUESTS_PER_S, positive=True)]
 KgPerJoule = Annotated[float, *_quantity(KG_PER_JOULE)]
 
 Count = Annotated[int, Field(ge=1)]
@@ -75,6 +76,14 @@ def _check_factory(factory: str) -> str:
         cure = 'write "package.module:function" or "path/to/file.py:function"'
         raise ValueError(Mistake("", f"{show_value(factory)} does not name a function", cure))
     return factory
+
+
+def refuse_for_activations(codec: object) -> object:
+    """A mistake for codecs that need error feedback: an activation that was left out is never sent later."""
+    if codec in ("one-bit", "top-k", "low-rank"):
+        what = f"{show_value(codec)} is for gradients only: what it leaves out is made up for in later steps"
+        raise ValueError(Mistake("", what, "write none, fp16, bf16 or int8 here, and allow it in gradient_codecs"))
+    return codec
 
 
 def _check_options(options: dict[str, Any]) -> dict[str, Any]:

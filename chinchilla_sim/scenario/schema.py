@@ -22,7 +22,7 @@ else sees frozen values. Rules that join several keys are in `check.py`.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from chinchilla_sim.scenario.fields import (
     Bytes,
@@ -39,13 +39,16 @@ from chinchilla_sim.scenario.fields import (
     NodeName,
     Options,
     PositiveSeconds,
+    RequestsPerSecond,
     Seconds,
     UsdPerSecond,
     Watt,
+    refuse_for_activations,
 )
 
 ModelKind = Literal["builtin", "factory", "formula", "graph"]
-Codec = Literal["none", "fp16", "bf16", "int8"]
+Codec = Literal["none", "fp16", "bf16", "int8", "one-bit", "top-k", "low-rank"]
+ActivationCodec = Annotated[Literal["none", "fp16", "bf16", "int8"], BeforeValidator(refuse_for_activations)]
 Schedule = Literal[
     "gpipe", "1f1b", "looped-bfs", "interleaved-1f1b", "zb-h1", "zb-h2", "interleaved-zb", "zb-1p", "zb-2p", "zb-v", "dualpipe-v"
 ]
@@ -106,6 +109,18 @@ class CompressionSpec(_Table):
     quantize: WeightFormat | None = Field(
         default=None, description="Format of the weights; int8 and int4 for inference only.", examples=["int8"]
     )
+
+    def describe(self) -> str:
+        """A few words, such as `pruned 50 %, int8 weights`; `as it is` where nothing is done.
+
+        >>> CompressionSpec(prune=0.5, quantize="int8").describe()
+        'pruned 50 %, int8 weights'
+        """
+        words = ["shared weights"] * self.share_weights + ["tied embeddings"] * self.tie_embeddings
+        words += [f"pruned {self.prune:.0%}".replace("%", " %")] * (self.prune > 0)
+        words += [f"low rank, {self.low_rank:.0%} of values saved".replace("%", " %")] * (self.low_rank > 0)
+        words += [f"{self.quantize} weights"] * (self.quantize is not None)
+        return ", ".join(words) or "as it is"
 
 
 class ModelSpec(_Table):
@@ -193,6 +208,12 @@ class JobSpec(_Table):
         min_length=1,
         description='"digits", or a folder of IDX files looked up from the folder of the scenario; default: the data of the model.',
         examples=["digits"],
+    )
+    arrivals_per_s: RequestsPerSecond | None = Field(
+        default=None,
+        alias="arrival_rate",
+        description="Requests of one sample each that arrive at random (Poisson) in inference; plans that cannot answer them are left out.",
+        examples=["200 requests/s"],
     )
     seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of every random number of the job.", examples=[0])
 
@@ -339,7 +360,17 @@ class ClusterSpec(_Table):
 class SearchSpec(_Table):
     """What the planner minimizes and what it may choose from; a list that is not given means every value."""
 
-    objective: Literal["step_time", "cost", "energy"] = Field(default="step_time", description="Minimized.", examples=["step_time"])
+    objective: Literal["step_time", "cost", "energy", "latency"] = Field(
+        default="step_time",
+        description="Minimized; latency is the 95th percentile from a request's arrival to its answer, and needs job.arrival_rate.",
+        examples=["step_time"],
+    )
+    maximum_latency_s: PositiveSeconds | None = Field(
+        default=None,
+        alias="maximum_latency",
+        description="95 % of the requests are answered within this time; needs job.arrival_rate.",
+        examples=["50 ms"],
+    )
     executable: bool = Field(
         default=True,
         description="Keep to plans that `chinchilla run` can play today; false widens the space to all that can be simulated, "
@@ -351,8 +382,18 @@ class SearchSpec(_Table):
     data_parallel_degrees: Counts | None = Field(default=None, description="Allowed data parallel degrees.", examples=[[1, 2]])
     pipeline_parallel_degrees: Counts | None = Field(default=None, description="Allowed pipeline parallel degrees.", examples=[[1, 2]])
     microbatch_counts: Counts | None = Field(default=None, description="Allowed microbatch counts per replica.", examples=[[1, 4]])
+    stage_replicas: Literal["equal", "free"] = Field(
+        default="equal",
+        description="free also tries stages with replica counts of their own, which share one stream of microbatches (1f1b and gpipe).",
+        examples=["free"],
+    )
     schedules: tuple[Schedule, ...] = Field(
         default=("gpipe", "1f1b"), strict=False, min_length=1, description="Allowed schedules.", examples=[["1f1b"]]
+    )
+    stage_tasks: Literal["contiguous", "free"] = Field(
+        default="contiguous",
+        description="free: a rank may also take several pieces of the line of tasks, wherever they lie, on like devices.",
+        examples=["free"],
     )
     stages_per_rank: Counts = Field(
         default=(2,), description="Stages that a rank has in schedules that loop over the ranks.", examples=[[2, 4]]
@@ -386,19 +427,32 @@ class SearchSpec(_Table):
     gradient_buckets: Counts = Field(
         default=(1,), description="Buckets in which gradients leave during the last backward pass.", examples=[[1, 4]]
     )
+    activation_priorities: tuple[Annotated[float, Field(gt=0, le=1000)], ...] = Field(
+        default=(),
+        strict=False,
+        description="Weights that messages between stages may get on links that they share with exchanges, instead of the network's own.",
+        examples=[[4.0]],
+    )
     gradient_codecs: tuple[Codec, ...] = Field(
         default=("none",),
         strict=False,
         min_length=1,
-        description="Allowed codecs for gradients. Only none keeps every bit: codecs that lose accuracy must be allowed by name.",
+        description="Allowed codecs for gradients. Only none keeps every bit: codecs that lose accuracy must be allowed by name. "
+        "one-bit, top-k (1 %) and low-rank (PowerSGD, rank 4) send in later steps what they left out (error feedback).",
         examples=[["none", "fp16"]],
     )
-    activation_codecs: tuple[Codec, ...] = Field(
+    activation_codecs: tuple[ActivationCodec, ...] = Field(
         default=("none",),
         strict=False,
         min_length=1,
         description="Allowed codecs for what stages send each other. Only none keeps every bit; the others must be allowed by name.",
         examples=[["none", "int8"]],
+    )
+    variants: tuple[CompressionSpec, ...] = Field(
+        default=(),
+        strict=False,
+        description="Smaller variants of the model that may be taken instead of it; how accurate they still are is for you to know.",
+        examples=[[{"prune": 0.5}, {"quantize": "bf16"}]],
     )
     runner_ups: int = Field(default=5, ge=0, description="How many next best plans to report.", examples=[5])
 

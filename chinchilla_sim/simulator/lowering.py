@@ -23,6 +23,7 @@ from chinchilla_sim.simulator.collectives import add_exchange
 from chinchilla_sim.simulator.pause import no_collection
 
 MessageKey = tuple[str, int, int, int]
+"""Direction, boundary, microbatch and lane (the replica, unless stages have replica counts of their own)."""
 CollectiveKey = tuple[int, str, int, int]
 """Stage, what is exchanged, microbatch (-1: once per step) and bucket; of shared weights their number and the replica."""
 
@@ -113,6 +114,7 @@ class _Lowering:
     def _add_message(self, source: int, target: int, key: MessageKey, before: int) -> int:
         direction, boundary, microbatch, _ = key
         graph, cluster, message = self.graph, self.cluster, self.messages[key]
+        priority = self.plan.activation_priority or cluster.activation_priority
         assert message.sent_after is not None and message.posted_after is not None
         payload = self.pricing.message_bytes(direction, boundary)
         pairs = list(zip(self.plan.slots_of(source), self.plan.slots_of(target), strict=True))
@@ -120,7 +122,7 @@ class _Lowering:
         for source_slot, target_slot in pairs[: 1 if self.folded else None]:
             wire_bytes = payload * cluster.backend.header_factor / len(pairs)
             latency_s = cluster.latency_s(source_slot, target_slot)
-            flow = graph.add_flow(cluster, FlowSpec(source_slot, target_slot, wire_bytes, source, target, cluster.activation_priority))
+            flow = graph.add_flow(cluster, FlowSpec(source_slot, target_slot, wire_bytes, source, target, priority))
             graph.link(message.sent_after, flow, latency_s)
             if cluster.backend.rendezvous:
                 graph.link(message.posted_after, flow, cluster.latency_s(target_slot, source_slot) + latency_s)
@@ -137,11 +139,11 @@ class _Lowering:
 
     def _name_end(self, key: MessageKey, message: _Message) -> str:
         """The end of a message that has no other, such as `0SEND_F0 of rank 0 has no receive`."""
-        direction, boundary, microbatch, replica = key
+        direction, boundary, microbatch, lane = key
         sent = message.sent_after is not None
         op = Op(f"{'SEND' if sent else 'RECV'}_{direction}")
         stage = boundary if (direction == "F") == sent else boundary + 1
-        return f"{Action(stage, op, microbatch)} of rank {self.plan.rank_of(stage, replica)} has no {'receive' if sent else 'send'}"
+        return f"{Action(stage, op, microbatch)} of rank {self.plan.rank_of(stage, lane)} has no {'receive' if sent else 'send'}"
 
     # Collectives
 
@@ -161,7 +163,7 @@ class _Lowering:
             if self.folded and not collective.exchange.table:
                 exits[key] = self.graph.add(collective.exchange.idle_s * collective.share, after=entries[key])
             else:
-                exits[key] = add_exchange(self.graph, self.cluster, collective.exchange, collective.share, self.rank_of_slot, entries[key])
+                exits[key] = self._add_rounds(collective, entries[key])
             sent = collective.exchange.sent_bytes * collective.share * self.plan.group_width
             for rank in members:
                 label = str(collective.actions[rank])
@@ -170,6 +172,13 @@ class _Lowering:
             for before, behind in pairwise(order):
                 self.graph.link(exits[before], entries[behind])
         return exits
+
+    def _add_rounds(self, collective: _Collective, entry: int) -> int:
+        """The rounds of an exchange, one behind the other; returns the end of the last."""
+        exchange = collective.exchange
+        for _ in range(exchange.rounds):
+            entry = add_exchange(self.graph, self.cluster, exchange, collective.share / exchange.rounds, self.rank_of_slot, entry)
+        return entry
 
 
 @dataclass(slots=True)
@@ -211,13 +220,14 @@ class _Row:
     def _message(self, action: Action) -> None:
         lowering = self.lowering
         direction, boundary, microbatch = message_of(action)
-        key = (direction, boundary, microbatch, self.replica)
+        lane = lowering.plan.lane_of(self.replica, microbatch)
+        key = (direction, boundary, microbatch, lane)
         message = lowering.messages.setdefault(key, _Message())
         if action.op in RECEIVES:
             message.posted_after = lowering.tail[self.rank]
             return
         message.sent_after = lowering.tail[self.rank]
-        peer = lowering.plan.rank_of(boundary + (direction == "F"), self.replica)
+        peer = lowering.plan.rank_of(boundary + (direction == "F"), lane)
         lowering.channels.setdefault((self.rank, peer, direction), []).append(key)
 
     # Computation
@@ -245,7 +255,8 @@ class _Row:
     def _await(self, number: int, action: Action, needed: Op) -> None:
         if (needed, action.stage, action.microbatch) in self.expected:
             direction, boundary, microbatch = message_of(Action(action.stage, needed, action.microbatch))
-            self.lowering.awaited_messages.append((number, (direction, boundary, microbatch, self.replica)))
+            lane = self.lowering.plan.lane_of(self.replica, microbatch)
+            self.lowering.awaited_messages.append((number, (direction, boundary, microbatch, lane)))
 
     def _await_gradients(self, number: int, stage: int, needed: Op) -> None:
         sets = self.lowering.plan.shared_stages
@@ -292,8 +303,9 @@ class _Row:
         """The activities of a pass: one, or one per bucket where buckets are gathered before or exchanged behind it."""
         lowering, plan, price = self.lowering, self.lowering.plan, self._price(action.stage)
         op, label = action.op, str(action)
-        sharded = plan.zero_stage == 3 and plan.exchange_degree > 1 and op is not Op.W
-        leaves = plan.exchange_degree > 1 and op in (Op.B, Op.W) and (plan.zero_stage == 3 or (last and self._split))
+        exchanging = plan.exchange_degree_of(action.stage) > 1
+        sharded = plan.zero_stage == 3 and exchanging and op is not Op.W
+        leaves = exchanging and op in (Op.B, Op.W) and (plan.zero_stage == 3 or (last and self._split))
         if not (sharded or leaves):
             begin = end = self._append(label, action, seconds)
         else:
@@ -360,10 +372,10 @@ class _Row:
         """Of a folded program the slowest replica's exchange."""
         lowering, number = self.lowering, action.microbatch
         assert number is not None
-        by_replica = lowering.pricing.shared[number]
-        exchange = max(by_replica, key=lambda one: one.idle_s) if lowering.folded else by_replica[self.replica]
-        collective = _Collective(lowering.plan.sharing_ranks(number, self.replica), exchange, 1.0)
-        self._enter((number, SHARED, -1, self.replica), collective, action, lowering.tail[self.rank])
+        by_replica, replica = lowering.pricing.shared[number], 0 if lowering.plan.free_replicas else self.replica
+        exchange = max(by_replica, key=lambda one: one.idle_s) if lowering.folded else by_replica[replica]
+        collective = _Collective(lowering.plan.sharing_ranks(number, replica), exchange, 1.0)
+        self._enter((number, SHARED, -1, replica), collective, action, lowering.tail[self.rank])
 
     def _enter(self, key: CollectiveKey, collective: _Collective, action: Action, behind: int) -> None:
         joined = self.lowering.collectives.setdefault(key, collective)

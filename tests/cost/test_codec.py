@@ -1,11 +1,14 @@
 """Codecs: bytes on the wire and seconds to pack them."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chinchilla_sim.cluster.topology import Device
-from chinchilla_sim.cost.codec import CODECS, compression_ratio, decode_s, encode_s, payload_bytes
+from chinchilla_sim.cost.codec import CODECS, compression_ratio, decode_s, encode_s, exchange_kind, matrices_of, payload_bytes
+from chinchilla_sim.graph.task import Weight
 
 DEVICE = Device("slow", 1.0, 1.0, elementwise_bandwidth_bytes_per_s=100.0, elementwise_launch_s=0.5)
 names = st.sampled_from(sorted(CODECS))
@@ -34,9 +37,20 @@ def test_no_codec_costs_nothing(count: int) -> None:
     assert (payload_bytes("none", raw), encode_s("none", raw, DEVICE), decode_s("none", raw, DEVICE)) == (raw, 0, 0)
 
 
-@pytest.mark.parametrize(("codec", "payload"), [("none", 4096), ("fp16", 2048), ("bf16", 2048), ("int8", 1024 + 4 * 4)])
+@pytest.mark.parametrize(
+    ("codec", "payload"),
+    [
+        ("none", 4096),
+        ("fp16", 2048),
+        ("bf16", 2048),
+        ("int8", 1024 + 4 * 4),
+        ("one-bit", 128 + 4 * 4),
+        ("top-k", 11 * 8),
+        ("low-rank", 4 * 4 * (32 + 32)),
+    ],
+)
 def test_payload_by_hand(codec: str, payload: float) -> None:
-    """1,024 values: 4, 2, 2 or 1 byte each, and a 4-byte scale per block of 256 for int8."""
+    """1,024 values: 4, 2, 2, 1 byte or 1 bit, and 4 B per block of 256; 11 values with index; 32 x 32 as 4 + 4 vectors."""
     assert payload_bytes(codec, 4096.0) == payload
     assert payload_bytes(codec, 0.0) == 0 and compression_ratio(codec, 0.0) == 1
 
@@ -58,5 +72,37 @@ def test_unpacking_a_gather_adds_every_copy() -> None:
 
 
 def test_only_sums_of_plain_numbers_are_sums() -> None:
-    """A sum of int8 payloads with different scales is no int8 payload: they are gathered, the others reduced."""
-    assert {name for name, codec in CODECS.items() if codec.summable} == {"none", "fp16", "bf16"}
+    """A sum of payloads with different scales or indices is no payload: they are gathered, plain numbers and factors reduced."""
+    assert {name for name, codec in CODECS.items() if codec.summable} == {"none", "fp16", "bf16", "low-rank"}
+    assert [exchange_kind(name) for name in ("none", "int8", "top-k", "low-rank")] == [
+        "all_reduce",
+        "all_gather",
+        "all_gather",
+        "all_reduce",
+    ]
+    # Every rank needs all of P and Q; of plain sums ZeRO's share is enough.
+    assert [exchange_kind(name, 1) for name in ("none", "int8", "low-rank")] == ["reduce_scatter", "all_gather", "all_reduce"]
+
+
+def test_low_rank_by_hand() -> None:
+    """100 x 20 and a vector of 20: 4 (100 + 20) values and 20; 10 x 5 stays whole, as 60 values are more than 50."""
+    assert payload_bytes("low-rank", 4.0 * 2020, matrices=[(100, 20)]) == 4 * (480 + 20)
+    assert payload_bytes("low-rank", 4.0 * 50, matrices=[(10, 5)]) == 200
+    device = replace(DEVICE, flop_per_s=1000.0)
+    # Feedback 12 B of all values, M read twice; P and Q 2 n m r flop each, orthogonality 2 n r^2 and 2 r kernels.
+    encoding_s = (0.5 + 12 * 20.2) + 10 * 0.5 + (4 * 2000 * 4 + 2 * 100 * 16) / 1000 + 8 * 20.0
+    assert encode_s("low-rank", 4.0 * 2020, device, [(100, 20)]) == pytest.approx(encoding_s)
+    assert decode_s("low-rank", 4.0 * 2020, device, matrices=[(100, 20)]) == pytest.approx(2 * 0.5 + 16 * 20.0 + 2 * 2000 * 4 / 1000)
+
+
+def test_matrices_are_the_first_axis_by_all_others() -> None:
+    """A convolution 8 x 4 x 3 x 3 is 8 x 36, half of it 4 x 36; a bias is none; a long vector or an unknown shape is a square."""
+    weights = [Weight(1152, (8, 4, 3, 3)), Weight(576, (8, 4, 3, 3)), Weight(32, (8,)), Weight(400), Weight(4.0 * 10**6, (10**6,))]
+    assert matrices_of(weights, 4.0) == [(8, 36), (4, 36), (10, 10), (1000, 1000)]
+
+
+def test_sparse_payloads_are_added_where_their_values_belong() -> None:
+    """100 values, three payloads of one value: 20 B and a kernel each; packing 44 B per value in nine kernels."""
+    assert decode_s("top-k", 400.0, DEVICE, copies=3) == pytest.approx(3 * (0.5 + 0.2))
+    assert encode_s("top-k", 400.0, DEVICE) == pytest.approx(9 * 0.5 + 44.0)
+    assert encode_s("one-bit", 400.0, DEVICE) == pytest.approx(4 * 0.5 + 28.0)

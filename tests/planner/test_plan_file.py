@@ -144,6 +144,8 @@ def test_other_json_is_refused(saved: Path, text: str) -> None:
         ({"placement": [[0]]}, ["plan.placement", "plan.placement"]),
         ({"slots": [1, 1]}, ["plan.slots"]),
         ({"activation_codecs": []}, ["plan.activation_codecs"]),
+        ({"activation_codecs": ["one-bit"]}, ["plan.activation_codecs.0"]),
+        ({"gradient_codecs": ["top-k", "none"], "zero_stage": 3}, ["plan.gradient_codecs"]),
         ({"microbatch_count": 5}, ["plan.microbatch_count"]),
         ({"stages": []}, ["plan.stages", "plan.placement", "plan.gradient_codecs", "plan.activation_codecs"]),
     ],

@@ -15,11 +15,13 @@ from chinchilla_sim.graph.task import INPUT_OP, Task, TaskGraph
 from chinchilla_sim.graph.trace import trace_job
 from chinchilla_sim.graph.zoo import chain, mlp
 from chinchilla_sim.planner.action import Op
+from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.pricing import Pricer
-from chinchilla_sim.planner.program import passes_of
+from chinchilla_sim.planner.program import lower, passes_of
 from chinchilla_sim.scenario.schema import JobSpec
+from chinchilla_sim.simulator.engine import simulate
 
 DEVICE = Device(
     "d", flop_per_s=1000.0, memory_bytes=1e9, forward_fixed_s=0.5, backward_fixed_s=0.25, step_fixed_s=2.0,
@@ -135,6 +137,25 @@ def test_memory_of_a_rank_by_hand() -> None:
     assert price(CHAIN, plan).peak_bytes(plan, 0, passes_of(plan, 0)[0]) == 640 + 4 * 80
     pair = price(CHAIN, plan_of(CHAIN, [4], replicas=2, gradient_codecs=("int8",))).stages[0][0]
     assert pair.held_bytes == 640 + 160 + 2 * 44
+    # 40 values are one of top-k's with its index, and a residual as large as the gradients.
+    sparse = price(CHAIN, plan_of(CHAIN, [4], replicas=2, gradient_codecs=("top-k",))).stages[0][0]
+    assert sparse.held_bytes == 640 + 160 + 2 * 8 + 160 and sparse.held_parts["error feedback"] == 160
+
+
+def test_low_rank_takes_two_rounds_and_the_shapes_of_the_weights() -> None:
+    """64 x 32 and 32 x 16 with biases: 4 (64 + 32) + 32 and 4 (32 + 16) + 16 values, half of them in each of two all-reduces."""
+    graph = mlp([64, 32, 16], 8)
+    cluster = cluster_of(DEVICE, 2)
+    plan = plan_of(graph, [len(graph.compute_tasks)], replicas=2, gradient_codecs=("low-rank",))
+    pricing = Pricer(graph, cluster, JobSpec(global_batch_size=8)).price(plan)
+    payload = 4.0 * (4 * 96 + 32 + 4 * 48 + 16)
+    (exchange,) = pricing.gradients
+    assert (exchange.kind, exchange.payload_bytes, exchange.rounds) == ("all_reduce", payload, 2)
+    assert exchange.idle_s == pytest.approx(2 * ring_all_reduce_s(payload / 2, 2, LINK, Backend("plain")))
+    spans = [span for span in simulate(lower(plan), pricing, cluster).spans if span.category == "collective"]
+    assert [span.duration_s for span in spans] == pytest.approx([exchange.idle_s] * 2)
+    assert step_lower_bound_s(plan, pricing, cluster) == pytest.approx(simulate(lower(plan), pricing, cluster).step_s)
+    assert pricing.stages[0][0].held_parts["error feedback"] == 4.0 * (64 * 32 + 32 + 32 * 16 + 16)
 
 
 def test_saved_tensor_counts_once() -> None:

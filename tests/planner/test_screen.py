@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chinchilla_sim.cluster.build import build_cluster
+from chinchilla_sim.cost.codec import CODECS
 from chinchilla_sim.graph.zoo import chain, mlp
 from chinchilla_sim.planner import search as search_module
+from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.configuration import Configuration, Space, divisors
 from chinchilla_sim.planner.partition import allowed_cuts
 from chinchilla_sim.planner.placement import fastest_slots, placements, share_out
@@ -79,6 +81,33 @@ def test_no_cut_of_any_configuration_beats_its_bound(widths: list[int], speeds: 
         plan = with_sharing(plans_of(configuration, names, 8, sorted(chosen), cluster), graph)
         timeline = simulate(lower(plan), pricer.price(plan), cluster)
         assert timeline.step_s >= screened.lower_bound_s[row] * (1 - 1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    codec=st.sampled_from(sorted(CODECS)),
+    zero_stage=st.sampled_from([0, 1]),
+    widths=st.lists(st.sampled_from([8, 64, 512]), min_size=3, max_size=5),
+    data=st.data(),
+)
+def test_no_codec_beats_the_bound(codec: str, zero_stage: int, widths: list[int], data: st.DataObject) -> None:
+    """Oracle: random cuts with every codec of gradients over a slow network, whole or divided by ZeRO, against the screen's bound."""
+    cluster, job = cluster_of(*("1 Gflop/s",) * 4, bandwidth="1 MB/s", latency="1 us"), job_of(8)
+    graph = mlp(widths, 8, True, 4.0)
+    pricer, cuts = Pricer(graph, cluster, job), allowed_cuts(graph, True)
+    search = SearchSpec(schedules=("1f1b",), gradient_codecs=(codec,), zero_stages=(zero_stage,), data_parallel_degrees=(2, 4))
+    screened = screen(pricer, Space(job, search, cluster.rank_count, sum(cuts)))
+    names = tuple(task.name for task in graph.compute_tasks)
+    ends = [index + 1 for index, allowed in enumerate(cuts[:-1]) if allowed]
+    for row in range(len(screened)):
+        configuration = screened.configuration(row)
+        chosen = data.draw(st.permutations(ends))[: configuration.stage_count - 1]
+        plan = plans_of(configuration, names, 8, sorted(chosen), cluster)
+        plan = replace(plan, gradient_codecs=(codec,) * plan.stage_count, zero_stage=zero_stage)
+        pricing = pricer.price(plan)
+        step_s = simulate(lower(plan), pricing, cluster).step_s
+        assert step_s >= screened.lower_bound_s[row] * (1 - 1e-9)
+        assert step_s >= step_lower_bound_s(plan, pricing, cluster) * (1 - 1e-9)
 
 
 def test_the_screen_holds_every_configuration_once() -> None:

@@ -13,7 +13,9 @@ from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.errors import NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.zoo import chain, mlp
+from chinchilla_sim.planner import judge as judge_module
 from chinchilla_sim.planner import search as search_module
+from chinchilla_sim.planner.candidate import SearchResult
 from chinchilla_sim.planner.partition import allowed_cuts
 from chinchilla_sim.planner.placement import fastest_slots, placements
 from chinchilla_sim.planner.plan import Plan
@@ -21,7 +23,7 @@ from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import Program, lower, passes_of
-from chinchilla_sim.planner.search import SearchResult, find_plans
+from chinchilla_sim.planner.search import find_plans
 from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
 from chinchilla_sim.simulator.engine import simulate
 from chinchilla_sim.timeline import Timeline
@@ -44,6 +46,13 @@ def search(graph: TaskGraph, cluster: Cluster, batch_size: int | None = None, ki
     return find_plans(graph, cluster, job, SearchSpec(**allowed), simulate)
 
 
+def unimproved(graph: TaskGraph, cluster: Cluster, **allowed: Any) -> SearchResult:
+    """The search without the local search behind it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search_module, "IMPROVED", 0)
+        return search(graph, cluster, **allowed)
+
+
 def every_plan(graph: TaskGraph, cluster: Cluster, **allowed: Any) -> tuple[SearchResult, list[Plan]]:
     """The search without bounds, and all plans that it simulates."""
     seen: list[Plan] = []
@@ -53,7 +62,8 @@ def every_plan(graph: TaskGraph, cluster: Cluster, **allowed: Any) -> tuple[Sear
         return simulate(program, pricing, cluster)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search_module, "step_lower_bound_s", lambda *_: 0.0)
+        patch.setattr(judge_module, "step_lower_bound_s", lambda *_: 0.0)
+        patch.setattr(search_module, "IMPROVED", 0)
         job = JobSpec(global_batch_size=graph.batch_size)
         return find_plans(graph, cluster, job, SearchSpec(**allowed), note), seen
 
@@ -82,7 +92,7 @@ def peaks_of(plan: Plan, pricing: Pricing) -> list[float]:
 def test_bounds_never_lose_the_winner(graph: TaskGraph, cluster: Cluster, objective: str) -> None:
     """Branch and bound finds what simulating every plan of the space finds, for the best and for every other split."""
     allowed = {"objective": objective, "gradient_codecs": CODECS, "activation_codecs": CODECS, "runner_ups": 9}
-    bounded = search(graph, cluster, **allowed)
+    bounded = unimproved(graph, cluster, **allowed)
     full, seen = every_plan(graph, cluster, **allowed)
     assert len(seen) == full.considered - full.infeasible >= bounded.simulated
     assert bounded.considered == full.considered
@@ -194,11 +204,17 @@ def test_inference_goes_forward_only() -> None:
 
 
 def test_progress_is_told_split_by_split() -> None:
-    """The caller hears after each split how many of all are done."""
-    heard: list[tuple[int, int]] = []
+    """The caller hears after each split how many of all are done, and how far the best is from the bound: never farther than before."""
+    heard: list[tuple[int, int, float]] = []
+
+    def hear(done: int, total: int, gap: float | None) -> None:
+        heard.append((done, total, -1.0 if gap is None else gap))
+
     job = JobSpec(global_batch_size=4)
-    find_plans(chain(3, 8, 1e9, 0.0, 4), cluster_of({}, {}), job, SearchSpec(), simulate, lambda done, total: heard.append((done, total)))
-    assert heard == [(1, 3), (2, 3), (3, 3)]
+    find_plans(chain(3, 8, 1e9, 0.0, 4), cluster_of({}, {}), job, SearchSpec(), simulate, hear)
+    assert [row[:2] for row in heard] == [(1, 3), (2, 3), (3, 3)]
+    gaps = [row[2] for row in heard]
+    assert gaps == sorted(gaps, reverse=True) and gaps[-1] >= 0
 
 
 def test_memory_that_is_short_asks_for_stages() -> None:

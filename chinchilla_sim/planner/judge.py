@@ -1,0 +1,128 @@
+"""Plans before the judge: what they need, what they take at least, and what the simulator says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from time import monotonic
+from typing import Protocol
+
+import numpy as np
+
+from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.cost.money import expense
+from chinchilla_sim.planner.bound import step_lower_bound_s
+from chinchilla_sim.planner.candidate import Candidate
+from chinchilla_sim.planner.executable import unplayable
+from chinchilla_sim.planner.placement import distinct_replicas
+from chinchilla_sim.planner.plan import Plan
+from chinchilla_sim.planner.prices import Pricing
+from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.program import Program, folds, lower, passes_of
+from chinchilla_sim.planner.sharing import with_sharing
+from chinchilla_sim.scenario.schema import SearchSpec
+from chinchilla_sim.timeline import Timeline
+from chinchilla_sim.units import format_bytes
+
+Simulate = Callable[[Program, Pricing, Cluster], Timeline]
+
+
+class Progress(Protocol):
+    """Hears how far a long work is: steps done, all steps, and how much more than the lower bound the best so far takes, as a share."""
+
+    def __call__(self, done: int, total: int, gap: float | None = None) -> None: ...
+
+
+class Judge:
+    """Prices, bounds and simulates plans of one search, and counts them; `least` is the best objective so far.
+
+    Plans that cannot beat a limit by their bound are not simulated; those that do not fit into memory leave their shortfall.
+    """
+
+    def __init__(
+        self, pricer: Pricer, search: SearchSpec, simulate: Simulate, progress: Progress | None = None, until: float | None = None
+    ) -> None:
+        self.pricer, self.cluster, self.search, self.simulate = pricer, pricer.cluster, search, simulate
+        self.progress, self.until, self.truncated = progress, until, False
+        self.considered = self.simulated = self.infeasible = 0
+        self.shortfalls: list[tuple[float, str]] = []
+        self.least = np.inf
+        self.lower_bound = 0.0
+
+    def late(self, done: int, total: int) -> bool:
+        """Tell the progress; whether the time is over."""
+        if self.progress:
+            known = np.isfinite(self.least) and self.lower_bound > 0
+            self.progress(done, total, max(0.0, self.least / self.lower_bound - 1) if known else None)
+        return self.out_of_time()
+
+    def out_of_time(self) -> bool:
+        """Whether the time is over; the search is then truncated."""
+        self.truncated |= self.until is not None and monotonic() > self.until
+        return self.truncated
+
+    def best_of(self, plans: Iterable[Plan | None], below: float = np.inf) -> Candidate | None:
+        """The best of some plans that is below a limit (None among them: no partition); simulated by rising bound until that passes it."""
+        bounded: list[tuple[float, int, Plan, Pricing]] = []
+        for plan in plans:
+            if plan is None:
+                self.considered += 1
+                self.infeasible += 1
+                continue
+            sharing = with_sharing(plan, self.pricer.graph)
+            if (priced := self._bounded(sharing)) is not None:
+                bounded.append((priced[0], len(bounded), sharing, priced[1]))
+        best: Candidate | None = None
+        for bound, _, plan, pricing in sorted(bounded, key=lambda row: row[:2]):
+            if bound >= (best.objective if best else below):
+                break
+            candidate = self._simulated(plan, pricing)
+            if best is None or candidate.objective < best.objective:
+                best = candidate
+        return best
+
+    def if_better(self, plan: Plan, limit: float) -> Candidate | None:
+        """A plan simulated, if it fits and its bound is below a limit."""
+        plan = with_sharing(plan, self.pricer.graph)
+        priced = self._bounded(plan)
+        return self._simulated(plan, priced[1]) if priced and priced[0] < limit else None
+
+    def objective(self, step_s: float, slots: Sequence[int]) -> float:
+        """What is minimised, of a step on some devices: seconds, USD or joule."""
+        if self.search.objective == "step_time":
+            return step_s
+        spent = expense(step_s, [self.cluster.device(slot) for slot in slots])
+        return spent.usd if self.search.objective == "cost" else spent.joule
+
+    def _bounded(self, plan: Plan) -> tuple[float, Pricing] | None:
+        """Lower bound of the objective, with the prices; None where the plan does not fit."""
+        assert not (self.search.executable and unplayable(plan)), unplayable(plan)
+        self.considered += 1
+        pricing = self.pricer.price(plan)
+        if not self._fits(plan, pricing):
+            return None
+        return self.objective(step_lower_bound_s(plan, pricing, self.cluster), plan.slots), pricing
+
+    def _simulated(self, plan: Plan, pricing: Pricing) -> Candidate:
+        self.simulated += 1
+        timeline = self.simulate(lower(plan, folds(plan, pricing)), pricing, self.cluster)
+        candidate = Candidate(plan, pricing, timeline, self.objective(timeline.step_s, plan.slots))
+        self.least = min(self.least, candidate.objective)
+        return candidate
+
+    def _fits(self, plan: Plan, pricing: Pricing) -> bool:
+        for replica in distinct_replicas(plan, pricing, self.cluster):
+            for rank, passes in zip(plan.pipeline(replica), passes_of(plan, replica), strict=True):
+                peak_bytes = pricing.peak_bytes(plan, rank, passes)
+                limit = self.cluster.device(plan.slots_of(rank)[0]).usable_memory_bytes
+                if peak_bytes > limit:
+                    self.infeasible += 1
+                    self.shortfalls.append((peak_bytes - limit, _shortfall(peak_bytes, limit, plan, self.cluster, plan.slots_of(rank)[0])))
+                    return False
+        return True
+
+
+def _shortfall(needed: float, limit: float, plan: Plan, cluster: Cluster, slot: int) -> str:
+    return (
+        f"the closest plan ({plan.describe()}) needs {format_bytes(needed)} on {cluster.slots[slot]}, "
+        f"which has {format_bytes(limit)}: {format_bytes(needed - limit)} too little"
+    )
