@@ -279,6 +279,28 @@ def test_search_shares_weights_unless_plans_must_run() -> None:
     assert not any(one.plan.shared_stages for one in (apart.best, *apart.runner_ups))
 
 
+def test_stream_sums_over_all_ranks_by_hand() -> None:
+    """Two ranks of stage 0 and one of stage 1 share 8 B: one all-reduce of three, behind that of stage 0's own two."""
+    graph = sharing(chain(2, 8, 1.0, 4.0, 2), [[0, 1]], 8.0)
+    plan = replace(plan_of(graph, 2), placement=((0, 1), (2,)), slots=(0, 1, 2), microbatch_count=2)
+    assert plan.free_replicas and mistakes_of(plan) == []
+    ((exchange,),) = Pricer(graph, cluster_of(3), JobSpec(global_batch_size=2)).price(plan).shared
+    assert (exchange.payload_bytes, exchange.orders) == (8.0, ((0, 1, 2),))
+    tails = [[str(action) for action in row if action.op in COLLECTIVES or action.op is Op.OPTIM] for row in lower(plan).actions]
+    assert tails == [["0REDUCE_GRAD", "0REDUCE_SHARED0", "0OPTIM"]] * 2 + [["1REDUCE_SHARED0", "1OPTIM"]]
+
+
+@pytest.mark.parametrize("choice", [{"stage_replicas": "free"}, {"stage_tasks": "free"}])
+def test_every_way_to_make_plans_names_shared_stages(choice: dict[str, str]) -> None:
+    """Stages with replica counts of their own, in several pieces, or with cuts moved by the local search: sets are those of the graph."""
+    graph, cluster, job = tied(), cluster_of(3, bandwidth="1 GB/s"), JobSpec(global_batch_size=8)
+    search = SearchSpec.model_validate({"executable": False, "minimum_ranks": 3, **choice})
+    found = find_plans(graph, cluster, job, search, simulate)
+    plans = [one.plan for one in (found.best, *found.runner_ups)]
+    assert all(plan == with_sharing(plan, graph) and mistakes_of(plan) == [] for plan in plans)
+    assert any(plan.shared_stages for plan in plans)
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(2, 4), st.integers(1, 3), st.floats(1.0, 4.0))
 def test_more_bandwidth_is_never_slower(ranks: int, replicas: int, factor: float) -> None:
