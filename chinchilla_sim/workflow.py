@@ -39,7 +39,7 @@ from chinchilla_sim.planner.judge import Progress
 from chinchilla_sim.planner.limits import within_limits
 from chinchilla_sim.planner.plan import CUSTOM, Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
-from chinchilla_sim.planner.plan_file import PlanFile, check_tasks
+from chinchilla_sim.planner.plan_file import PlanFile, check_sharing, check_tasks
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import folds, lower
 from chinchilla_sim.planner.search import find_plans
@@ -393,6 +393,7 @@ def open_plan(file: PlanFile, source: str, overrides: Sequence[str] = (), force:
     if mismatches:
         raise ScenarioError(mismatches, source)
     check_tasks(file.plan, [task.name for task in setting.graph.compute_tasks], setting.cluster.rank_count, source)
+    check_sharing(file.plan, setting.graph, source)
     return setting
 
 

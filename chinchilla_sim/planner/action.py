@@ -3,7 +3,8 @@
 `2F0` is stage 2, forward, microbatch 0; `1B3` a whole backward pass, `1I3` and `1W3` its two halves (gradients of the
 input and of the weights); `1SEND_F0`, `1RECV_B3`, `0UNSHARD`, `0REDUCE_GRAD` are PyTorch's too. Ours are `1ENCODE_F0`,
 `1DECODE_B0` (codecs of a boundary, named after the direction they travel), `0ENCODE_GRAD` (gradients into the
-bucket), `0DECODE_GRAD` and `0OPTIM`.
+bucket), `0DECODE_GRAD`, `0OPTIM`, and `3REDUCE_SHARED0`: gradients of the first set of weights that stage 3 shares with
+other stages (its number stands where others have their microbatch).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Op(StrEnum):
     ENCODE_GRAD = "ENCODE_GRAD"
     REDUCE_GRAD = "REDUCE_GRAD"
     DECODE_GRAD = "DECODE_GRAD"
+    REDUCE_SHARED = "REDUCE_SHARED"
     OPTIM = "OPTIM"
     UNSHARD = "UNSHARD"
 
@@ -40,7 +42,7 @@ class Op(StrEnum):
 PASSES = frozenset({Op.F, Op.B, Op.I, Op.W})
 SENDS = frozenset({Op.SEND_F, Op.SEND_B})
 RECEIVES = frozenset({Op.RECV_F, Op.RECV_B})
-COLLECTIVES = frozenset({Op.REDUCE_GRAD, Op.UNSHARD})
+COLLECTIVES = frozenset({Op.REDUCE_GRAD, Op.REDUCE_SHARED, Op.UNSHARD})
 COMPUTES = frozenset(set(Op) - SENDS - RECEIVES - COLLECTIVES)
 
 CATEGORY: dict[Op, Category] = {
@@ -57,7 +59,7 @@ _PATTERN = re.compile(r"(\d+)(" + "|".join(sorted(Op, key=len, reverse=True)) + 
 
 
 class Action(NamedTuple):
-    """One entry of a program; `microbatch` is None for actions of the whole step."""
+    """One entry of a program; `microbatch` is None for actions of the whole step, of REDUCE_SHARED the number of the set of weights."""
 
     stage: int
     op: Op

@@ -14,7 +14,8 @@ the earliest start of microbatch j there, and L the last microbatch of the rank,
     t(j, s) = max(t(j, s-1) + F_(s-1) + x_(s-1), t(j - r_s, s) + F_s)
     step >= max over ranks of  t(d, s) + n (F_s + B_s) + max(R_s + O_s, tail_s(L) + R_0 + O_0)
 
-Where the backward pass is split into I and W only I lies on the way back, and W may follow later. R counts as 0 where
+R holds what a stage exchanges with others that share its weights, too. Where the backward pass is split into I and W only I lies on the
+way back, and W may follow later. The replicas' part of R counts as 0 where
 buckets leave during the backward pass. A rank with several stages is also bounded by the work of all of them.
 
 Every term is a lower bound of what the simulator does (contention, rendezvous and waiting only add), so a plan
@@ -41,7 +42,7 @@ def step_lower_bound_s(plan: Plan, pricing: Pricing, cluster: Cluster) -> float:
 def _replica_bound_s(plan: Plan, pricing: Pricing, cluster: Cluster, replica: int) -> float:
     head_s = tail_s = bound_s = 0.0
     count = plan.microbatches_of(replica)
-    end_s = [_end_s(plan, pricing, stage, pricing.stages[stage][replica]) for stage in range(plan.stage_count)]
+    end_s = [_end_s(plan, pricing, stage, replica) for stage in range(plan.stage_count)]
     busy_s = dict.fromkeys(plan.pipeline(replica), 0.0)
     passes: list[tuple[float, float]] = []
     for stage in range(plan.stage_count):
@@ -81,7 +82,7 @@ def _stream_bound_s(plan: Plan, pricing: Pricing, cluster: Cluster) -> float:
         [[passes_s(plan, price, stage, 0) for price in row] for stage, row in enumerate(pricing.stages)]
         for passes_s in (_forward_s, _backward_s)
     )
-    end_s = [[_end_s(plan, pricing, stage, price) for price in row] for stage, row in enumerate(pricing.stages)]
+    end_s = [[_end_s(plan, pricing, stage, place) for place in range(len(row))] for stage, row in enumerate(pricing.stages)]
     # One way per microbatch: the arrival of the first ones, and the way back of the last ones.
     ready_s = [0.0] * max(counts)
     returned_s = [0.0] * plan.microbatch_count
@@ -130,8 +131,9 @@ def _passes_s(price: StagePrice, *ops: Op) -> float:
     return sum(price.action_s.get(op, 0.0) + price.blocking_s.get(op, 0.0) for op in ops)
 
 
-def _end_s(plan: Plan, pricing: Pricing, stage: int, price: StagePrice) -> float:
+def _end_s(plan: Plan, pricing: Pricing, stage: int, replica: int) -> float:
+    price, shared_s = pricing.stages[stage][replica], pricing.shared_s(plan, stage, replica)
     if plan.gradient_buckets > 1 or plan.zero_stage == 3:
-        return _passes_s(price, Op.OPTIM)
+        return shared_s + _passes_s(price, Op.OPTIM)
     decode_s = price.action_s.get(Op.DECODE_GRAD, 0.0) if plan.gradient_codecs[stage] != "none" else 0.0
-    return pricing.gradients[stage].idle_s + _passes_s(price, Op.ENCODE_GRAD, Op.OPTIM) + decode_s
+    return shared_s + pricing.gradients[stage].idle_s + _passes_s(price, Op.ENCODE_GRAD, Op.OPTIM) + decode_s

@@ -22,6 +22,7 @@ from chinchilla_sim.planner.partition import Cut, Floats, Line, allowed_cuts, be
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.schedules.registry import microbatches_in_flight
+from chinchilla_sim.planner.sharing import with_sharing
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +36,13 @@ class _Runs:
 
 
 class Cutter:
-    """Cuts plans of one pricer; what runs of tasks hold and take is kept between plans."""
+    """Cuts plans of one pricer, with `shared` also between users of one weight; what runs of tasks hold and take is kept between plans."""
 
-    def __init__(self, pricer: Pricer, recompute: Sequence[str]) -> None:
+    def __init__(self, pricer: Pricer, recompute: Sequence[str], shared: bool = True) -> None:
         self.pricer, self.graph, self.cluster = pricer, pricer.graph, pricer.cluster
         self.training = pricer.job.kind == "training"
         self.menu = [kind for kind in RECOMPUTE if kind in recompute] if self.training else ["none"]
-        self.can_end = allowed_cuts(self.graph, self.training)
+        self.can_end = allowed_cuts(self.graph, self.training, shared)
         self.crossing_bytes = np.array(
             [0.0, *(sum(row.output_bytes for row in self.graph.live_after(self.graph.position[task.name])) for task in self.tasks)]
         )
@@ -88,7 +89,7 @@ class Cutter:
         ends = [0, *np.cumsum(cut.sizes).tolist()]
         stages = tuple(tuple(names[first:end]) for first, end in pairwise(ends))
         kinds = tuple(self.menu[int(chosen[d][first, end])] for d, (first, end) in enumerate(pairwise(ends)))
-        return replace(whole, stages=stages, recompute=() if set(kinds) == {"none"} else kinds)
+        return with_sharing(replace(whole, stages=stages, recompute=() if set(kinds) == {"none"} else kinds), self.graph)
 
     # Seconds
 

@@ -31,7 +31,7 @@ class Drafter:
         self.pricer, self.search, self.graph, self.cluster, self.job = pricer, search, pricer.graph, pricer.cluster, pricer.job
         self.chooser = chooser
         self.training = pricer.job.kind == "training"
-        self.cutter = Cutter(pricer, search.recompute)
+        self.cutter = Cutter(pricer, search.recompute, shared=not search.executable)
 
     def plans(self, shape: Configuration) -> Iterator[Plan | None]:
         """All of them; None stands for devices, placement and codecs over which the tasks cannot be cut."""

@@ -136,7 +136,7 @@ def _stage_seconds(plan: Plan, pricing: Pricing, cluster: Cluster, stage: int) -
         decode_s = spent.get(Op.DECODE_GRAD, 0.0) if plan.gradient_codecs[stage] != "none" else 0.0
         hidden = plan.gradient_buckets > 1 or plan.zero_stage == 3
         exchange_s = 0.0 if hidden else pricing.gradients[stage].idle_s + spent.get(Op.ENCODE_GRAD, 0.0) + decode_s
-        seconds["E"] = exchange_s + spent[Op.OPTIM]
+        seconds["E"] = exchange_s + pricing.shared_s(plan, stage, 0) + spent[Op.OPTIM]
     if stage < plan.stage_count - 1:
         here, there = (plan.slots_of(plan.rank_of(index, 0))[0] for index in (stage, stage + 1))
         out, back = cluster.idle_link(here, there), cluster.idle_link(there, here)

@@ -37,6 +37,7 @@ _ASKS: Mapping[str, Callable[[Plan], bool]] = {
     "priorities of messages": lambda plan: plan.activation_priority is not None,
     "ZeRO": lambda plan: plan.zero_stage > 0,
     "recompute": lambda plan: not {*plan.recompute} <= {"none"},
+    "weights shared by stages": lambda plan: bool(plan.shared_stages),
     "tensor, context and expert parallelism": lambda plan: plan.group_width * plan.expert_parallel_degree > 1,
     f"codecs other than {', '.join(WIRE_CODECS)}": lambda plan: not {*plan.gradient_codecs, *plan.activation_codecs} <= {*WIRE_CODECS},
 }

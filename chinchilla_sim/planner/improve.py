@@ -109,7 +109,8 @@ def _other_codecs(candidate: Candidate, search: SearchSpec) -> Iterator[Plan]:
     for stage in sorted(range(plan.stage_count), key=lambda stage: (-_waiting_s(candidate, stage), stage)):
         for other in search.gradient_codecs:
             if other != plan.gradient_codecs[stage] and not (plan.zero_stage == 3 and other in GRADIENTS_ONLY):
-                yield replace(plan, gradient_codecs=_with(plan.gradient_codecs, stage, other))
+                # Another codec may travel by another collective, of which not every algorithm is capable.
+                yield replace(plan, gradient_codecs=_with(plan.gradient_codecs, stage, other), collective_algorithm="auto")
 
 
 def _moved_cuts(candidate: Candidate, can_end: dict[str, bool]) -> Iterator[Plan]:

@@ -20,6 +20,7 @@ from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import Program, folds, lower, passes_of
+from chinchilla_sim.planner.sharing import with_sharing
 from chinchilla_sim.scenario.schema import SearchSpec
 from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.units import format_bytes
@@ -78,8 +79,10 @@ class Judge:
             if plan is None:
                 self.considered += 1
                 self.infeasible += 1
-            elif (priced := self._bounded(plan, limited)) is not None:
-                bounded.append((priced[0], len(bounded), plan, priced[1]))
+                continue
+            sharing = with_sharing(plan, self.pricer.graph)
+            if (priced := self._bounded(sharing, limited)) is not None:
+                bounded.append((priced[0], len(bounded), sharing, priced[1]))
         best: Candidate | None = None
         for bound, _, plan, pricing in sorted(bounded, key=lambda row: row[:2]):
             if bound >= (best.objective if best else below):
@@ -91,6 +94,7 @@ class Judge:
 
     def if_better(self, plan: Plan, limit: float, limited: bool = True) -> Candidate | None:
         """A plan simulated, if it fits and its bound is below a limit; `limited` as in `best_of`."""
+        plan = with_sharing(plan, self.pricer.graph)
         priced = self._bounded(plan, limited)
         return self._simulated(plan, priced[1], limited) if priced and priced[0] < limit else None
 

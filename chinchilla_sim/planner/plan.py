@@ -31,6 +31,7 @@ class Plan:
     PyTorch's notation where no formula draws them (custom and automatic schedules). `receives_in_flight`
     receives are posted ahead of their use on every rank. `collective_algorithm` is auto, ring,
     halving-doubling, tree or hierarchical; rings go from neighbour to neighbour (`ring_order` near) or as placed.
+    `shared_stages` are the sets of stages that train the same weights (`sharing.py`).
     `activation_priority` is the weight of messages between stages on links that they share with exchanges (None: the network's own).
     """
 
@@ -55,6 +56,7 @@ class Plan:
     sequence_parallel: bool = False
     context_parallel_degree: int = 1
     expert_parallel_degree: int = 1
+    shared_stages: tuple[tuple[int, ...], ...] = ()
 
     @cached_property
     def free_replicas(self) -> bool:
@@ -155,6 +157,11 @@ class Plan:
         """Ranks of one replica in the order in which the first microbatch meets them; with a stream all ranks, stage by stage."""
         rows = self.placement if self.free_replicas else ((row[replica],) for row in self.placement)
         return tuple(dict.fromkeys(rank for row in rows for rank in row))
+
+    def sharing_ranks(self, number: int, replica: int = 0) -> tuple[int, ...]:
+        """Ranks of a replica (with a stream all ranks) that hold `shared_stages[number]`'s weights; a single one exchanges nothing."""
+        rows = [self.placement[stage] for stage in self.shared_stages[number]]
+        return tuple(dict.fromkeys(rank for row in rows for rank in (row if self.free_replicas else row[replica : replica + 1])))
 
     def recompute_of(self, stage: int) -> str:
         """What a stage computes again: none, selective or full."""

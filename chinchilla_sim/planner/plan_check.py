@@ -38,6 +38,9 @@ def _shape_mistakes(plan: Plan) -> Found:
         yield "recompute", f"needs {stages} entries, one per stage, or none at all"
     if len(plan.activation_codecs) != max(0, stages - 1):
         yield "activation_codecs", f"needs {max(0, stages - 1)} entries, one per boundary"
+    groups = plan.shared_stages
+    if list(groups) != sorted(set(groups)) or any(len(group) < 2 or list(group) != sorted({*group} & {*range(stages)}) for group in groups):
+        yield "shared_stages", f"needs sets of two or more of the stages 0 to {stages - 1}, stages and sets in ascending order"
     whole = sorted({codec for codec in plan.gradient_codecs if codec in GRADIENTS_ONLY})
     if whole and plan.zero_stage == 3:
         yield "gradient_codecs", f"{' and '.join(whole)} keep a residual of whole gradients, which ZeRO 3 never has"

@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
+from chinchilla_sim.planner.sharing import with_sharing
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.schema import ActivationCodec, Codec, Scenario
 
@@ -81,6 +83,7 @@ class _PlanSpec(BaseModel):
     sequence_parallel: bool = False
     context_parallel_degree: int = Field(default=1, ge=1)
     expert_parallel_degree: int = Field(default=1, ge=1)
+    shared_stages: tuple[tuple[int, ...], ...] = ()
 
 
 class _FileSpec(BaseModel):
@@ -138,3 +141,15 @@ def check_tasks(plan: Plan, task_names: list[str], rank_limit: int, source: str)
         mistakes.append(Mistake("plan.slots", f"the cluster has slots 0 to {rank_limit - 1}"))
     if mistakes:
         raise ScenarioError(mistakes, source)
+
+
+def check_sharing(plan: Plan, graph: TaskGraph, source: str) -> None:
+    """A plan must name the sets of stages that train the same weights: they sum the gradients."""
+    expected = with_sharing(plan, graph).shared_stages
+    if plan.shared_stages != expected:
+        what = f"stages that train the same weights are {_listed(expected)}, not {_listed(plan.shared_stages)}"
+        raise ScenarioError([Mistake("plan.shared_stages", what, f"write {json.dumps(expected)}")], source)
+
+
+def _listed(groups: tuple[tuple[int, ...], ...]) -> str:
+    return " and ".join(", ".join(map(str, group)) for group in groups) or "none"

@@ -49,7 +49,8 @@ class StagePrice:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A collective among the replicas of a stage: `payload_bytes` of each device, in so many `rounds` one after the other.
+    """A collective among the replicas of a stage, or the stages that share weights: `payload_bytes` of each device, in so many `rounds`
+    one after the other.
 
     `orders` are the slots in the order of the ring, one for each device of a rank. `idle_s` is from the measured `table` of
     (bytes, seconds) where there is one, else what the rounds of the `algorithm` take at least.
@@ -72,7 +73,8 @@ NO_EXCHANGE = Exchange("all_reduce")
 class Pricing:
     """`stages[s][d]`; `boundary_bytes[s]` and `boundary_gradient_bytes[s]` are payloads of one microbatch behind stage s.
 
-    `gradients[s]` is the exchange of all gradients of stage s, `weights[s]` the all-gather of its sharded weights (ZeRO).
+    `gradients[s]` is the exchange of all gradients of stage s, `weights[s]` the all-gather of its sharded weights (ZeRO),
+    `shared[n][d]` the sum over the stages of replica d that share the n-th set of weights.
     """
 
     stages: tuple[tuple[StagePrice, ...], ...]
@@ -80,6 +82,12 @@ class Pricing:
     boundary_gradient_bytes: tuple[float, ...]
     gradients: tuple[Exchange, ...]
     weights: tuple[Exchange, ...] = ()
+    shared: tuple[tuple[Exchange, ...], ...] = ()
+
+    def shared_s(self, plan: Plan, stage: int, replica: int) -> float:
+        """Idle seconds of all exchanges of weights that a stage shares with others: a rank runs them one behind the other."""
+        pairs = zip(plan.shared_stages, self.shared, strict=True)
+        return sum(exchanges[0 if plan.free_replicas else replica].idle_s for stages, exchanges in pairs if stage in stages)
 
     def message_bytes(self, direction: str, boundary: int) -> float:
         """Payload of one message over a boundary."""

@@ -8,7 +8,7 @@ from functools import cached_property
 from chinchilla_sim.cluster.ring import ring_order
 from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.cost.codec import CODECS, Matrices, decode_s, encode_s, exchange_kind, matrices_of, payload_bytes
-from chinchilla_sim.cost.collective import choose_algorithm, collective_s, interpolate_s, measured_table, sent_bytes
+from chinchilla_sim.cost.collective import collective_s, measured_table
 from chinchilla_sim.cost.compute import (
     FP32_BYTES,
     accumulation_s,
@@ -20,7 +20,6 @@ from chinchilla_sim.cost.compute import (
     with_host_s,
 )
 from chinchilla_sim.cost.memory import state_parts
-from chinchilla_sim.cost.rounds import rounds_lower_bound_s
 from chinchilla_sim.graph.profile import ACCELERATOR, ANY_DEVICE, Profile
 from chinchilla_sim.graph.shard import Collective, PassCollectives, shard_graph
 from chinchilla_sim.graph.task import Task, TaskGraph
@@ -29,6 +28,7 @@ from chinchilla_sim.planner.holdings import Holding, growing
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import NO_EXCHANGE, Bucket, Exchange, Pricing, StagePrice
 from chinchilla_sim.planner.recompute import Blocks, Kept, keep_all
+from chinchilla_sim.planner.sharing import exchange_among, shared_exchanges
 from chinchilla_sim.scenario.schema import JobSpec
 
 
@@ -128,6 +128,7 @@ class Pricer:
             ),
             gradients=tuple(device_pricer.gradient_exchange(plan, stage) for stage in stages),
             weights=tuple(device_pricer.weight_exchange(plan, stage) for stage in stages) if plan.zero_stage else (),
+            shared=shared_exchanges(plan, device_pricer.graph, self.cluster, self._ring),
         )
 
     def device_of(self, plan: Plan, rank: int) -> Device:
@@ -389,30 +390,17 @@ class Pricer:
         group = plan.placement[stage], plan.slots, plan.tensor_parallel_degree, plan.context_parallel_degree
         key = kind, payload, rounds, *group, plan.gradient_buckets, plan.collective_algorithm, plan.ring_order
         if key not in self._exchanges:
-            self._exchanges[key] = self._priced_exchange(plan, stage, kind, payload, rounds)
+            width = plan.tensor_parallel_degree
+            # Slots that hold the same part of the weights.
+            lanes = [tuple(slot for rank in plan.placement[stage] for slot in plan.slots_of(rank)[lane::width]) for lane in range(width)]
+            orders = tuple(self._ring(plan, slots) for slots in lanes)
+            self._exchanges[key] = exchange_among(
+                self.cluster, kind, payload, orders, plan.collective_algorithm, plan.gradient_buckets, rounds
+            )
         return self._exchanges[key]
 
-    def _priced_exchange(self, plan: Plan, stage: int, kind: str, payload: float, rounds: int) -> Exchange:
-        replicas = plan.exchange_degree_of(stage)
-        sent = sent_bytes(kind, payload, replicas)
-        orders = tuple(self._ring(plan, stage, lane) for lane in range(plan.tensor_parallel_degree))
-        tables = [measured_table(self.cluster, kind, order) for order in orders]
-        if all(tables):
-            # Rings of one stage that lie in different nodes wait for the slowest.
-            table = max(tables, key=lambda rows: interpolate_s(rows, payload / rounds))
-            return Exchange(kind, payload, rounds * interpolate_s(table, payload / rounds), sent, rounds, table=table, orders=orders)
-        link = self.cluster.slowest_pair(orders[0])
-        algorithm = plan.collective_algorithm
-        if algorithm == "auto":
-            algorithm = choose_algorithm(kind, payload / plan.gradient_buckets / rounds, replicas, link, self.cluster.backend)
-        idle_s = 0.0
-        if algorithm != "hierarchical":
-            idle_s = rounds * rounds_lower_bound_s(self.cluster, kind, algorithm, orders[0], payload / rounds)
-        return Exchange(kind, payload, idle_s, sent, rounds, algorithm=algorithm, orders=orders)
-
-    def _ring(self, plan: Plan, stage: int, lane: int) -> tuple[int, ...]:
-        """Slots that hold the same part of the weights, in the order of the ring."""
-        slots = tuple(slot for rank in plan.placement[stage] for slot in plan.slots_of(rank)[lane :: plan.tensor_parallel_degree])
+    def _ring(self, plan: Plan, slots: tuple[int, ...]) -> tuple[int, ...]:
+        """Slots in the order of the ring."""
         if plan.ring_order == "placed":
             return slots
         if slots not in self._rings:

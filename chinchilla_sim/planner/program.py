@@ -4,17 +4,21 @@ Both interpreters read a program alike:
 
 - compute actions (F, B, I, W, codecs, OPTIM) run in list order on the rank's main thread;
 - RECV posts a receive where it stands and returns; the first action that needs the message waits for it;
-- SEND, REDUCE_GRAD and UNSHARD are issued where they stand and return; DECODE_GRAD or OPTIM waits for the gradients.
+- SEND, REDUCE_GRAD, REDUCE_SHARED and UNSHARD are issued where they stand and return; DECODE_GRAD or OPTIM waits for the gradients.
 
 Stages on one rank hand over without a message. The gradients of a stage are exchanged as soon as its last
 backward pass has run, while the others go on; with ZeRO 3 they are exchanged within every backward pass instead.
+
+Weights that several stages share are summed over these stages once a step, replica by replica, when the replicas of each stage have
+summed theirs (as Megatron does). Every rank issues its collectives in one order: gradients of its stages, sets of shared weights by
+number, gathered weights. So no two ranks wait for each other. Stages that share nothing are updated meanwhile.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from chinchilla_sim.planner.action import PASSES, RECEIVES, Action, Op, parse_action
@@ -50,7 +54,7 @@ _NEEDS: dict[Op, tuple[Op, ...]] = {
     Op.DECODE_F: (Op.RECV_F,),
     Op.DECODE_B: (Op.RECV_B,),
     Op.DECODE_GRAD: (Op.REDUCE_GRAD,),
-    Op.OPTIM: (Op.REDUCE_GRAD,),
+    Op.OPTIM: (Op.REDUCE_GRAD, Op.REDUCE_SHARED),
 }
 
 
@@ -175,13 +179,32 @@ def _with_exchanges(plan: Plan, work: Sequence[Action]) -> list[Action]:
             ordered += exchanges[action.stage]
     if not at_once:
         ordered += [action for stage in sorted(stages, reverse=True) for action in exchanges[stage]]
+    shared = _shared_actions(plan, stages)
+    sharing = {
+        stage for stage in stages for action in shared if action.microbatch is not None and stage in plan.shared_stages[action.microbatch]
+    }
+    decodes = {
+        stage: [Action(stage, Op.DECODE_GRAD)] * bool(exchanges[stage] and plan.gradient_codecs[stage] != "none") for stage in stages
+    }
     for stage in stages:
-        if exchanges[stage] and plan.gradient_codecs[stage] != "none":
-            ordered.append(Action(stage, Op.DECODE_GRAD))
+        ordered += decodes[stage] if stage in sharing else []
+    ordered += shared
+    for stage in sorted(stages, key=lambda stage: stage in sharing):
+        ordered += decodes[stage] if stage not in sharing else []
         ordered.append(Action(stage, Op.OPTIM))
         if plan.zero_stage in (1, 2) and plan.exchange_degree_of(stage) > 1:
             ordered.append(Action(stage, Op.UNSHARD))
     return ordered
+
+
+def _shared_actions(plan: Plan, stages: Collection[int]) -> list[Action]:
+    """Exchanges of weights that stages of this rank share with those of others, each named after its first stage here."""
+    actions = []
+    for number, group in enumerate(plan.shared_stages):
+        here = [stage for stage in group if stage in stages]
+        if here and len(plan.sharing_ranks(number)) > 1:
+            actions.append(Action(here[0], Op.REDUCE_SHARED, number))
+    return actions
 
 
 def _gradient_actions(plan: Plan, stage: int) -> list[Action]:

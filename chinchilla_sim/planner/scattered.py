@@ -22,6 +22,7 @@ from chinchilla_sim.planner.cutting import Cutter
 from chinchilla_sim.planner.free_assignment import share_anew
 from chinchilla_sim.planner.plan import CUSTOM, Plan
 from chinchilla_sim.planner.schedules.listed import StageSeconds, list_rows
+from chinchilla_sim.planner.sharing import with_sharing
 
 MOST_NODES = 50
 LEAST_GAIN = 0.02
@@ -65,7 +66,7 @@ def scatter(cutter: Cutter, whole: Plan, counts: Sequence[int]) -> Iterator[Plan
         recompute=(),
     )
     for microbatches in counts:
-        yield from _with_rows(cutter, replace(plan, microbatch_count=microbatches), positions)
+        yield from _with_rows(cutter, replace(with_sharing(plan, cutter.graph), microbatch_count=microbatches), positions)
 
 
 def _rank(item: tuple[int, int]) -> int:

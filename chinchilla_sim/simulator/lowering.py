@@ -25,8 +25,9 @@ from chinchilla_sim.simulator.pause import no_collection
 MessageKey = tuple[str, int, int, int]
 """Direction, boundary, microbatch and lane (the replica, unless stages have replica counts of their own)."""
 CollectiveKey = tuple[int, str, int, int]
-"""Stage, what is exchanged, microbatch (-1: once per step) and bucket."""
+"""Stage, what is exchanged, microbatch (-1: once per step) and bucket; of shared weights their number and the replica."""
 
+SHARED = "shared weights"
 PREFETCHED_BUCKETS = 2
 """ZeRO 3 gathers the weights of so many buckets ahead of their use (FSDP's default: the next one, beside the present)."""
 
@@ -51,12 +52,13 @@ class _Message:
 
 @dataclass(slots=True)
 class _Collective:
-    """Exchange of one bucket: behind which activity each rank joined."""
+    """Exchange of one bucket among `members`: behind which activity, and with which action, each rank joined."""
 
-    action: Action
+    members: tuple[int, ...]
     exchange: Exchange
     share: float
     joined_after: dict[int, int] = field(default_factory=dict)
+    actions: dict[int, Action] = field(default_factory=dict)
 
 
 class _Lowering:
@@ -150,13 +152,12 @@ class _Lowering:
         entries: dict[CollectiveKey, int] = {}
         exits: dict[CollectiveKey, int] = {}
         for key, collective in self.collectives.items():
-            stage = key[0]
-            members = self.plan.placement[stage][: 1 if self.folded else None]
+            members = collective.members
             absent = [rank for rank in members if rank not in collective.joined_after]
             if absent:
                 waiting = next(iter(collective.joined_after))
                 raise RunError(
-                    f"the program deadlocks: {collective.action} of rank {waiting} waits for rank {absent[0]}, which never joins"
+                    f"the program deadlocks: {collective.actions[waiting]} of rank {waiting} waits for rank {absent[0]}, which never joins"
                 )
             entries[key] = self.graph.join(collective.joined_after.values(), always=True)
             if self.folded and not collective.exchange.table:
@@ -165,7 +166,8 @@ class _Lowering:
                 exits[key] = self._add_rounds(collective, entries[key])
             sent = collective.exchange.sent_bytes * collective.share * self.plan.group_width
             for rank in members:
-                self.graph.records.append(Record(rank, "collective", "collective", str(collective.action), entries[key], exits[key], sent))
+                label = str(collective.actions[rank])
+                self.graph.records.append(Record(rank, "collective", "collective", label, entries[key], exits[key], sent))
         for order in self.issued:
             for before, behind in pairwise(order):
                 self.graph.link(exits[before], entries[behind])
@@ -245,8 +247,8 @@ class _Row:
             return  # packed bucket by bucket, between the parts of the last backward pass
         number = self._append(str(action), action, self._price(stage).action_s[op])
         for needed in needs(action):
-            if needed is Op.REDUCE_GRAD:
-                self._await_gradients(number, stage)
+            if needed in (Op.REDUCE_GRAD, Op.REDUCE_SHARED):
+                self._await_gradients(number, stage, needed)
             else:
                 self._await(number, action, needed)
 
@@ -256,9 +258,12 @@ class _Row:
             lane = self.lowering.plan.lane_of(self.replica, microbatch)
             self.lowering.awaited_messages.append((number, (direction, boundary, microbatch, lane)))
 
-    def _await_gradients(self, number: int, stage: int) -> None:
+    def _await_gradients(self, number: int, stage: int, needed: Op) -> None:
+        sets = self.lowering.plan.shared_stages
         for key in self.lowering.issued[self.rank]:
-            if key[0] == stage and key[1] == "gradients":
+            own = key[1] == "gradients" and key[0] == stage
+            shared = key[1] == SHARED and stage in sets[key[0]]
+            if shared if needed is Op.REDUCE_SHARED else own:
                 self.lowering.awaited_collectives.append((number, key))
 
     def _pass(self, action: Action, last: bool) -> None:
@@ -343,7 +348,10 @@ class _Row:
     # Collectives
 
     def _issue(self, action: Action) -> None:
-        """An exchange of the whole stage, unless its buckets have left already."""
+        """An exchange of the whole stage, unless its buckets have left already; or of weights shared with other stages."""
+        if action.op is Op.REDUCE_SHARED:
+            self._join_shared(action)
+            return
         gradients = action.op is Op.REDUCE_GRAD
         if not (gradients and self._split):
             self._join("gradients" if gradients else "weights", action, None, 0, 1.0, self.lowering.tail[self.rank])
@@ -356,6 +364,20 @@ class _Row:
         name = what if gradients or microbatch is None else f"{what} {action.op}"
         key = (action.stage, name, -1 if microbatch is None else microbatch, bucket)
         named = Action(action.stage, Op.REDUCE_GRAD if gradients else Op.UNSHARD)
-        lowering.collectives.setdefault(key, _Collective(named, exchange, share)).joined_after[self.rank] = behind
-        lowering.issued[self.rank].append(key)
+        members = lowering.plan.placement[action.stage][: 1 if lowering.folded else None]
+        self._enter(key, _Collective(members, exchange, share), named, behind)
         return key
+
+    def _join_shared(self, action: Action) -> None:
+        """Of a folded program the slowest replica's exchange."""
+        lowering, number = self.lowering, action.microbatch
+        assert number is not None
+        by_replica, replica = lowering.pricing.shared[number], 0 if lowering.plan.free_replicas else self.replica
+        exchange = max(by_replica, key=lambda one: one.idle_s) if lowering.folded else by_replica[replica]
+        collective = _Collective(lowering.plan.sharing_ranks(number, replica), exchange, 1.0)
+        self._enter((number, SHARED, -1, replica), collective, action, lowering.tail[self.rank])
+
+    def _enter(self, key: CollectiveKey, collective: _Collective, action: Action, behind: int) -> None:
+        joined = self.lowering.collectives.setdefault(key, collective)
+        joined.joined_after[self.rank], joined.actions[self.rank] = behind, action
+        self.lowering.issued[self.rank].append(key)

@@ -47,8 +47,7 @@ def measure_planning(most_devices: int = DEVICES[-1]) -> Iterator[Figure]:
 def _problem(devices: int) -> tuple[Pricer, SearchSpec]:
     preset = PRESETS["gpt-3" if devices > 64 else "gpt2-xl"]
     batch = max(BATCH, devices)
-    options = dict(preset.options) | {"tied_head": False}
-    graph = coarsen(FORMULAS[preset.formula](batch_size=batch, training=True, value_bytes=2.0, **options), PLANNED_TASKS)
+    graph = coarsen(FORMULAS[preset.formula](batch_size=batch, training=True, value_bytes=2.0, **preset.options), PLANNED_TASKS)
     cluster = build_cluster(
         ClusterSpec.model_validate(
             {

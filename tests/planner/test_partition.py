@@ -167,10 +167,12 @@ def test_chain_may_be_cut_anywhere() -> None:
     assert allowed_cuts(mlp([4, 3, 2], 1), training=True) == [True] * 4
 
 
-def test_stage_does_not_split_a_shared_parameter() -> None:
-    """Between two users of one weight there is no cut: its gradient would need a sum across stages."""
+def test_stages_split_a_shared_parameter_where_they_may() -> None:
+    """Between two users of one weight there is no cut where stages may not share it, and one behind every task where they may."""
     graph = small(Task("a", "x", parameters=("w",)), Task("b", "x"), Task("c", "x", parameters=("w",)), edges=LINE, w=4.0)
-    assert allowed_cuts(graph, training=True) == allowed_cuts(graph, training=False) == [False, False, True]
+    for training in (True, False):
+        assert allowed_cuts(graph, training, shared=False) == [False, False, True]
+        assert allowed_cuts(graph, training) == [True, True, True]
 
 
 def test_frozen_part_is_not_cut_in_training() -> None:

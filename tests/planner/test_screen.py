@@ -21,8 +21,10 @@ from chinchilla_sim.planner.program import folds, lower
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
 from chinchilla_sim.planner.screen import screen
 from chinchilla_sim.planner.search import find_plans
+from chinchilla_sim.planner.sharing import with_sharing
 from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
 from chinchilla_sim.simulator.engine import simulate
+from tests.planner.graphs import shared_sets, sharing
 
 SCHEDULE_NAMES = ("gpipe", "1f1b", "interleaved-1f1b", "zb-h1")
 
@@ -66,6 +68,7 @@ def test_no_cut_of_any_configuration_beats_its_bound(widths: list[int], speeds: 
     """Oracle: random cuts of every configuration, simulated, against the screen's lower bound."""
     cluster, job = cluster_of(*speeds), job_of(8, kind)
     graph = mlp(widths, 8, kind == "training", 4.0)
+    graph = sharing(graph, data.draw(shared_sets(len(graph.compute_tasks))), 4e5)
     pricer = Pricer(graph, cluster, job)
     cuts = allowed_cuts(graph, kind == "training")
     space = Space(job, SearchSpec(schedules=SCHEDULE_NAMES), cluster.rank_count, sum(cuts))
@@ -75,7 +78,7 @@ def test_no_cut_of_any_configuration_beats_its_bound(widths: list[int], speeds: 
     for row in data.draw(st.lists(st.integers(0, len(screened) - 1), min_size=1, max_size=6)):
         configuration = screened.configuration(row)
         chosen = data.draw(st.permutations(ends))[: configuration.stage_count - 1]
-        plan = plans_of(configuration, names, 8, sorted(chosen), cluster)
+        plan = with_sharing(plans_of(configuration, names, 8, sorted(chosen), cluster), graph)
         timeline = simulate(lower(plan), pricer.price(plan), cluster)
         assert timeline.step_s >= screened.lower_bound_s[row] * (1 - 1e-9)
 

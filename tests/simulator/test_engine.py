@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from chinchilla_sim.cluster.topology import Backend, Cluster, Device, Link
 from chinchilla_sim.errors import RunError
 from chinchilla_sim.planner.action import Op, parse_action
+from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Exchange, Pricing, StagePrice
 from chinchilla_sim.planner.program import Program, lower
@@ -139,6 +140,25 @@ def test_gradient_exchange_by_hand() -> None:
         assert timeline.exposed_communication_s(rank) == 3
 
 
+def test_shared_weights_are_summed_when_the_last_stage_is_through_by_hand() -> None:
+    """The two-stage pipeline above, whose stages share 20 B of weights: two rounds of 10 B, 1 s of latency and 1 s of bytes each.
+
+    second         10 11 12 13 14 15 16 17 18 19
+    0 compute      B0 B0    B1 B1                O
+    1 compute                                    O
+    both cables                      r0    r1
+    """
+    plan = replace(grid(2, count=2), shared_stages=((0, 1),))
+    shared = Exchange("all_reduce", 20.0, idle_s=4.0, sent_bytes=20.0, orders=((0, 1),))
+    pricing, cluster = replace(prices(plan), shared=((shared,),)), cables(2, PLAIN, LINK)
+    timeline = simulate(lower(plan), pricing, cluster, causes=True)
+    for rank in (0, 1):
+        assert spans_of(timeline, rank, "collective") == [(f"{rank}REDUCE_SHARED0", 15, 19)]
+        assert spans_of(timeline, rank, "compute")[-1] == (f"{rank}OPTIM", 19, 19)
+    assert step_lower_bound_s(plan, pricing, cluster) == timeline.step_s == 19
+    assert any("1OPTIM waits for 1REDUCE_SHARED0" in wait.cause or "0REDUCE_SHARED0" in wait.cause for wait in timeline.waits)
+
+
 def test_collective_waits_for_the_slower_replica_by_hand() -> None:
     """A replica that is done at second 3 waits until the other joins at second 6."""
     plan = grid(1, replicas=2)
@@ -214,6 +234,14 @@ def test_collective_that_one_replica_leaves_out_is_a_deadlock() -> None:
     plan = grid(1, replicas=2)
     with pytest.raises(RunError, match="0REDUCE_GRAD of rank 0 waits for rank 1, which never joins"):
         simulate(typed(plan, "0F0 0B0 0REDUCE_GRAD 0OPTIM", "0F0 0B0 0OPTIM"), prices(plan), cables(2, PLAIN, LINK))
+
+
+def test_stage_that_does_not_join_the_others_is_named() -> None:
+    """A typed program in which only one of two stages sums the weights they share cannot end."""
+    plan = replace(grid(2), shared_stages=((0, 1),))
+    pricing = replace(prices(plan), shared=((Exchange("all_reduce", 20.0, orders=((0, 1),)),),))
+    with pytest.raises(RunError, match="0REDUCE_SHARED0 of rank 0 waits for rank 1, which never joins"):
+        simulate(typed(plan, "0REDUCE_SHARED0 0OPTIM", "1OPTIM"), pricing, cables(2, PLAIN, LINK))
 
 
 def test_messages_that_wait_for_one_ready_keep_their_order() -> None:

@@ -1,7 +1,7 @@
 """Three evaluators, one physics: the closed form bounds the replay, the replay bounds the engine and equals it where no link is shared.
 
 Plans are random: any schedule, several stages per rank, buckets, ZeRO, unequal replicas, stages with replica counts of their own, groups in
-lockstep.
+lockstep, shared weights.
 """
 
 from dataclasses import dataclass, replace
@@ -25,12 +25,14 @@ from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import lower, passes_of
 from chinchilla_sim.planner.schedules.automatic import PassSeconds, find_rows
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
+from chinchilla_sim.planner.sharing import with_sharing
 from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec
 from chinchilla_sim.simulator.activities import ActivityGraph, Times, makespan_s, timeline_of
 from chinchilla_sim.simulator.engine import play_events, simulate
 from chinchilla_sim.simulator.fast import CompiledReplay, is_available
 from chinchilla_sim.simulator.lowering import activities_of
 from chinchilla_sim.simulator.replay import columns_of, play, replay
+from tests.planner.graphs import shared_sets, sharing
 
 TIGHT = 1 + 1e-9
 BATCH = 48
@@ -104,6 +106,7 @@ def cases(draw: st.DrawFn, schedules: tuple[str, ...] = (*TRAINED, "forward"), p
     total = count if free else sum(counts) or count * replicas
     cluster = draw(clusters(devices))
     graph = chain(stages, draw(st.sampled_from([0, 10**4, 10**6])), draw(st.sampled_from([1e8, 1e10])), draw(st.floats(0, 1e7)), total)
+    graph = sharing(graph, draw(shared_sets(stages)), draw(st.sampled_from([4e3, 4e6])))
     plan = Plan(
         stages=tuple((task.name,) for task in graph.compute_tasks),
         placement=placement,
@@ -123,6 +126,7 @@ def cases(draw: st.DrawFn, schedules: tuple[str, ...] = (*TRAINED, "forward"), p
     if schedule.row is None:
         rows = find_rows([PassSeconds(1.0, 1.0, 0.5)] * ranks, 0.1, count, 2 * ranks)
         plan = replace(plan, order=tuple(" ".join(map(str, row)) for row in rows))
+    plan = with_sharing(plan, graph)
     assert mistakes_of(plan) == []
     job = JobSpec(kind="training" if schedule.training else "inference", global_batch_size=total)
     return Case(plan, cluster, Pricer(graph, cluster, job).price(plan))

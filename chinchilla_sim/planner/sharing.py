@@ -1,0 +1,92 @@
+"""Weights that several stages train, such as a head tied to its embedding, or blocks that share all theirs.
+
+Every stage that uses a weight holds a copy with its own gradient and optimizer state. Once a step the gradients of all copies are summed
+over the stages that hold it; equal copies with equal gradients stay equal (Shoeybi et al. 2019, Narayanan et al. 2021: Megatron does so
+with embeddings). The sum comes after that of the replicas, in every replica for itself: an all-reduce of
+
+    n = b                 bytes of each device, b of the weights in the precision of the job (its part under tensor parallelism)
+    n = b / replicas      with ZeRO 1 to 3: replica d owns the same piece of a weight in each stage, and sums that piece alone
+
+Where stages have replica counts of their own all their ranks take part in one all-reduce of b, each with its share of its stage's sum.
+No codec touches it. Stages of one rank add theirs without a message, which costs nothing here. A set of weights is what exactly the same
+stages use: it travels in one exchange.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.cost.collective import choose_algorithm, interpolate_s, measured_table, sent_bytes
+from chinchilla_sim.cost.rounds import rounds_lower_bound_s
+from chinchilla_sim.graph.task import TaskGraph
+from chinchilla_sim.planner.plan import Plan
+from chinchilla_sim.planner.prices import Exchange
+
+Ring = Callable[[Plan, tuple[int, ...]], tuple[int, ...]]
+
+
+def with_sharing(plan: Plan, graph: TaskGraph) -> Plan:
+    """The plan with the sets of stages that train the same weights."""
+    found = tuple(sorted(shared_bytes(graph, plan.stages))) if plan.training else ()
+    return plan if found == plan.shared_stages else replace(plan, shared_stages=found)
+
+
+def shared_bytes(graph: TaskGraph, stages: Sequence[Sequence[str]]) -> dict[tuple[int, ...], float]:
+    """Bytes of trained weights by the stages that use them, where those are several."""
+    users: dict[str, list[int]] = {}
+    for stage, names in enumerate(stages):
+        for name in dict.fromkeys(weight for task in names for weight in graph.tasks[graph.position[task]].parameters):
+            users.setdefault(name, []).append(stage)
+    found: dict[tuple[int, ...], float] = {}
+    for name, held in users.items():
+        if len(held) > 1 and graph.weights[name].trained:
+            found[tuple(held)] = found.get(tuple(held), 0.0) + graph.weights[name].bytes
+    return found
+
+
+def shared_exchanges(plan: Plan, graph: TaskGraph, cluster: Cluster, ring: Ring) -> tuple[tuple[Exchange, ...], ...]:
+    """Exchanges by set of shared weights and replica; `graph` has the amounts of one device of a rank."""
+    if not plan.shared_stages:
+        return ()
+    sizes = shared_bytes(graph, plan.stages)
+    shards = plan.exchange_degree if plan.zero_stage and not plan.free_replicas else 1
+    return tuple(
+        tuple(_exchange_of(plan, number, replica, sizes[group] / shards, cluster, ring) for replica in range(plan.data_parallel_degree))
+        for number, group in enumerate(plan.shared_stages)
+    )
+
+
+def _exchange_of(plan: Plan, number: int, replica: int, payload: float, cluster: Cluster, ring: Ring) -> Exchange:
+    """Each device of a rank with those in its place on the other ranks."""
+    ranks = plan.sharing_ranks(number, replica)
+    if len(ranks) == 1:
+        return Exchange("all_reduce")
+    orders = tuple(ring(plan, slots) for slots in zip(*(plan.slots_of(rank) for rank in ranks), strict=True))
+    return exchange_among(cluster, "all_reduce", payload, orders)
+
+
+def exchange_among(
+    cluster: Cluster,
+    kind: str,
+    payload: float,
+    orders: tuple[tuple[int, ...], ...],
+    algorithm: str = "auto",
+    buckets: int = 1,
+    rounds: int = 1,
+) -> Exchange:
+    """A collective of `payload` bytes of each member among the slots of each order; `auto` chooses by the size of a bucket's round."""
+    members = len(orders[0])
+    sent = sent_bytes(kind, payload, members)
+    tables = [measured_table(cluster, kind, order) for order in orders]
+    if all(tables):
+        # Rings of one stage that lie in different nodes wait for the slowest.
+        table = max(tables, key=lambda rows: interpolate_s(rows, payload / rounds))
+        return Exchange(kind, payload, rounds * interpolate_s(table, payload / rounds), sent, rounds, table=table, orders=orders)
+    if algorithm == "auto":
+        algorithm = choose_algorithm(kind, payload / buckets / rounds, members, cluster.slowest_pair(orders[0]), cluster.backend)
+    idle_s = 0.0
+    if algorithm != "hierarchical":
+        idle_s = rounds * rounds_lower_bound_s(cluster, kind, algorithm, orders[0], payload / rounds)
+    return Exchange(kind, payload, idle_s, sent, rounds, algorithm=algorithm, orders=orders)
