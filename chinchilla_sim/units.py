@@ -11,6 +11,7 @@
     money                USD      parse_usd           format_usd
     price per time       USD/s    parse_usd_per_s     format_usd_per_s
     carbon intensity     kg/J     parse_kg_per_joule  format_kg_per_joule
+    rate of requests     1/s      parse_requests_per_s  format_requests_per_s
 
 Case counts only where it must: b is a bit and B a byte, m is milli and M is mega.
 
@@ -152,7 +153,9 @@ JOULE = QuantityKind("energy", "J", "2 kWh", _ENERGIES, ("nJ", "uJ", "mJ", "J", 
 USD = QuantityKind("money", "USD", "25 USD", {"USD": Fraction(1)}, ("USD",))
 USD_PER_S = QuantityKind("price per time", "USD/s", "2 USD/h", {f"USD/{unit}": 1 / factor for unit, factor in _TIME.items()}, ("USD/h",))
 KG_PER_JOULE = QuantityKind("carbon intensity", "kg/J", "400 g/kWh", _INTENSITIES, ("g/kWh",))
-KINDS = (BYTES, BANDWIDTH, SECONDS, FLOP_PER_S, FLOP, WATT, JOULE, USD, USD_PER_S, KG_PER_JOULE)
+_REQUESTS = {f"{word}/{unit}": 1 / factor for word in ("requests", "request") for unit, factor in _TIME.items()}
+REQUESTS_PER_S = QuantityKind("rate of requests", "requests/s", "200 requests/s", _REQUESTS, ("requests/h", "requests/min", "requests/s"))
+KINDS = (BYTES, BANDWIDTH, SECONDS, FLOP_PER_S, FLOP, WATT, JOULE, USD, USD_PER_S, KG_PER_JOULE, REQUESTS_PER_S)
 
 parse_bytes, format_bytes = BYTES.parse, BYTES.format
 parse_bandwidth, format_bandwidth = BANDWIDTH.parse, BANDWIDTH.format
@@ -164,3 +167,4 @@ parse_joule, format_joule = JOULE.parse, JOULE.format
 parse_usd, format_usd = USD.parse, USD.format
 parse_usd_per_s, format_usd_per_s = USD_PER_S.parse, USD_PER_S.format
 parse_kg_per_joule, format_kg_per_joule = KG_PER_JOULE.parse, KG_PER_JOULE.format
+parse_requests_per_s, format_requests_per_s = REQUESTS_PER_S.parse, REQUESTS_PER_S.format

@@ -43,6 +43,8 @@ from chinchilla_sim.planner.plan_file import PlanFile, check_tasks
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import folds, lower
 from chinchilla_sim.planner.search import find_plans
+from chinchilla_sim.planner.served_search import find_served_plans
+from chinchilla_sim.planner.serving import Serving, load_of, tandems_of
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.overrides import apply_overrides
 from chinchilla_sim.scenario.schema import CompressionSpec, ModelSpec, Scenario
@@ -51,6 +53,7 @@ from chinchilla_sim.simulator.drawing import read_order_file
 from chinchilla_sim.simulator.engine import devices_of, simulate
 from chinchilla_sim.simulator.goodput import Goodput, simulate_goodput
 from chinchilla_sim.simulator.lowering import activities_of
+from chinchilla_sim.simulator.requests import simulate_requests
 
 if TYPE_CHECKING:
     from chinchilla_sim.report.study import Study
@@ -234,7 +237,13 @@ def make_plan(setting: Setting, progress: Progress | None = None, time_limit_s: 
     scenario = setting.scenario
     until = None if time_limit_s is None else monotonic() + time_limit_s
     coarse = coarsen(setting.graph, PLANNED_TASKS)
-    found = find_plans(coarse, setting.cluster, scenario.job, scenario.search, simulate, progress, setting.profile, until, front=front)
+    job, search = scenario.job, scenario.search
+    if load_of(job):
+        found = find_served_plans(
+            coarse, setting.cluster, job, search, simulate, simulate_requests, progress, setting.profile, until, front
+        )
+    else:
+        found = find_plans(coarse, setting.cluster, job, search, simulate, progress, setting.profile, until, front=front)
     if coarse is setting.graph:
         return found if front else replace(found, front=())
     listed = (found.best, *found.runner_ups)
@@ -298,7 +307,8 @@ def _best_variant(found: Sequence[tuple[Setting, SearchResult]]) -> tuple[Settin
     rivals = [*search.runner_ups, *(result.best for result in results if result is not search)]
     rivals.sort(key=lambda candidate: candidate.objective)
     counts = {
-        name: sum(getattr(result, name) for result in results) for name in ("considered", "simulated", "infeasible", "beyond", "screened")
+        name: sum(getattr(result, name) for result in results)
+        for name in ("considered", "simulated", "infeasible", "beyond", "screened", "overloaded")
     }
     members = [point.candidate for result in results for point in result.front]
     return chosen, replace(
@@ -325,7 +335,19 @@ def _in_own_tasks(setting: Setting, coarse: TaskGraph, candidate: Candidate) -> 
     pricing = Pricer(setting.graph, setting.cluster, setting.scenario.job, setting.profile).price(plan)
     timeline = simulate(lower(plan, folds(plan, pricing)), pricing, setting.cluster)
     # USD and joule grow with the step as it does itself.
-    return Candidate(plan, pricing, timeline, candidate.objective * (timeline.step_s / candidate.step_s if candidate.step_s else 1.0))
+    objective = candidate.objective * (timeline.step_s / candidate.step_s if candidate.step_s else 1.0)
+    serving = serve_plan(setting, plan)
+    if serving and setting.scenario.search.objective == "latency":
+        objective = serving.p95_s
+    return Candidate(plan, pricing, timeline, objective, serving=serving)
+
+
+def serve_plan(setting: Setting, plan: Plan) -> Serving | None:
+    """What the arrivals of an inference job make of a plan; None where the job states none."""
+    load = load_of(setting.scenario.job)
+    if load is None:
+        return None
+    return simulate_requests(tandems_of(plan, Pricer(setting.graph, setting.cluster, setting.scenario.job, setting.profile)), load)
 
 
 def map_codecs(scenario: Scenario, bandwidths: Sequence[float], batches: Sequence[int], progress: Progress | None = None) -> CodecMap:
@@ -378,7 +400,7 @@ def simulate_plan(setting: Setting, file: PlanFile) -> Candidate:
     """The simulated step of a given plan, with the causes of idle time."""
     pricing = Pricer(setting.graph, setting.cluster, setting.scenario.job, setting.profile).price(file.plan)
     timeline = simulate(lower(file.plan, folds(file.plan, pricing)), pricing, setting.cluster, causes=True)
-    return Candidate(file.plan, pricing, timeline, timeline.step_s)
+    return Candidate(file.plan, pricing, timeline, timeline.step_s, serving=serve_plan(setting, file.plan))
 
 
 def with_program(file: PlanFile, program: Path) -> PlanFile:

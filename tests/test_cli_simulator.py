@@ -14,7 +14,7 @@ model = { formula = "mlp", widths = [64, 256, 256, 10] }
 job = { global_batch_size = 32 }
 cluster.nodes = [{ name = "n", count = 2, peak = "10 Gflop/s", memory = "1 GiB" }]
 cluster.network = { bandwidth = "100 Mbit/s", latency = "1 ms" }
-search = { minimum_ranks = 2, pipeline_parallel_degrees = [2], microbatch_counts = [4], schedules = ["zb-h1"] }
+search = { executable = false, minimum_ranks = 2, pipeline_parallel_degrees = [2], microbatch_counts = [4], schedules = ["zb-h1"] }
 disturbances = { jitter = 0.1, failures = { mean_time_between_failures = "100 h", checkpoint = "10 s", restart = "1 min" } }
 """
 
@@ -114,3 +114,29 @@ def test_explain_tells_what_binds(capsys: pytest.CaptureFixture[str], plan: Path
     slow = json.loads(call(capsys, "explain", plan, "--set", 'cluster.network.bandwidth="1 Mbit/s"', "--json"))
     assert slow["binding"] == "transfer" and slow["step_s"] > found["step_s"]
     assert {"what", "step_s", "change"} == set(found["sensitivities"][0])
+
+
+def test_stages_with_replica_counts_of_their_own_go_through_every_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such a plan is found, written, simulated, explained and reported like any other."""
+    scenario = tmp_path / "s.toml"
+    lists = (
+        'executable = false, stage_replicas = "free", minimum_ranks = 3, data_parallel_degrees = [1, 2], pipeline_parallel_degrees = [2]'
+    )
+    scenario.write_text(
+        f"""
+model = {{ formula = "mlp", widths = [256, 512, 256, 10] }}
+job = {{ global_batch_size = 32 }}
+cluster.nodes = [{{ name = "n", count = 3, peak = "1 Gflop/s", memory = "1 GiB" }}]
+cluster.network = {{ bandwidth = "1 Gbit/s", latency = "100 us" }}
+search = {{ {lists}, microbatch_counts = [8], schedules = ["1f1b"] }}
+"""
+    )
+    text = call(capsys, "plan", scenario, "-o", tmp_path / "plan.json")
+    summary = json.loads((tmp_path / "plan.json").read_text())["summary"]
+    assert summary in ("2 stages of 1/2 replicas, 8 microbatches of 4, 1f1b", "2 stages of 2/1 replicas, 8 microbatches of 4, 1f1b")
+    assert summary in text and "rank 2" in text
+    assert json.loads(call(capsys, "simulate", tmp_path / "plan.json", "--json"))["plans"][0]["summary"] == summary
+    assert "Critical path" in call(capsys, "explain", tmp_path / "plan.json")
+    call(capsys, "report", scenario, "-o", tmp_path / "report")
+    assert summary.split(",")[0] in (tmp_path / "report" / "report.html").read_text()
+    assert summary in (tmp_path / "report" / "summary.txt").read_text()

@@ -19,27 +19,52 @@ if TYPE_CHECKING:
 
 @app.command
 def plan(
-    scenario: Path,
-    *,
+    *scenarios: Path,
     overrides: Overrides = None,
     output: Output = None,
     time_limit: str | None = None,
+    jobs: int | None = None,
+    scheduler: str | None = None,
     front: Annotated[bool, Parameter(negative=())] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the best split of a scenario's job over its machines, say why it wins, and how far from the best it can be at most.
 
+    Several scenarios are planned at once: one row each, in the order given. One that has no plan does not stop the others; the exit code
+    is 2 if any file was wrong, else 1 if any has no plan.
+
     Parameters
     ----------
-    scenario
-        A scenario file (TOML).
+    scenarios
+        Scenario files (TOML).
     output
-        Write the chosen plan to this file (plan.json), which `simulate`, `run` and `validate run` read.
+        Write the chosen plan to this file (plan.json), which `simulate`, `run` and `validate run` read; of several scenarios, or
+        with --scheduler, to this folder, each under the name of its scenario.
     time_limit
         Take the best plan found after this time, such as "30s". Without it the search ends by what it counts, the same on any machine.
+    jobs
+        Processes that plan several scenarios (default: one per core).
+    scheduler
+        Plan on the Dask cluster with this address, such as "tcp://10.0.0.1:8786" (see `dask scheduler`), not here.
     front
         Also list the trade-offs between time, price, energy and free memory: the plans of which none is better in everything.
     """
+    if not scenarios:
+        raise ScenarioError([Mistake("", "no scenario named", "chinchilla plan SCENARIO.toml")])
+    if jobs is not None and jobs < 1:
+        raise ScenarioError([Mistake("--jobs", f"must be at least 1, not {jobs}", "write for example --jobs 4")])
+    time_limit_s = None if time_limit is None else seconds_of("--time-limit", time_limit)
+    if len(scenarios) == 1 and scheduler is None:
+        _plan_one(scenarios[0], overrides, output, time_limit_s, front, as_json)
+        return
+    if front:
+        raise ScenarioError([Mistake("--front", "is for one scenario, planned here", "plan the scenarios one by one")])
+    from chinchilla_sim.cli.sweeps import plan_all
+
+    plan_all(scenarios, overrides or (), output, time_limit_s, jobs, scheduler, as_json)
+
+
+def _plan_one(scenario: Path, overrides: Overrides, output: Path | None, time_limit_s: float | None, front: bool, as_json: bool) -> None:
     from time import monotonic
 
     from chinchilla_sim.report.front import front_dict, front_table
@@ -48,7 +73,6 @@ def plan(
 
     if output:
         writable_folder(output.parent)
-    time_limit_s = None if time_limit is None else seconds_of("--time-limit", time_limit)
     started_s = monotonic()
     setting, search = find_plan(scenario, overrides, time_limit_s, front)
     search_s = monotonic() - started_s
@@ -143,6 +167,7 @@ def simulate(
         Write a Chrome trace of all of them (for ui.perfetto.dev): spans, what every idle moment waits for, and the critical path.
     """
     from chinchilla_sim.report.listing import disturbed_dict, disturbed_table, memory_table, simulated_dict, simulated_table
+    from chinchilla_sim.report.serving import requests_table
     from chinchilla_sim.report.trace import chrome_trace
     from chinchilla_sim.workflow import disturb_plan, open_plan, simulate_plan, with_program
 
@@ -166,7 +191,8 @@ def simulate(
         print_json({"plans": [{"plan": name} | simulated_dict(candidate) | spreads.get(name, {}) for name, candidate in rows]})
     else:
         memory = [memory_table(rows[0][1])] if len(rows) == 1 else []
-        print_tables(simulated_table(rows), *memory, *([disturbed_table(robust)] if robust else []))
+        served = [requests_table(rows)] if any(candidate.serving for _, candidate in rows) else []
+        print_tables(simulated_table(rows), *served, *memory, *([disturbed_table(robust)] if robust else []))
 
 
 @app.command

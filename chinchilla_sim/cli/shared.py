@@ -83,12 +83,14 @@ def measurement_of(folder: Path, file: PlanFile) -> Any:
 
 
 def print_plan(setting: Setting, search: SearchResult) -> None:
+    from chinchilla_sim.report.serving import serving_tables
     from chinchilla_sim.report.sketch import sketch
     from chinchilla_sim.report.table import candidates_table, cost_table, ranks_table
     from chinchilla_sim.workflow import study_of
 
     study = study_of(setting, search)
-    print_tables(candidates_table(search, setting.scenario.search.objective), ranks_table(search.best, setting.cluster), cost_table(study))
+    first = candidates_table(search, setting.scenario.search.objective), *serving_tables(search)
+    print_tables(*first, ranks_table(search.best, setting.cluster), cost_table(study))
     print(sketch(search.best.timeline), "", *study.explanation, sep="\n")
 
 

@@ -31,7 +31,7 @@ def search_instead(search: SearchSpec, text: str) -> SearchSpec:
     (8,)
     """
     mistakes: list[Mistake] = []
-    changed: dict[str, Any] = {"executable": False, "minimum_ranks": 1, "maximum_ranks": None}
+    changed: dict[str, Any] = {"executable": False, "minimum_ranks": 1, "maximum_ranks": None, "stage_replicas": "equal"}
     for part in filter(None, (part.strip() for part in text.split(","))):
         key, _, value = (side.strip() for side in part.partition("="))
         if key not in FIELDS:

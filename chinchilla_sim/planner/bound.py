@@ -8,6 +8,12 @@ exchange and optimizer of a stage:
     head_s = sum over k < s of (F_k + x_k)            tail_s = sum over k < s of (x'_k + B_k)
     step >= max over s of  head_s + m (F_s + B_s) + max(R_s + O_s, tail_s + R_0 + O_0)
 
+Where stages have replica counts of their own, rank d of the r_s of stage s first gets microbatch d, and runs every r_s-th. With t(j, s)
+the earliest start of microbatch j there, and L the last microbatch of the rank, which is its n-th:
+
+    t(j, s) = max(t(j, s-1) + F_(s-1) + x_(s-1), t(j - r_s, s) + F_s)
+    step >= max over ranks of  t(d, s) + n (F_s + B_s) + max(R_s + O_s, tail_s(L) + R_0 + O_0)
+
 Where the backward pass is split into I and W only I lies on the way back, and W may follow later. R counts as 0 where
 buckets leave during the backward pass. A rank with several stages is also bounded by the work of all of them.
 
@@ -17,6 +23,8 @@ whose bound is above another plan's simulated step cannot win and need not be si
 
 from __future__ import annotations
 
+from math import lcm
+
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.plan import Plan
@@ -24,7 +32,9 @@ from chinchilla_sim.planner.prices import Pricing, StagePrice
 
 
 def step_lower_bound_s(plan: Plan, pricing: Pricing, cluster: Cluster) -> float:
-    """Seconds below which the step of this plan cannot fall; the slowest replica counts."""
+    """Seconds below which the step of this plan cannot fall; the slowest replica (or rank, with a stream) counts."""
+    if plan.free_replicas:
+        return _stream_bound_s(plan, pricing, cluster)
     return max(_replica_bound_s(plan, pricing, cluster, replica) for replica in range(plan.data_parallel_degree))
 
 
@@ -41,10 +51,9 @@ def _replica_bound_s(plan: Plan, pricing: Pricing, cluster: Cluster, replica: in
             head_s += passes[-2][0]
             tail_s += passes[-2][1]
             if plan.crosses(stage - 1, replica):
-                before, here = plan.slots_of(plan.rank_of(stage - 1, replica))[0], plan.slots_of(rank)[0]
-                head_s += cluster.idle_link(before, here).idle_transfer_s(pricing.boundary_bytes[stage - 1] / plan.group_width)
-                back_bytes = pricing.boundary_gradient_bytes[stage - 1] / plan.group_width if plan.training else 0.0
-                tail_s += cluster.idle_link(here, before).idle_transfer_s(back_bytes) if plan.training else 0.0
+                out_s, back_s = _transfers_s(plan, pricing, cluster, stage - 1, replica)
+                head_s += out_s
+                tail_s += back_s
         accumulation_s = (count - 1) * price.accumulation_s if plan.training else 0.0
         later_s = price.action_s.get(Op.W, 0.0) if plan.splits_backward else 0.0
         own_s = count * (sum(passes[-1]) + later_s) + accumulation_s
@@ -54,6 +63,47 @@ def _replica_bound_s(plan: Plan, pricing: Pricing, cluster: Cluster, replica: in
             bound_s = max(bound_s, head_s + own_s + end_s[stage], head_s + returned_s + tail_s + end_s[0])
         busy_s[rank] += own_s
     return max(bound_s, *busy_s.values())
+
+
+def _transfers_s(plan: Plan, pricing: Pricing, cluster: Cluster, boundary: int, lane: int) -> tuple[float, float]:
+    """Idle transfers over a boundary that changes ranks, forward and back."""
+    here, there = (plan.slots_of(plan.rank_of(stage, lane))[0] for stage in (boundary, boundary + 1))
+    out_s = cluster.idle_link(here, there).idle_transfer_s(pricing.boundary_bytes[boundary] / plan.group_width)
+    if not plan.training:
+        return out_s, 0.0
+    return out_s, cluster.idle_link(there, here).idle_transfer_s(pricing.boundary_gradient_bytes[boundary] / plan.group_width)
+
+
+def _stream_bound_s(plan: Plan, pricing: Pricing, cluster: Cluster) -> float:
+    """The bound of stages with replica counts of their own."""
+    counts = [len(row) for row in plan.placement]
+    forward_s, backward_s = (
+        [[passes_s(plan, price, stage, 0) for price in row] for stage, row in enumerate(pricing.stages)]
+        for passes_s in (_forward_s, _backward_s)
+    )
+    end_s = [[_end_s(plan, pricing, stage, price) for price in row] for stage, row in enumerate(pricing.stages)]
+    # One way per microbatch: the arrival of the first ones, and the way back of the last ones.
+    ready_s = [0.0] * max(counts)
+    returned_s = [0.0] * plan.microbatch_count
+    bound_s = 0.0
+    for stage, replicas in enumerate(counts):
+        if stage:
+            below = counts[stage - 1]
+            ways = lcm(below, replicas)
+            moved = [_transfers_s(plan, pricing, cluster, stage - 1, lane) for lane in range(ways)]
+            ready_s = [ready + forward_s[stage - 1][j % below] + moved[j % ways][0] for j, ready in enumerate(ready_s)]
+            returned_s = [back + backward_s[stage - 1][j % below] + moved[j % ways][1] for j, back in enumerate(returned_s)]
+        for j in range(replicas, len(ready_s)):
+            ready_s[j] = max(ready_s[j], ready_s[j - replicas] + forward_s[stage][j % replicas])
+        for place, price in enumerate(pricing.stages[stage]):
+            count = plan.share_of(stage, place)
+            own_s = ready_s[place] + count * (forward_s[stage][place] + backward_s[stage][place])
+            if plan.training:
+                last = place + (count - 1) * replicas
+                own_s += (count - 1) * price.accumulation_s
+                own_s += max(end_s[stage][place], returned_s[last] + end_s[0][last % counts[0]])
+            bound_s = max(bound_s, own_s)
+    return bound_s
 
 
 def _forward_s(plan: Plan, price: StagePrice, stage: int, replica: int) -> float:

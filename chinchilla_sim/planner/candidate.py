@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
+from chinchilla_sim.planner.serving import Serving
 from chinchilla_sim.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan with its simulated step; `objective` is what the search minimises (seconds, USD or joule per step)."""
+    """A plan with its simulated step; `objective` is what the search minimises (seconds, USD or joule per step; seconds of latency)."""
 
     plan: Plan
     pricing: Pricing
@@ -24,6 +25,8 @@ class Candidate:
     objective: float
     variant: str = ""
     """What was done to the model, where the search may choose that."""
+    serving: Serving | None = None
+    """What a load of requests makes of it, where the job states one."""
 
     @property
     def title(self) -> str:
@@ -57,6 +60,8 @@ class SearchResult:
     front: tuple[FrontPlan, ...] = ()
     limits: Limits | None = None
     beyond: int = 0
+    overloaded: int = 0
+    """Simulated plans that do not carry the arrivals of the job, or not in time."""
 
     @property
     def gap(self) -> float | None:

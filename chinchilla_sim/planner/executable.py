@@ -21,6 +21,7 @@ PLAYED: Mapping[str, tuple[object, ...]] = {
     "gradient_codecs": WIRE_CODECS,
     "activation_codecs": WIRE_CODECS,
     "stage_tasks": ("contiguous",),
+    "stage_replicas": ("equal",),
     "activation_priorities": (),
     "variants": (),
 }
@@ -30,6 +31,7 @@ _ASKS: Mapping[str, Callable[[Plan], bool]] = {
     "several stages per rank": lambda plan: plan.stage_count > plan.pipeline_parallel_degree,
     "split backward passes": lambda plan: plan.training and plan.splits_backward,
     "custom rows": lambda plan: plan.schedule == CUSTOM,
+    "stages with replica counts of their own": lambda plan: plan.free_replicas,
     "unequal microbatch counts": lambda plan: bool(plan.replica_microbatch_counts),
     "gradient buckets": lambda plan: plan.gradient_buckets > 1,
     "priorities of messages": lambda plan: plan.activation_priority is not None,

@@ -85,6 +85,8 @@ def _changes(candidate: Candidate, search: SearchSpec, cluster: Cluster, can_end
     yield from _moved_cuts(candidate, can_end)
     yield from _other_recompute(plan, search)
     yield from _other_exchange(candidate, search, cluster)
+    if plan.free_replicas:
+        return  # its stages were counted for these devices and microbatches
     yield from _other_counts(plan, search)
     yield from _swapped(plan)
 

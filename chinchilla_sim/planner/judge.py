@@ -100,6 +100,10 @@ class Judge:
         spent = expense(step_s, [self.cluster.device(slot) for slot in slots])
         return spent.usd if self.search.objective == "cost" else spent.joule
 
+    def objective_of(self, candidate: Candidate) -> float:
+        """What is minimised, of a plan that another search simulated."""
+        return self.objective(candidate.step_s, candidate.plan.slots)
+
     def _bounded(self, plan: Plan, limited: bool = True) -> tuple[float, Pricing] | None:
         """Lower bound of the objective, with the prices; None where the plan does not fit, or is beyond the limits."""
         assert not (self.search.executable and unplayable(plan)), unplayable(plan)

@@ -20,7 +20,9 @@ class Plan:
     """Partition, placement, schedule, sharding and compression of one job.
 
     `stages[s]` are the names of the tasks of stage s, in topological order; `placement[s][d]` is the rank that
-    runs stage s of replica d, and a rank may run several stages. `slots` are the cluster's device slots: with
+    runs stage s of replica d, and a rank may run several stages. Rows of different length give stages replica counts of
+    their own: then one stream of `microbatch_count` microbatches is dealt out at every stage, microbatch j of stage s to
+    the rank `placement[s][j % len(placement[s])]`. `slots` are the cluster's device slots: with
     tensor or context parallelism a rank stands for `group_width` neighbouring slots that work in lockstep.
     `activation_codecs[s]` packs what crosses from stage s to s + 1 (and its gradient on the way back),
     `gradient_codecs[s]` the gradients of stage s, which are exchanged in `gradient_buckets` buckets. `recompute[s]` is what
@@ -54,10 +56,15 @@ class Plan:
     context_parallel_degree: int = 1
     expert_parallel_degree: int = 1
 
+    @cached_property
+    def free_replicas(self) -> bool:
+        """Whether stages have replica counts of their own."""
+        return len(set(map(len, self.placement))) > 1
+
     @property
     def data_parallel_degree(self) -> int:
-        """Replicas of every stage."""
-        return len(self.placement[0])
+        """Whole pipelines side by side; one stream through stages with replica counts of their own is one pipeline."""
+        return 1 if self.free_replicas else len(self.placement[0])
 
     @property
     def stage_count(self) -> int:
@@ -66,7 +73,7 @@ class Plan:
 
     @cached_property
     def pipeline_parallel_degree(self) -> int:
-        """Ranks of one replica."""
+        """Ranks that a microbatch passes."""
         return len({row[0] for row in self.placement})
 
     @property
@@ -86,8 +93,12 @@ class Plan:
 
     @property
     def exchange_degree(self) -> int:
-        """Devices that hold the same weights and add up their gradients: replicas, and the parts of a context."""
-        return self.data_parallel_degree * self.context_parallel_degree
+        """The largest of all stages."""
+        return max(map(len, self.placement)) * self.context_parallel_degree
+
+    def exchange_degree_of(self, stage: int) -> int:
+        """Devices that hold a stage's weights and add up their gradients: its replicas, and the parts of a context."""
+        return len(self.placement[stage]) * self.context_parallel_degree
 
     def slots_of(self, rank: int) -> tuple[int, ...]:
         """Device slots of a rank."""
@@ -96,7 +107,7 @@ class Plan:
     @property
     def microbatch_size(self) -> int:
         """Samples of one microbatch: `global_batch_size = microbatch_size * microbatch_count * data_parallel_degree`."""
-        return self.global_batch_size // sum(self.microbatches_of(replica) for replica in range(self.data_parallel_degree))
+        return self.global_batch_size // (sum(self.replica_microbatch_counts) or self.microbatch_count * self.data_parallel_degree)
 
     def microbatches_of(self, replica: int) -> int:
         """Microbatches of one replica."""
@@ -116,7 +127,7 @@ class Plan:
 
     @cached_property
     def position(self) -> dict[int, tuple[tuple[int, ...], int]]:
-        """Rank -> (its stages in ascending order, replica)."""
+        """Rank -> (its stages in ascending order, its place in their rows of `placement`: the replica)."""
         stages: dict[int, list[int]] = {}
         replicas: dict[int, int] = {}
         for stage, ranks in enumerate(self.placement):
@@ -125,25 +136,40 @@ class Plan:
                 replicas[rank] = replica
         return {rank: (tuple(stages[rank]), replicas[rank]) for rank in sorted(stages)}
 
-    def rank_of(self, stage: int, replica: int) -> int:
-        """Rank that runs a stage of a replica."""
-        return self.placement[stage][replica]
+    def lane_of(self, replica: int, microbatch: int) -> int:
+        """The way of a microbatch through the stages: its replica's, or its own where one stream is dealt out at every stage."""
+        return microbatch if self.free_replicas else replica
+
+    def rank_of(self, stage: int, lane: int) -> int:
+        """Rank that runs a stage of a lane (a replica, unless stages have replica counts of their own)."""
+        row = self.placement[stage]
+        return row[lane % len(row)]
+
+    def share_of(self, stage: int, place: int = 0) -> int:
+        """Microbatches that the rank at a place in a stage's row runs; the first has the most of a stream."""
+        if not self.free_replicas:
+            return self.microbatches_of(place)
+        return len(range(place, self.microbatch_count, len(self.placement[stage])))
 
     def pipeline(self, replica: int) -> tuple[int, ...]:
-        """Ranks of one replica in the order in which the first microbatch meets them."""
-        return tuple(dict.fromkeys(row[replica] for row in self.placement))
+        """Ranks of one replica in the order in which the first microbatch meets them; with a stream all ranks, stage by stage."""
+        rows = self.placement if self.free_replicas else ((row[replica],) for row in self.placement)
+        return tuple(dict.fromkeys(rank for row in rows for rank in row))
 
     def recompute_of(self, stage: int) -> str:
         """What a stage computes again: none, selective or full."""
         return self.recompute[stage] if self.recompute else "none"
 
-    def crosses(self, boundary: int, replica: int = 0) -> bool:
+    def crosses(self, boundary: int, lane: int = 0) -> bool:
         """Whether what leaves stage `boundary` for the next one changes ranks."""
-        return self.placement[boundary][replica] != self.placement[boundary + 1][replica]
+        return self.rank_of(boundary, lane) != self.rank_of(boundary + 1, lane)
 
     def describe(self) -> str:
         """One line for people, such as `2 stages x 2 replicas, 4 microbatches of 8, 1f1b, activations int8`."""
-        parts = [_split(self.stage_count, self.pipeline_parallel_degree, self.data_parallel_degree)]
+        if self.free_replicas:
+            parts = [f"{self.stage_count} stages of {_count_words(tuple(map(len, self.placement)))} replicas"]
+        else:
+            parts = [_split(self.stage_count, self.pipeline_parallel_degree, self.data_parallel_degree)]
         parts += self._group_words()
         if self.replica_microbatch_counts:
             parts.append(f"{_count_words(self.replica_microbatch_counts)} microbatches of {self.microbatch_size}")

@@ -17,17 +17,17 @@ def mistakes_of(plan: Plan) -> list[tuple[str, str]]:
     """Every mistake as (field, what)."""
     found = [*_shape_mistakes(plan), *_width_mistakes(plan)]
     if not found:
-        found = [*_batch_mistakes(plan), *_layout_mistakes(plan)]
+        found = [*_batch_mistakes(plan), *(_stream_mistakes(plan) if plan.free_replicas else _layout_mistakes(plan))]
     return found or list(_order_mistakes(plan))
 
 
 def _shape_mistakes(plan: Plan) -> Found:
-    stages, replicas = len(plan.stages), {len(row) for row in plan.placement}
+    stages = len(plan.stages)
     ranks = sorted({rank for row in plan.placement for rank in row})
     if not plan.stages or not all(plan.stages):
         yield "stages", "every stage needs at least one task"
-    if len(plan.placement) != stages or len(replicas) != 1 or 0 in replicas:
-        yield "placement", f"needs one row per stage ({stages}), each with the same number of replicas"
+    if not plan.placement or len(plan.placement) != stages or not all(plan.placement):
+        yield "placement", f"needs one row per stage ({stages}), each with a rank per replica"
     if ranks != list(range(len(ranks))) or len(ranks) * plan.group_width != len(plan.slots):
         yield "placement", f"must use every rank from 0 to {len(plan.slots) // plan.group_width - 1} once"
     if len(set(plan.slots)) != len(plan.slots):
@@ -82,6 +82,31 @@ def _layout_mistakes(plan: Plan) -> Found:
         refusal = schedule.refuses(ranks, plan.stages_per_rank, count)
         if refusal:
             yield "schedule", refusal
+
+
+STREAMED = ("1f1b", "gpipe", "forward")
+"""Schedules of stages with replica counts of their own."""
+
+
+def _stream_mistakes(plan: Plan) -> Found:
+    """What stages with replica counts of their own cannot be combined with."""
+    counts = [len(row) for row in plan.placement]
+    free = f"stages with replica counts of their own ({'/'.join(map(str, counts))})"
+    if sum(counts) != plan.rank_count:
+        yield "placement", f"{free} need ranks of their own: give each rank one stage"
+    if plan.schedule not in STREAMED:
+        yield "schedule", f"{free} play {', '.join(STREAMED)}, not {plan.schedule}: choose one of these, or equal replica counts"
+    if plan.order:
+        yield "order", f"{free} draw their own rows: leave it out"
+    if plan.replica_microbatch_counts:
+        yield "replica_microbatch_counts", f"{free} share one stream of microbatches: leave it out"
+    if plan.zero_stage == 3:
+        yield "zero_stage", f"{free} do not gather weights in every pass, as their ranks have unlike numbers of them: use 0, 1 or 2"
+    if plan.microbatch_count < max(counts):
+        yield (
+            "microbatch_count",
+            f"{plan.microbatch_count} microbatches leave some of {max(counts)} replicas without work: use {max(counts)} or more",
+        )
 
 
 def _order_mistakes(plan: Plan) -> Found:

@@ -167,11 +167,12 @@ class Pricer:
         around = slice(max(0, stage - 1), stage + 1)
         group = plan.slots_of(plan.placement[stage][0]) if self.collectives else ()
         experts = plan.placement[stage][: plan.expert_parallel_degree] if plan.expert_parallel_degree > 1 else ()
+        experts = tuple(plan.slots_of(rank)[0] for rank in experts)
         key = (
             *(plan.stages[stage], device, plan.microbatch_size, plan.microbatch_count, len(plan.slots), plan.training),
             *(stage > 0, stage < plan.stage_count - 1, plan.activation_codecs[around], tuple(raw[around]), tuple(raw_gradients[around])),
-            *(plan.gradient_codecs[stage], plan.gradient_buckets, plan.exchange_degree, plan.zero_stage, plan.recompute_of(stage)),
-            *(plan.receives_in_flight, group, tuple(plan.slots_of(rank)[0] for rank in experts)),
+            *(plan.gradient_codecs[stage], plan.gradient_buckets, plan.exchange_degree_of(stage), plan.zero_stage),
+            *(plan.recompute_of(stage), plan.receives_in_flight, plan.free_replicas and plan.share_of(stage), group, experts),
         )
         if key not in self._stage_prices:
             self._stage_prices[key] = self.stage_price(plan, stage, device, raw, raw_gradients)
@@ -190,11 +191,11 @@ class Pricer:
             Op.B: backward_s,
             Op.I: backward_s - weights_s,
             Op.W: weights_s,
-            Op.OPTIM: self._optimizer_s(plan, parameters, device),
+            Op.OPTIM: self._optimizer_s(plan, stage, parameters, device),
         }
         action_s |= self._codec_s(plan, stage, raw, raw_gradients, device)
         action_s |= gradient_codec_s(plan, stage, parameters, device, self.matrices(tasks))
-        buffers = self._buffer_bytes(plan, sum(raw[boundary] for boundary in (stage - 1, stage) if 0 <= boundary < len(raw)))
+        buffers = self._buffer_bytes(plan, stage, sum(raw[boundary] for boundary in (stage - 1, stage) if 0 <= boundary < len(raw)))
         held = self.held_parts(plan, stage, tasks, parameters, self.graph.untrained_bytes_of(tasks))
         recompute = plan.recompute_of(stage)
         kept = self._kept(plan, recompute, tasks)
@@ -287,8 +288,8 @@ class Pricer:
         payload = collective.payload_bytes * self.scale(plan.microbatch_size)
         return collective_s(collective.kind, payload, len(slots), self.cluster.slowest_pair(slots), self.cluster.backend, table)
 
-    def _optimizer_s(self, plan: Plan, parameters: float, device: Device) -> float:
-        shards = plan.exchange_degree if plan.zero_stage else 1
+    def _optimizer_s(self, plan: Plan, stage: int, parameters: float, device: Device) -> float:
+        shards = plan.exchange_degree_of(stage) if plan.zero_stage else 1
         fp32_bytes = parameters * FP32_BYTES / self.value_bytes / shards
         return optimizer_s(fp32_bytes, self.job.optimizer, self.job.momentum, device, mixed=self.value_bytes < FP32_BYTES)
 
@@ -321,9 +322,19 @@ class Pricer:
         return seconds
 
     @staticmethod
-    def _buffer_bytes(plan: Plan, message_bytes: float) -> float:
+    def _buffer_bytes(plan: Plan, stage: int, message_bytes: float) -> float:
         """Receive buffers of messages that are awaited at once."""
-        return min(plan.receives_in_flight, plan.microbatch_count) * message_bytes
+        count = plan.share_of(stage) if plan.free_replicas else plan.microbatch_count
+        return min(plan.receives_in_flight, count) * message_bytes
+
+    def stage_bytes(self, plan: Plan, stage: int, first: int, end: int, in_flight: int, crossing_bytes: float) -> float:
+        """Peak bytes of a stage of compute tasks first..end-1; `crossing_bytes` cross its boundaries per batch of the graph."""
+        holding = self.holdings(first)[end - first - 1]
+        scale, tasks = self.scale(plan.microbatch_size), self.graph.compute_tasks[first:end]
+        saved = holding.saved_bytes if plan.training else tasks[-1].output_bytes
+        held = sum(self.held_parts(plan, stage, tasks, holding.trained_bytes, holding.untrained_bytes).values())
+        transient = scale * holding.transient_bytes if plan.training else 0.0
+        return held + self._buffer_bytes(plan, stage, crossing_bytes * scale) + in_flight * scale * saved + transient
 
     def holdings(self, first: int, recompute: str = "none") -> list[Holding]:
         """What the compute tasks first..first, first..first + 1 and so on hold, each weight and saved tensor once."""
@@ -337,7 +348,7 @@ class Pricer:
         """What a stage holds all the time; ZeRO 3 beside its shards two gathered buckets and one of whole gradients."""
         if not plan.training:
             return {"weights": parameters + frozen}
-        replicas, job = plan.exchange_degree, self.job
+        replicas, job = plan.exchange_degree_of(stage), self.job
         parts = state_parts(parameters, job.optimizer, job.momentum, job.precision, plan.zero_stage, replicas)
         parts["weights"] += frozen
         if replicas > 1 and plan.zero_stage == 3:
@@ -370,7 +381,7 @@ class Pricer:
 
     def _exchange(self, plan: Plan, stage: int, kind: str, payload: float, rounds: int = 1) -> Exchange:
         """A collective of a stage's replicas; for an all-gather of sharded weights and for the others `payload` is the whole."""
-        replicas = plan.exchange_degree
+        replicas = plan.exchange_degree_of(stage)
         if replicas == 1 or not payload:
             return Exchange(kind)
         if kind == "all_gather" and plan.zero_stage:
@@ -382,7 +393,7 @@ class Pricer:
         return self._exchanges[key]
 
     def _priced_exchange(self, plan: Plan, stage: int, kind: str, payload: float, rounds: int) -> Exchange:
-        replicas = plan.exchange_degree
+        replicas = plan.exchange_degree_of(stage)
         sent = sent_bytes(kind, payload, replicas)
         orders = tuple(self._ring(plan, stage, lane) for lane in range(plan.tensor_parallel_degree))
         tables = [measured_table(self.cluster, kind, order) for order in orders]
@@ -411,10 +422,10 @@ class Pricer:
 
 def gradient_codec_s(plan: Plan, stage: int, raw_bytes: float, device: Device, matrices: Matrices) -> dict[Op, float]:
     """Seconds to pack the gradients of a stage into its bucket (a copy, then the codec) and to unpack the result."""
-    if plan.exchange_degree == 1 or plan.zero_stage == 3:
+    if plan.exchange_degree_of(stage) == 1 or plan.zero_stage == 3:
         return {}
     codec = plan.gradient_codecs[stage]
-    copies = 1 if CODECS[codec].summable else plan.exchange_degree
+    copies = 1 if CODECS[codec].summable else plan.exchange_degree_of(stage)
     packing_s = device.elementwise_launch_s + 2 * raw_bytes / device.elementwise_bandwidth_bytes_per_s
     return {
         Op.ENCODE_GRAD: packing_s + encode_s(codec, raw_bytes, device, matrices),

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from chinchilla_sim.planner.action import PASSES, RECEIVES, Action, Op, parse_action
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
-from chinchilla_sim.planner.schedules.registry import SCHEDULES
+from chinchilla_sim.planner.schedules.registry import SCHEDULES, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +80,37 @@ def _read_cell(cell: str) -> Iterator[Action]:
 
 
 def passes_of(plan: Plan, replica: int) -> list[list[Action]]:
-    """F, B, I and W of every pipeline position of a replica, in order."""
+    """F, B, I and W of every rank of a replica (`Plan.pipeline`), in order."""
     if plan.order:
         return [[parse_action(text) for text in row.split()] for row in plan.order]
     row = SCHEDULES[plan.schedule].row
     assert row, f"{plan.schedule} needs an order"
+    if plan.free_replicas:
+        return [_dealt_passes(plan, row, stage, place) for stage, ranks in enumerate(plan.placement) for place in range(len(ranks))]
     count = plan.microbatches_of(replica)
     return [
         list(row(position, plan.pipeline_parallel_degree, plan.stages_per_rank, count)) for position in range(plan.pipeline_parallel_degree)
     ]
+
+
+def _dealt_passes(plan: Plan, row: Rows, stage: int, place: int) -> list[Action]:
+    """Passes of the rank at a place in a stage's row: its microbatches are place, place + replicas, place + 2 replicas, ...
+
+    A rank warms up as if `depth` ranks stood between its stage and the last one, so that 1F1B has
+    ceil(ranks from this stage on / ranks of this stage) microbatches under way (PipeDream, Narayanan et al. 2019).
+    """
+    replicas, depth = len(plan.placement[stage]), under_way([len(ranks) for ranks in plan.placement], stage)
+    passes = row(stage, stage + depth, 1, plan.share_of(stage, place))
+    return [Action(stage, op, place + replicas * (microbatch or 0)) for _, op, microbatch in passes]
+
+
+def under_way(replica_counts: Sequence[int], stage: int) -> int:
+    """Microbatches that each rank of a stage needs under way to keep itself and all stages behind it busy.
+
+    >>> [under_way([1, 4, 1], stage) for stage in range(3)]
+    [6, 2, 1]
+    """
+    return -(-sum(replica_counts[stage:]) // replica_counts[stage])
 
 
 FOLDED_DEVICES = 128
@@ -157,13 +179,13 @@ def _with_exchanges(plan: Plan, work: Sequence[Action]) -> list[Action]:
         if exchanges[stage] and plan.gradient_codecs[stage] != "none":
             ordered.append(Action(stage, Op.DECODE_GRAD))
         ordered.append(Action(stage, Op.OPTIM))
-        if plan.zero_stage in (1, 2) and plan.exchange_degree > 1:
+        if plan.zero_stage in (1, 2) and plan.exchange_degree_of(stage) > 1:
             ordered.append(Action(stage, Op.UNSHARD))
     return ordered
 
 
 def _gradient_actions(plan: Plan, stage: int) -> list[Action]:
-    if plan.exchange_degree == 1 or plan.zero_stage == 3:
+    if plan.exchange_degree_of(stage) == 1 or plan.zero_stage == 3:
         return []
     return [Action(stage, Op.ENCODE_GRAD), Action(stage, Op.REDUCE_GRAD)]
 

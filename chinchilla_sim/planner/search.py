@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.planner.configuration import Configuration, Space, divisors
 from chinchilla_sim.planner.drafts import Drafter
 from chinchilla_sim.planner.executable import search_mistakes
+from chinchilla_sim.planner.free_space import FreeSpace
 from chinchilla_sim.planner.front import front_of, rows_on_fewer_devices
 from chinchilla_sim.planner.improve import Budget, improve
 from chinchilla_sim.planner.judge import Judge, Progress, Simulate
@@ -61,10 +63,12 @@ def find_plans(
     For the `front` the likeliest plans on fewer devices, and beyond the limits, are simulated too; the best plan is the same without.
     """
     pricer = pricer or Pricer(graph, cluster, job, profile)
-    return _Search(pricer, search, Judge(pricer, search, simulate, progress, until)).run(front)
+    return PlanSearch(pricer, search, Judge(pricer, search, simulate, progress, until)).run(front)
 
 
-class _Search:
+class PlanSearch:
+    evaluations = EVALUATIONS
+
     def __init__(self, pricer: Pricer, search: SearchSpec, judge: Judge) -> None:
         self.pricer, self.search, self.judge = pricer, search, judge
         self.cluster, self.job = pricer.cluster, pricer.job
@@ -72,6 +76,7 @@ class _Search:
         can_end = self.drafter.cutter.can_end
         self.can_end = {task.name: end for task, end in zip(pricer.graph.compute_tasks, can_end, strict=True)}
         most = min(self.cluster.rank_count, search.maximum_ranks or self.cluster.rank_count)
+        self.free_bound_s = np.inf
         self.space = Space(self.job, search, most, sum(can_end))
 
     def run(self, front: bool = False) -> SearchResult:
@@ -82,6 +87,7 @@ class _Search:
         self.judge.lower_bound = float((screened.lower_bound_s * per_s).min(initial=np.inf))
         exhaustive = screened.screened <= EXHAUSTIVE
         winners = self._every_split() if exhaustive else self._likely_first(screened, per_s)
+        winners += self._with_free_replicas()
         ranked = sorted(winners, key=_rank)
         budget = Budget()
         ranked = sorted([*(self._improved(one, budget) for one in ranked[:IMPROVED]), *ranked[IMPROVED:]], key=_rank)
@@ -96,7 +102,7 @@ class _Search:
             self._one_rank(ranked),
             *counts,
             screened=screened.screened,
-            lower_bound_s=min(float(screened.lower_bound_s.min(initial=np.inf)), ranked[0].step_s),
+            lower_bound_s=min(float(screened.lower_bound_s.min(initial=np.inf)), self.free_bound_s, ranked[0].step_s),
             lower_bound=min(self.judge.lower_bound, ranked[0].objective),
             truncated=self.judge.truncated,
             front=members,
@@ -126,7 +132,7 @@ class _Search:
 
     def _likely_first(self, screened: Screen, per_s: Floats) -> list[Candidate]:
         """Best of every split that was looked at, by rising estimate of the objective."""
-        bounds, estimates = screened.lower_bound_s * per_s, screened.estimate_s * per_s
+        bounds, estimates = screened.lower_bound_s * per_s, self._estimates(screened, per_s)
         best: dict[tuple[int, int], Candidate] = {}
         seen: set[Configuration] = set()
         longest_s = self._longest_step_s(screened)
@@ -144,11 +150,21 @@ class _Search:
             rival = best.get(configuration.split)
             if candidate and (rival is None or candidate.objective < rival.objective):
                 best[configuration.split] = candidate
-            if self.judge.late(min(len(seen), EVALUATIONS), EVALUATIONS) and best:
+            if self.judge.late(min(len(seen), self.evaluations), self.evaluations) and best:
                 break
-            if len(seen) >= EVALUATIONS and (best or len(seen) >= MOST_EVALUATIONS):
+            if len(seen) >= self.evaluations and (best or len(seen) >= MOST_EVALUATIONS):
                 break
         return list(best.values())
+
+    def _with_free_replicas(self) -> list[Candidate]:
+        """The best plan whose stages have replica counts of their own: no configurations of the screen, and with a bound of their own."""
+        if self.search.stage_replicas == "equal":
+            return []
+        free = FreeSpace(self.pricer, self.space)
+        best = self.judge.best_of(takewhile(lambda _: not self.judge.out_of_time(), free.plans()))
+        self.free_bound_s, bound = free.least(self.judge.objective)
+        self.judge.lower_bound = min(self.judge.lower_bound, bound)
+        return [best] if best else []
 
     def _improved(self, candidate: Candidate, budget: Budget, limited: bool = True) -> Candidate:
         """The candidate after a local search, within what the scenario allows."""
@@ -177,7 +193,7 @@ class _Search:
         if not holding:
             raise refusal(self.judge.limits, found)
         best: dict[tuple[int, int], Candidate] = {}
-        for one in sorted((replace(one, objective=self.judge.objective(one.step_s, one.plan.slots)) for one in holding), key=_rank):
+        for one in sorted((replace(one, objective=self.judge.objective_of(one)) for one in holding), key=_rank):
             best.setdefault((one.plan.data_parallel_degree, one.plan.pipeline_parallel_degree), one)
         return list(best.values())
 
@@ -195,6 +211,10 @@ class _Search:
         longest = [max(limits.longest_step_s(slots) for slots in slot_choices(self.cluster, int(count))) for count in counts]
         longest_s: Floats = np.array(longest, dtype=np.float64)[index]
         return longest_s
+
+    def _estimates(self, screened: Screen, per_s: Floats) -> Floats:
+        """What is minimised, by configuration, roughly; the least come first."""
+        return screened.estimate_s * per_s
 
     def _check(self) -> None:
         """Minimising what no device states would make every plan equal; and what the runtime cannot play must be asked for."""
@@ -234,7 +254,7 @@ class _Search:
 
     def _another(self, search: SearchSpec) -> SearchResult:
         """The result for another [search] of the same job."""
-        return _Search(self.pricer, search, Judge(self.pricer, search, self.judge.simulate, None, self.judge.until)).run()
+        return PlanSearch(self.pricer, search, Judge(self.pricer, search, self.judge.simulate, None, self.judge.until)).run()
 
 
 def _rank(candidate: Candidate) -> tuple[float, int, str]:

@@ -83,6 +83,7 @@ def simulated_dict(candidate: Candidate) -> dict[str, Any]:
         "rank_count": len(candidate.plan.slots),
         "simulated_step_s": candidate.step_s,
         **candidate_facts(candidate),
+        **({"serving": candidate.serving.to_dict()} if candidate.serving else {}),
         "memory_peaks": [peak_of(candidate, rank) for rank in range(candidate.plan.rank_count)],
         "timeline": candidate.timeline.to_dict(),
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 from chinchilla_sim.cluster.catalogue import catalogue_digest
 from chinchilla_sim.report.front import front_table
+from chinchilla_sim.report.serving import serving_tables
 from chinchilla_sim.report.study import Study
 from chinchilla_sim.report.table import (
     answer,
@@ -50,6 +51,7 @@ def _context(study: Study) -> dict[str, Any]:
         "ranks_table": ranks_table(search.best, study.cluster),
         "candidates_table": candidates_table(search, scenario.search.objective),
         "front_table": front_table(study) if len(search.front) > 1 else None,
+        "serving_tables": serving_tables(search),
         "search": search,
         "explanation": study.explanation,
         "provenance": study.cluster.provenance,
@@ -100,16 +102,18 @@ def _key_figures(study: Study) -> list[tuple[str, str]]:
 def _plan_facts(study: Study) -> list[tuple[str, str]]:
     plan = study.plan
     stages, replicas, microbatches = plan.stage_count, plan.data_parallel_degree, plan.microbatch_count
+    widths = "/".join(str(len(row)) for row in plan.placement)
+    split = f"{stages} stages of {widths} replicas" if plan.free_replicas else f"{count(stages, 'stage')} x {count(replicas, 'replica')}"
     sizes = f"{count(microbatches, 'microbatch', 'microbatches')} of {plan.microbatch_size}"
     each = f", {plan.global_batch_size // replicas} per replica" if replicas > 1 else ""
     found = [
-        ("split", f"{count(stages, 'stage')} x {count(replicas, 'replica')}"),
+        ("split", split),
         ("global batch", f"{plan.global_batch_size} samples{each}"),
         ("microbatches", sizes + (" per replica" if replicas > 1 else "")),
     ]
     if stages > 1:
         found += [("schedule", plan.schedule), ("codecs of activations", ", ".join(sorted(set(plan.activation_codecs))))]
-    if replicas > 1 and plan.training:
+    if plan.exchange_degree > 1 and plan.training:
         found.append(("codecs of gradients", ", ".join(sorted(set(plan.gradient_codecs)))))
     return found
 

@@ -14,7 +14,7 @@ from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.planner.explain import gap_words, limits_words
 from chinchilla_sim.report.study import Study
 from chinchilla_sim.timeline import Timeline
-from chinchilla_sim.units import QuantityKind, format_bytes, format_flop, format_joule, format_seconds, format_usd
+from chinchilla_sim.units import QuantityKind, format_bytes, format_flop, format_joule, format_requests_per_s, format_seconds, format_usd
 from chinchilla_sim.validation.compare import Comparison, Measurement
 
 if TYPE_CHECKING:
@@ -27,9 +27,11 @@ STEPS_WITHOUT_EPOCH = 1000
 _MASSES = {"ug": Fraction(1, 10**9), "mg": Fraction(1, 10**6), "g": Fraction(1, 1000), "kg": Fraction(1), "t": Fraction(1000)}
 format_kg = QuantityKind("mass", "kg", "2 kg", _MASSES, tuple(_MASSES)).format
 
-_SUPERLATIVE = {"step_time": "fastest", "cost": "cheapest", "energy": "most frugal"}
+_SUPERLATIVE = {"step_time": "fastest", "cost": "cheapest", "energy": "most frugal", "latency": "most responsive"}
 _WORSE_BETTER = {"step_time": ("slower", "faster"), "cost": ("dearer", "cheaper"), "energy": ("hungrier", "more frugal")}
-_FORMAT_OBJECTIVE = {"step_time": format_seconds, "cost": format_usd, "energy": format_joule}
+_WORSE_BETTER["latency"] = _WORSE_BETTER["step_time"]
+_FORMAT_OBJECTIVE = {"step_time": format_seconds, "cost": format_usd, "energy": format_joule, "latency": format_seconds}
+_OBJECTIVE_COLUMN = {"cost": "USD", "energy": "energy", "latency": "p95 latency"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def candidates_table(search: SearchResult, objective: str = "step_time") -> Tabl
     best = search.best
     headers = ["plan", "ranks", "step time", "vs chosen"]
     if objective != "step_time":
-        headers.append("USD per step" if objective == "cost" else "energy per step")
+        headers.append(_OBJECTIVE_COLUMN[objective] + (f" per {_unit(best)}" if objective != "latency" else ""))
     rows = []
     for name, candidate in listed_candidates(search):
         facts = candidate_facts(candidate)
@@ -91,7 +93,7 @@ def candidates_table(search: SearchResult, objective: str = "step_time") -> Tabl
     headers += ["exposed communication", "bubble", "sent per step", "peak memory"]
     note = "exposed communication and peak memory: of the worst rank; sent: sum of all ranks"
     if search.one_rank is None:
-        note += "; one rank alone does not fit into memory"
+        note += f"; {_no_one_rank(search)}"
     return Table("Plans by split", tuple(headers), tuple(rows), note=note)
 
 
@@ -118,7 +120,7 @@ def plan_table(study: Study) -> Table:
     )
     if plan.stage_count > 1:
         columns.append(("codec to next stage", [*plan.activation_codecs, NONE]))
-    if plan.data_parallel_degree > 1 and plan.training:
+    if plan.exchange_degree > 1 and plan.training:
         columns.append(("gradient codec", list(plan.gradient_codecs)))
     headers, cells = zip(*columns, strict=True)
     text_columns = tuple(index for index, header in enumerate(headers) if header != "parameters")
@@ -167,6 +169,10 @@ def cost_table(study: Study) -> Table:
 def _cost_note(study: Study) -> str:
     devices = [study.cluster.device(slot, len(study.plan.slots)) for slot in study.plan.slots]
     note = "energy: full power for the whole step on every rank in use, an upper bound"
+    served, usd_per_s = study.search.best.serving, sum(device.usd_per_s for device in devices)
+    if served and usd_per_s:
+        each = format_usd(1000 * usd_per_s / served.arrivals_per_s)
+        note += f"; at {format_requests_per_s(served.arrivals_per_s)} the devices, paid while they wait, cost {each} per 1000 requests"
     for what, given in (("price", [d.usd_per_s for d in devices]), ("power", [d.power_watt for d in devices])):
         missing = given.count(0.0)
         if 0 < missing < len(given):
@@ -215,7 +221,10 @@ def answer(study: Study) -> str:
     """The answer in one sentence: the plan, its step, and how the best alternative and one rank alone compare with it."""
     search, objective = study.search, study.scenario.search.objective
     best, alone = search.best, search.one_rank
-    own_price = "" if objective == "step_time" or not best.objective else f", {_FORMAT_OBJECTIVE[objective](best.objective)} per step"
+    priced = objective in ("cost", "energy") and best.objective
+    own_price = f", {_FORMAT_OBJECTIVE[objective](best.objective)} per {_unit(best)}" if priced else ""
+    if best.serving:
+        own_price += f", 95 % of {format_requests_per_s(best.serving.arrivals_per_s)} answered within {format_seconds(best.serving.p95_s)}"
     step = f"{format_seconds(best.step_s)} per step (simulated){own_price}"
     parts = [f"The {_SUPERLATIVE[objective]} plan found is {best.plan.describe()}: {step}"]
     alternative = search.runner_ups[0] if search.runner_ups else None
@@ -225,17 +234,29 @@ def answer(study: Study) -> str:
     else:
         parts.append("no plan of another split is reported")
     if alone is None:
-        parts.append("one rank alone does not fit into memory")
+        parts.append(_no_one_rank(search))
     elif len(best.plan.slots) > 1 and alone is not alternative:
         # Were it allowed it would have been chosen: the objective says so.
         beyond = search.limits and not search.limits.hold(alone.plan.slots, alone.step_s)
         excluded = "is beyond the limits" if beyond else "this search excludes"
         name = f"but one rank alone, which {excluded}," if alone.objective < best.objective else "one rank alone"
-        parts.append(f"{name} is {_compared(alone, best, objective)} ({format_seconds(alone.step_s)})")
+        own = alone.objective if objective == "latency" else alone.step_s
+        parts.append(f"{name} is {_compared(alone, best, objective)} ({format_seconds(own)})")
     return "; ".join(parts) + "."
 
 
+def _unit(best: Candidate) -> str:
+    """What money and energy are counted by: under load the devices run however long a step takes."""
+    return f"{best.plan.global_batch_size} requests" if best.serving else "step"
+
+
+def _no_one_rank(search: SearchResult) -> str:
+    return f"one rank alone does not {'carry the load, or not ' if search.best.serving else ''}fit into memory"
+
+
 def _compared(candidate: Candidate, best: Candidate, objective: str) -> str:
+    if objective == "latency":
+        return f"{versus(candidate.objective, best.objective, objective)} at the 95th percentile"
     step = versus(candidate.step_s, best.step_s, "step_time")
     return step if objective == "step_time" else f"{versus(candidate.objective, best.objective, objective)} and {step}"
 
@@ -257,6 +278,8 @@ def versus(value: float, chosen: float, objective: str) -> str:
 
 def summary_text(study: Study) -> str:
     """Deterministic text of a study for golden files: nothing measured, no date of today, no path of this machine."""
+    from chinchilla_sim.report.serving import serving_tables
+
     study = replace(study, measurement=None, comparison=None, explanation=())
     graph, search = study.graph, study.search
     sizes = f"{format_flop(graph.forward_flop)} forward, {format_flop(graph.backward_flop)} backward"
@@ -271,6 +294,7 @@ def summary_text(study: Study) -> str:
     ]
     lines += [f"limits: {limits_words(search)}"] if search.limits else []
     tables = [plan_table(study), candidates_table(search, study.scenario.search.objective), ranks_table(search.best, study.cluster)]
+    tables[2:2] = serving_tables(search)
     blocks = ["\n".join(lines), *(to_text(table) for table in (*tables, cost_table(study)))]
     if graph.notes:
         blocks.append("\n".join(["About the graph", "", *(f"- {_one_line(note)}" for note in graph.notes)]))
@@ -303,6 +327,8 @@ def search_dict(study: Study) -> dict[str, Any]:
         "ranks": [_rank_dict(study, rank) for rank in range(study.plan.rank_count)],
         "explanation": list(study.explanation),
     }
+    if search.best.serving is not None:
+        found |= {"serving": search.best.serving.to_dict(), "overloaded": search.overloaded}
     if study.comparison is not None:
         found |= {"measured_step_s": study.comparison.measured_step_s, "comparison": study.comparison.to_dict()}
     if study.measurement is not None:
@@ -345,7 +371,8 @@ def _rank_dict(study: Study, rank: int) -> dict[str, Any]:
 
 def _candidate_dict(candidate: Candidate) -> dict[str, Any]:
     named = {"describe": candidate.plan.describe(), "rank_count": len(candidate.plan.slots)}
-    return {**named, "step_s": candidate.step_s, "objective": candidate.objective, **candidate_facts(candidate)}
+    served = {"serving": candidate.serving.to_dict()} if candidate.serving else {}
+    return {**named, "step_s": candidate.step_s, "objective": candidate.objective, **candidate_facts(candidate), **served}
 
 
 def candidate_facts(candidate: Candidate) -> dict[str, float]:

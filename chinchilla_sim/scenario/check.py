@@ -18,6 +18,7 @@ from chinchilla_sim.scenario.schema import (
     MODEL_KEYS,
     MODEL_KINDS,
     IntraNodeSpec,
+    JobSpec,
     LinkSpec,
     ModelSpec,
     NetworkSpec,
@@ -38,6 +39,7 @@ def find_mistakes(scenario: Table) -> Iterator[Mistake]:
         if isinstance(scenario.get(key), dict):
             yield from check(scenario[key])
     yield from _check_limits(scenario)
+    yield from _check_load(scenario)
     formats = [("model.compression", _table(_table(scenario, "model"), "compression"))]
     formats += [(f"search.{place}", variant) for place, variant in _tables(_table(scenario, "search"), "variants")]
     for where, compression in formats:
@@ -103,6 +105,18 @@ def _check_limits(scenario: Table) -> Iterator[Mistake]:
         if _has(search, key):
             cure = "write job.target_samples = 1000000, or job.steps, or limit one step by search.maximum_step_time"
             yield Mistake(f"search.{key}", "is for the whole job, whose steps are not stated", cure)
+
+
+def _check_load(scenario: Table) -> Iterator[Mistake]:
+    """Requests arrive in inference; a latency is that of requests."""
+    job, search = _table(scenario, "job"), _table(scenario, "search")
+    if _has(job, "arrival_rate"):
+        if job.get("kind", "training") == "training":
+            yield Mistake("job.arrival_rate", "is for inference; nobody waits for a step of training", 'write kind = "inference"')
+        return
+    asks = {"objective": search.get("objective") == "latency", "maximum_latency": _has(search, "maximum_latency")}
+    for key in [key for key, asked in asks.items() if asked]:
+        yield Mistake(f"search.{key}", "is about requests, and job.arrival_rate is missing", _example(JobSpec, "arrival_rate"))
 
 
 def _check_cluster(cluster: Table) -> Iterator[Mistake]:
@@ -183,6 +197,10 @@ def _check_search(search: Table) -> Iterator[Mistake]:
     if _is_count(fewest) and _is_count(most) and fewest > most:
         cure = "write a maximum_ranks that is at least minimum_ranks"
         yield Mistake("search.minimum_ranks", f"is {show_value(fewest)}, more than maximum_ranks = {show_value(most)}", cure)
+    schedules = search.get("schedules", ["1f1b"])
+    if search.get("stage_replicas") == "free" and isinstance(schedules, list) and not {"1f1b", "gpipe"} & set(map(str, schedules)):
+        cure = 'add one of them, or write stage_replicas = "equal"'
+        yield Mistake("search.stage_replicas", 'is "free", but schedules has neither 1f1b nor gpipe', cure)
 
 
 def _check_foreign_keys(where: str, table: Table, kind: str, keys_of: Mapping[str, frozenset[str]]) -> Iterator[Mistake]:

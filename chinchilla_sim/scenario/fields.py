@@ -9,7 +9,19 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
 from chinchilla_sim.errors import Mistake
-from chinchilla_sim.units import BANDWIDTH, BYTES, FLOP, FLOP_PER_S, KG_PER_JOULE, SECONDS, USD, USD_PER_S, WATT, QuantityKind
+from chinchilla_sim.units import (
+    BANDWIDTH,
+    BYTES,
+    FLOP,
+    FLOP_PER_S,
+    KG_PER_JOULE,
+    REQUESTS_PER_S,
+    SECONDS,
+    USD,
+    USD_PER_S,
+    WATT,
+    QuantityKind,
+)
 
 _FACTORY = re.compile(r"(?:[^\W\d]\w*(?:\.[^\W\d]\w*)*|.*\.py):[^\W\d]\w*", re.DOTALL)
 _FOLDER_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*")
@@ -57,6 +69,7 @@ FlopPerSecond = Annotated[float, *_quantity(FLOP_PER_S, positive=True)]
 Watt = Annotated[float, *_quantity(WATT)]
 PositiveUsd = Annotated[float, *_quantity(USD, positive=True)]
 UsdPerSecond = Annotated[float, *_quantity(USD_PER_S)]
+RequestsPerSecond = Annotated[float, *_quantity(REQUESTS_PER_S, positive=True)]
 KgPerJoule = Annotated[float, *_quantity(KG_PER_JOULE)]
 
 Count = Annotated[int, Field(ge=1)]

@@ -40,6 +40,7 @@ from chinchilla_sim.scenario.fields import (
     Options,
     PositiveSeconds,
     PositiveUsd,
+    RequestsPerSecond,
     Seconds,
     UsdPerSecond,
     Watt,
@@ -214,6 +215,12 @@ class JobSpec(_Table):
         description='"digits", or a folder of IDX files looked up from the folder of the scenario; default: the data of the model.',
         examples=["digits"],
     )
+    arrivals_per_s: RequestsPerSecond | None = Field(
+        default=None,
+        alias="arrival_rate",
+        description="Requests of one sample each that arrive at random (Poisson) in inference; plans that cannot answer them are left out.",
+        examples=["200 requests/s"],
+    )
     seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of every random number of the job.", examples=[0])
 
     @property
@@ -370,7 +377,17 @@ class ClusterSpec(_Table):
 class SearchSpec(_Table):
     """What the planner minimizes and what it may choose from; a list that is not given means every value."""
 
-    objective: Literal["step_time", "cost", "energy"] = Field(default="step_time", description="Minimized.", examples=["step_time"])
+    objective: Literal["step_time", "cost", "energy", "latency"] = Field(
+        default="step_time",
+        description="Minimized; latency is the 95th percentile from a request's arrival to its answer, and needs job.arrival_rate.",
+        examples=["step_time"],
+    )
+    maximum_latency_s: PositiveSeconds | None = Field(
+        default=None,
+        alias="maximum_latency",
+        description="95 % of the requests are answered within this time; needs job.arrival_rate.",
+        examples=["50 ms"],
+    )
     deadline_s: PositiveSeconds | None = Field(
         default=None,
         alias="deadline",
@@ -399,6 +416,11 @@ class SearchSpec(_Table):
     data_parallel_degrees: Counts | None = Field(default=None, description="Allowed data parallel degrees.", examples=[[1, 2]])
     pipeline_parallel_degrees: Counts | None = Field(default=None, description="Allowed pipeline parallel degrees.", examples=[[1, 2]])
     microbatch_counts: Counts | None = Field(default=None, description="Allowed microbatch counts per replica.", examples=[[1, 4]])
+    stage_replicas: Literal["equal", "free"] = Field(
+        default="equal",
+        description="free also tries stages with replica counts of their own, which share one stream of microbatches (1f1b and gpipe).",
+        examples=["free"],
+    )
     schedules: tuple[Schedule, ...] = Field(
         default=("gpipe", "1f1b"), strict=False, min_length=1, description="Allowed schedules.", examples=[["1f1b"]]
     )

@@ -23,6 +23,7 @@ from chinchilla_sim.simulator.collectives import add_exchange
 from chinchilla_sim.simulator.pause import no_collection
 
 MessageKey = tuple[str, int, int, int]
+"""Direction, boundary, microbatch and lane (the replica, unless stages have replica counts of their own)."""
 CollectiveKey = tuple[int, str, int, int]
 """Stage, what is exchanged, microbatch (-1: once per step) and bucket."""
 
@@ -136,11 +137,11 @@ class _Lowering:
 
     def _name_end(self, key: MessageKey, message: _Message) -> str:
         """The end of a message that has no other, such as `0SEND_F0 of rank 0 has no receive`."""
-        direction, boundary, microbatch, replica = key
+        direction, boundary, microbatch, lane = key
         sent = message.sent_after is not None
         op = Op(f"{'SEND' if sent else 'RECV'}_{direction}")
         stage = boundary if (direction == "F") == sent else boundary + 1
-        return f"{Action(stage, op, microbatch)} of rank {self.plan.rank_of(stage, replica)} has no {'receive' if sent else 'send'}"
+        return f"{Action(stage, op, microbatch)} of rank {self.plan.rank_of(stage, lane)} has no {'receive' if sent else 'send'}"
 
     # Collectives
 
@@ -217,13 +218,14 @@ class _Row:
     def _message(self, action: Action) -> None:
         lowering = self.lowering
         direction, boundary, microbatch = message_of(action)
-        key = (direction, boundary, microbatch, self.replica)
+        lane = lowering.plan.lane_of(self.replica, microbatch)
+        key = (direction, boundary, microbatch, lane)
         message = lowering.messages.setdefault(key, _Message())
         if action.op in RECEIVES:
             message.posted_after = lowering.tail[self.rank]
             return
         message.sent_after = lowering.tail[self.rank]
-        peer = lowering.plan.rank_of(boundary + (direction == "F"), self.replica)
+        peer = lowering.plan.rank_of(boundary + (direction == "F"), lane)
         lowering.channels.setdefault((self.rank, peer, direction), []).append(key)
 
     # Computation
@@ -251,7 +253,8 @@ class _Row:
     def _await(self, number: int, action: Action, needed: Op) -> None:
         if (needed, action.stage, action.microbatch) in self.expected:
             direction, boundary, microbatch = message_of(Action(action.stage, needed, action.microbatch))
-            self.lowering.awaited_messages.append((number, (direction, boundary, microbatch, self.replica)))
+            lane = self.lowering.plan.lane_of(self.replica, microbatch)
+            self.lowering.awaited_messages.append((number, (direction, boundary, microbatch, lane)))
 
     def _await_gradients(self, number: int, stage: int) -> None:
         for key in self.lowering.issued[self.rank]:
@@ -295,8 +298,9 @@ class _Row:
         """The activities of a pass: one, or one per bucket where buckets are gathered before or exchanged behind it."""
         lowering, plan, price = self.lowering, self.lowering.plan, self._price(action.stage)
         op, label = action.op, str(action)
-        sharded = plan.zero_stage == 3 and plan.exchange_degree > 1 and op is not Op.W
-        leaves = plan.exchange_degree > 1 and op in (Op.B, Op.W) and (plan.zero_stage == 3 or (last and self._split))
+        exchanging = plan.exchange_degree_of(action.stage) > 1
+        sharded = plan.zero_stage == 3 and exchanging and op is not Op.W
+        leaves = exchanging and op in (Op.B, Op.W) and (plan.zero_stage == 3 or (last and self._split))
         if not (sharded or leaves):
             begin = end = self._append(label, action, seconds)
         else:

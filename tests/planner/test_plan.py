@@ -57,7 +57,7 @@ def test_plan_reads_as_one_line(grid: Plan, changes: dict[str, Any], text: str) 
     [
         ({"stages": (("a",), ())}, ["stages"]),
         ({"placement": ((0, 2),)}, ["placement", "placement"]),
-        ({"placement": ((0, 2), (1,)), "slots": (0, 1, 2)}, ["placement"]),
+        ({"placement": ((0, 1), ()), "slots": (0, 1)}, ["placement"]),
         ({"placement": ((0, 1), (1, 3))}, ["placement"]),
         ({"placement": ((0, 2), (1, 4))}, ["placement"]),
         ({"slots": (4, 5, 6)}, ["placement"]),

@@ -252,6 +252,15 @@ def test_a_single_node_needs_no_network() -> None:
             "search.minimum_ranks: is 4, more than maximum_ranks = 2; write a maximum_ranks that is at least minimum_ranks",
         ),
         (
+            {"stage_replicas": "free", "schedules": ["zb-h1"]},
+            'search.stage_replicas: is "free", but schedules has neither 1f1b nor gpipe; '
+            'add one of them, or write stage_replicas = "equal"',
+        ),
+        (
+            {"stage_replicas": "unequal"},
+            'search.stage_replicas: must be "equal" or "free", not "unequal"; did you mean \'equal\'?',
+        ),
+        (
             {"schedules": ["1f1B"]},
             'search.schedules.0: must be "gpipe", "1f1b", "looped-bfs", "interleaved-1f1b", "zb-h1", "zb-h2", "interleaved-zb", '
             '"zb-1p", "zb-2p", "zb-v" or "dualpipe-v", not "1f1B"; did you mean \'1f1b\'?',
@@ -328,7 +337,43 @@ def test_schema_documents_an_example_for_every_plain_key() -> None:
         assert [key for key, value in good[title]["properties"].items() if "examples" not in value] == []
     job = {key: value["examples"][0] for key, value in good["JobSpec"]["properties"].items()}
     search = {key: value["examples"][0] for key, value in good["SearchSpec"]["properties"].items()}
-    assert isinstance(parse_scenario(tables(job={**job, "optimizer": "sgd"}, search=search), "x"), Scenario)
+    assert isinstance(parse_scenario(tables(job={**job, "optimizer": "sgd", "kind": "inference"}, search=search), "x"), Scenario)
+
+
+SERVING = {"kind": "inference", "global_batch_size": 8, "arrival_rate": "90 requests/min"}
+
+
+def test_a_load_is_a_rate_of_requests() -> None:
+    """Requests per second inside, whatever the file counts by; and back to the last bit."""
+    scenario = parse_scenario(tables(job=SERVING, search={"objective": "latency", "maximum_latency": "50 ms"}), "x")
+    assert (scenario.job.arrivals_per_s, scenario.search.maximum_latency_s) == (1.5, 0.05)
+    assert parse_scenario(json.loads(json.dumps(scenario.to_dict())), "plan.json") == scenario
+
+
+@pytest.mark.parametrize(
+    ("job", "search", "mistake"),
+    [
+        (
+            {**SERVING, "kind": "training"},
+            {},
+            'job.arrival_rate: is for inference; nobody waits for a step of training; write kind = "inference"',
+        ),
+        ({**SERVING, "arrival_rate": "5"}, {}, 'job.arrival_rate: "5" has no unit; write for example "200 requests/s"'),
+        (
+            {"global_batch_size": 8},
+            {"objective": "latency"},
+            'search.objective: is about requests, and job.arrival_rate is missing; write for example arrival_rate = "200 requests/s"',
+        ),
+        (
+            {"global_batch_size": 8},
+            {"maximum_latency": "1 ms"},
+            'search.maximum_latency: is about requests, and job.arrival_rate is missing; write for example arrival_rate = "200 requests/s"',
+        ),
+    ],
+)
+def test_latency_needs_requests_and_requests_need_inference(job: Tables, search: Tables, mistake: str) -> None:
+    """Each half without the other is refused with what to write."""
+    assert mistakes_of(tables(job=job, search=search)) == [mistake]
 
 
 def test_limits_of_the_whole_job_need_its_length() -> None:

@@ -1,10 +1,11 @@
 """Three evaluators, one physics: the closed form bounds the replay, the replay bounds the engine and equals it where no link is shared.
 
-Plans are random: any schedule, several stages per rank, buckets, ZeRO, unequal replicas, groups in lockstep.
+Plans are random: any schedule, several stages per rank, buckets, ZeRO, unequal replicas, stages with replica counts of their own, groups in
+lockstep.
 """
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from chinchilla_sim.planner.action import COMPUTES, Op
 from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.estimate import batch_of, estimates_s, lower_bounds_s
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.plan_check import mistakes_of
+from chinchilla_sim.planner.plan_check import STREAMED, mistakes_of
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import lower, passes_of
@@ -89,15 +90,24 @@ def cases(draw: st.DrawFn, schedules: tuple[str, ...] = (*TRAINED, "forward"), p
     if unequal:
         counts = tuple(draw(st.integers(1, 8)) for _ in range(replicas))
     assume(all(schedule.refuses(ranks, stages_per_rank, microbatches) is None for microbatches in (counts or (count,))))
-    total = sum(counts) or count * replicas
-    cluster = draw(clusters(ranks * replicas * width))
+    placement = tuple(
+        tuple(replica * ranks + schedule.rank_of_stage(stage, ranks) for replica in range(replicas)) for stage in range(stages)
+    )
+    free = ranks > 1 and name in STREAMED and not plain and not counts and draw(st.booleans())
+    if free:
+        widths = [draw(st.integers(1, 4)) for _ in range(stages)]
+        assume(len(set(widths)) > 1)
+        numbers = iter(range(sum(widths)))
+        placement = tuple(tuple(islice(numbers, replicas)) for replicas in widths)
+        count = draw(st.integers(max(widths), 12))
+    devices = width * len({rank for row in placement for rank in row})
+    total = count if free else sum(counts) or count * replicas
+    cluster = draw(clusters(devices))
     graph = chain(stages, draw(st.sampled_from([0, 10**4, 10**6])), draw(st.sampled_from([1e8, 1e10])), draw(st.floats(0, 1e7)), total)
     plan = Plan(
         stages=tuple((task.name,) for task in graph.compute_tasks),
-        placement=tuple(
-            tuple(replica * ranks + schedule.rank_of_stage(stage, ranks) for replica in range(replicas)) for stage in range(stages)
-        ),
-        slots=tuple(range(ranks * replicas * width)),
+        placement=placement,
+        slots=tuple(range(devices)),
         global_batch_size=total,
         microbatch_count=count,
         schedule=name,
@@ -106,7 +116,7 @@ def cases(draw: st.DrawFn, schedules: tuple[str, ...] = (*TRAINED, "forward"), p
         receives_in_flight=draw(st.integers(1, 8)),
         replica_microbatch_counts=counts,
         gradient_buckets=1 if plain else draw(st.integers(1, 3)),
-        zero_stage=0 if plain or not schedule.training or counts else draw(st.integers(0, 3)),
+        zero_stage=0 if plain or not schedule.training or counts else draw(st.integers(0, 2 if free else 3)),
         tensor_parallel_degree=width,
         ring_order=draw(st.sampled_from(["near", "placed"])),
     )
@@ -132,6 +142,21 @@ def test_bound_then_replay_then_engine(case: Case) -> None:
     if not shared_flows(graph, engine):
         assert quick.finish_s == pytest.approx(engine.finish_s, rel=1e-9, abs=1e-12)
         assert quick.start_s == pytest.approx(engine.start_s, rel=1e-9, abs=1e-12)
+
+
+@often
+@given(cases(schedules=STREAMED))
+def test_the_same_for_stages_with_replica_counts_of_their_own(case: Case) -> None:
+    """lower bound <= replay <= engine, and no rank holds more than the planner says, where one stream is dealt out at every stage."""
+    assume(case.plan.free_replicas)
+    graph = case.activities
+    engine, quick = play_events(graph, case.cluster), replay(graph)
+    assert step_lower_bound_s(case.plan, case.pricing, case.cluster) <= makespan_s(quick) * TIGHT
+    assert makespan_s(quick) <= makespan_s(engine) * TIGHT
+    timeline = timeline_of(graph, quick)
+    for rank, passes in zip(case.plan.pipeline(0), passes_of(case.plan, 0), strict=True):
+        if case.plan.training:
+            assert timeline.peak_memory_bytes(rank) == pytest.approx(case.pricing.peak_bytes(case.plan, rank, passes))
 
 
 @often
@@ -213,7 +238,9 @@ def test_folded_replicas_take_as_long(case: Case) -> None:
     """Where replicas are alike and exchange on idle links, the first one alone shows the step."""
     plan = case.plan
     alike = len({id(price) for row in case.pricing.stages for price in row}) == plan.stage_count
-    assume(alike and not plan.replica_microbatch_counts and plan.gradient_buckets == 1 and plan.zero_stage in (0, 1))
+    assume(
+        alike and not plan.free_replicas and not plan.replica_microbatch_counts and plan.gradient_buckets == 1 and plan.zero_stage in (0, 1)
+    )
     graph = case.activities
     times = replay(graph)
     small = activities_of(lower(plan, folded=True), case.pricing, case.cluster)

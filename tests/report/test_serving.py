@@ -1,0 +1,68 @@
+"""What reports say about requests under load."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from chinchilla_sim.planner.served_search import find_served_plans
+from chinchilla_sim.planner.serving import Serving
+from chinchilla_sim.report.page import render_page
+from chinchilla_sim.report.serving import requests_table, serving_tables
+from chinchilla_sim.report.study import Study
+from chinchilla_sim.report.table import answer, candidates_table, cost_table, search_dict, summary_text
+from chinchilla_sim.simulator.engine import simulate
+from chinchilla_sim.simulator.requests import simulate_requests
+from chinchilla_sim.units import format_requests_per_s, format_seconds
+
+LOAD = {"global_batch_size": 64, "kind": "inference", "arrival_rate": "5000 requests/s"}
+
+
+@pytest.fixture(scope="module")
+def served(make_study: Callable[..., Study]) -> Study:
+    """Two nodes that answer requests, planned for the least latency."""
+    study = make_study(job=LOAD)
+    job, search = study.scenario.job, study.scenario.search.model_copy(update={"objective": "latency"})
+    found = find_served_plans(study.graph, study.cluster, job, search, simulate, simulate_requests)
+    return replace(study, scenario=study.scenario.model_copy(update={"search": search}), search=found)
+
+
+def test_every_plan_is_told_with_its_quantiles(served: Study) -> None:
+    """One row per listed plan, with the figures of its simulation; the chosen one has the least 95th percentile."""
+    (table,) = serving_tables(served.search)
+    listed = [served.search.best, *served.search.runner_ups]
+    assert [row[2] for row in table.rows][: len(listed)] == [format_seconds(one.serving.p95_s) for one in listed if one.serving]
+    assert table.title == "Latency of 5000 requests/s" and "waits for no more" in table.note
+    column = candidates_table(served.search, "latency")
+    assert column.rows[0][column.headers.index("p95 latency")] == format_seconds(served.search.best.objective)
+
+
+def test_answer_page_and_summary_tell_the_latency(served: Study) -> None:
+    """The sentence has the percentile and the load; page and summary have the table; the cost is that of devices paid while they wait."""
+    serving = served.search.best.serving
+    assert serving and f"95 % of {format_requests_per_s(5000)} answered within {format_seconds(serving.p95_s)}" in answer(served)
+    assert "Latency of 5000 requests/s" in summary_text(served) and "Latency of 5000 requests/s" in render_page(served)
+    used = len(served.plan.slots) * 2 / 3600 * 1000 / 5000
+    assert f"cost {used:.6f} USD per 1000 requests" in cost_table(served).note
+
+
+def test_json_holds_every_figure_of_the_load(served: Study) -> None:
+    """Of the chosen plan and of each candidate, in base units; a study without a load says nothing about one."""
+    found = json.loads(json.dumps(search_dict(served), allow_nan=False))
+    serving = served.search.best.serving
+    assert serving and found["serving"] == found["candidates"][0]["serving"] == serving.to_dict()
+    assert found["serving"]["p50_s"] <= found["serving"]["p95_s"] <= found["serving"]["p99_s"] and found["minimized"] == "latency"
+
+
+def test_without_a_load_nothing_is_said_about_one(pipeline: Study) -> None:
+    """Training, and inference that nobody waits for, look as before."""
+    assert serving_tables(pipeline.search) == []
+    assert "serving" not in search_dict(pipeline) and "serving" not in search_dict(pipeline)["candidates"][0]
+
+
+def test_a_saturated_plan_is_shown_as_such(served: Study) -> None:
+    """A given plan that cannot carry the load has its capacity, and no latency."""
+    candidate = replace(served.search.best, serving=Serving(100.0, 50.0))
+    (row,) = requests_table([("plan.json", candidate)]).rows
+    assert row == ("plan.json", "saturated", "-", "-", "-", "-", "50.0 requests/s", "-", "-")
