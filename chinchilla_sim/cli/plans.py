@@ -138,9 +138,9 @@ def _explain_instead(setting: Setting, file: PlanFile, instead: str, as_json: bo
     with searching() as progress:
         other = plan_instead(setting, instead, progress)
     if as_json:
-        print_json(instead_dict(chosen, other, setting.cluster))
+        print_json(instead_dict(chosen, other, setting.cluster, setting.scenario))
     else:
-        print_tables(instead_table(chosen, other, setting.cluster))
+        print_tables(instead_table(chosen, other, setting.cluster, setting.scenario))
 
 
 @app.command

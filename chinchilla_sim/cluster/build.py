@@ -20,7 +20,7 @@ from chinchilla_sim.cluster.catalogue import (
     source_of,
 )
 from chinchilla_sim.cluster.curves import CollectiveTables
-from chinchilla_sim.cluster.topology import Cluster, Device, Link, check_connected
+from chinchilla_sim.cluster.topology import Cluster, Device, Link, Quota, SpotOffer, check_connected
 from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.scenario.schema import ClusterSpec, IntraNodeSpec, LinkSpec, NetworkSpec, NodeSpec
 
@@ -80,6 +80,8 @@ def _nodes(spec: ClusterSpec, precision: str) -> Cluster:
     mistakes: list[Mistake] = []
     slots: list[str] = []
     devices: list[Device] = []
+    quotas: list[Quota] = []
+    spot_offers: dict[str, SpotOffer] = {}
     inner, network, cables = _links(spec, mistakes)
     for index, node in enumerate(spec.nodes):
         try:
@@ -87,6 +89,10 @@ def _nodes(spec: ClusterSpec, precision: str) -> Cluster:
         except ScenarioError as error:
             mistakes += error.mistakes
             continue
+        if node.quota and node.quota < node.count * node.devices:
+            quotas.append(Quota(node.name, len(slots), node.count * node.devices, node.quota))
+        offer = _spot_offer(node, device, f"cluster.nodes.{index}", mistakes)
+        spot_offers |= dict.fromkeys(node.names(), offer) if offer else {}
         for name in node.names():
             graph.add_node(name)
             node_slots = [f"{name}/{number}" for number in range(node.devices)]
@@ -106,7 +112,7 @@ def _nodes(spec: ClusterSpec, precision: str) -> Cluster:
         graph, tuple(slots), tuple(devices), find_backend(spec.network.backend), tuple(provenance),
         node_collectives={node: tables for node, (_, tables) in measured.items()},
         grid_kg_per_joule=spec.grid_intensity_kg_per_joule, activation_priority=spec.network.activation_priority,
-        gradient_priority=spec.network.gradient_priority,
+        gradient_priority=spec.network.gradient_priority, quotas=tuple(quotas), spot_offers=spot_offers,
     )  # fmt: skip
 
 
@@ -114,6 +120,9 @@ def _provenance(spec: ClusterSpec) -> Iterator[str]:
     """Where each figure of the catalogue that the cluster uses is from."""
     yield from (source_of("devices", name) for name in dict.fromkeys(node.device for node in spec.nodes) if name)
     yield from (f"{node.name}: as the scenario states" for node in spec.nodes if not node.device)
+    yield from (
+        f"{node.name}: spot price and time between interruptions as the scenario states" for node in spec.nodes if node.spot_price_usd_per_s
+    )
     unpriced = dict.fromkeys(node.device for node in spec.nodes if node.device and node.price_usd_per_s is None)
     yield from filter(None, map(price_source_of, unpriced))
     named = dict.fromkeys(table.link for table in (spec.network, *spec.links, spec.intra_node) if table and table.link)
@@ -178,6 +187,16 @@ def _device(node: NodeSpec, precision: str, where: str) -> Device:
         communication_s_per_byte=node.communication_s_per_megabyte / 1e6,
         overlap_slowdown=device.overlap_slowdown if node.overlap_slowdown is None else node.overlap_slowdown,
     )
+
+
+def _spot_offer(node: NodeSpec, device: Device, where: str, mistakes: list[Mistake]) -> SpotOffer | None:
+    """The other price of a node; it can only be compared with a stated one."""
+    if node.spot_price_usd_per_s is None or node.time_between_interruptions_s is None:
+        return None
+    if not device.usd_per_s:
+        what = "is not stated, so that spot_price can be compared with nothing"
+        mistakes.append(Mistake(f"{where}.price", what, 'write what the node costs without interruptions, such as price = "2 USD/h"'))
+    return SpotOffer(node.name, node.spot_price_usd_per_s / node.devices, node.time_between_interruptions_s)
 
 
 def _cable_devices(graph: nx.DiGraph[str], node: str, slots: Sequence[str], link: Link) -> None:

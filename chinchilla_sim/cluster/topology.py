@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 
 import networkx as nx
 
 from chinchilla_sim.cluster.curves import CollectiveTables, ProductCurve
+from chinchilla_sim.cluster.symmetry import Peeled, find_islands, slot_classes
 from chinchilla_sim.errors import Mistake, ScenarioError
 
 
@@ -99,6 +100,25 @@ class Backend:
     collective_segment_bytes: float = float("inf")
 
 
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """At most `limit` of the `slot_count` slots from `first_slot` on may be used: those of one entry of the scenario."""
+
+    entry: str
+    first_slot: int
+    slot_count: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpotOffer:
+    """A device of a node at a price at which the node may be taken away, every `between_interruptions_s` on average."""
+
+    entry: str
+    usd_per_s: float
+    between_interruptions_s: float
+
+
 @dataclass(frozen=True)
 class Cluster:
     """Device slots in rank order, and the network between them.
@@ -107,6 +127,7 @@ class Cluster:
     `node_collectives[node]` are measured tables of collectives among devices of that node alone. `provenance` says where the
     figures are from. Vertices of `graph` are slots, nodes and switches; `fixed_routes` come before the shortest paths.
     The priorities are weights of flows that share a link: messages between stages, and exchanges of replicas.
+    `quotas` limit which slots may be used together; `spot_offers[node]` is the other way to rent that node.
     """
 
     graph: nx.DiGraph[str]
@@ -120,11 +141,48 @@ class Cluster:
     activation_priority: float = 1.0
     gradient_priority: float = 1.0
     fixed_routes: Mapping[tuple[int, int], tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    quotas: tuple[Quota, ...] = ()
+    spot_offers: Mapping[str, SpotOffer] = field(default_factory=dict)
 
     @property
     def rank_count(self) -> int:
         """Number of device slots."""
         return len(self.slots)
+
+    @property
+    def usable_count(self) -> int:
+        """How many of them a plan may use, by the quotas."""
+        return self.rank_count - sum(max(0, quota.slot_count - quota.limit) for quota in self.quotas)
+
+    @cached_property
+    def quota_of_slot(self) -> dict[int, Quota]:
+        """The quota of every slot that has one."""
+        return {slot: quota for quota in self.quotas for slot in range(quota.first_slot, quota.first_slot + quota.slot_count)}
+
+    @cached_property
+    def _peeled(self) -> Peeled:
+        return Peeled(self.graph)
+
+    @cached_property
+    def slot_classes(self) -> tuple[int, ...]:
+        """Class of every slot: slots of a class have the same device, price and quota, and the same place in the network."""
+        same: dict[int, int] = {}
+        kinds: list[Device] = []
+        labels: list[object] = []
+        for slot, device in enumerate(self.devices):
+            if id(device) not in same:
+                unnamed = replace(device, name="")
+                if unnamed not in kinds:
+                    kinds.append(unnamed)
+                same[id(device)] = kinds.index(unnamed)
+            spot = self.spot_offers.get(self.node_of(slot)) if self.spot_offers else None
+            labels.append((same[id(device)], self.quota_of_slot.get(slot), spot))
+        return slot_classes(self._peeled, self.slots, labels)
+
+    @cached_property
+    def islands(self) -> tuple[tuple[int, ...], ...]:
+        """Nested groups of slots that lie closer to each other than to the rest, narrowest first: the island of each slot by level."""
+        return find_islands(self._peeled, self.slots)
 
     def device(self, rank: int, busy_ranks: int = 1) -> Device:
         """The device of a rank while `busy_ranks` ranks compute."""
@@ -153,6 +211,11 @@ class Cluster:
             path = self._tree_path(*ends) if self._parents else nx.dijkstra_path(self.graph, *ends, weight=_route_weight)
             self._routes[key] = tuple(pairwise(path))
         return self._routes[key]
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether there is one way only between any two slots."""
+        return bool(self._parents)
 
     @cached_property
     def _parents(self) -> dict[str, str]:

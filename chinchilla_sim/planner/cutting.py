@@ -99,21 +99,24 @@ class Cutter:
         busy: list[Floats] = []
         points: list[Floats] = []
         trained = self._runs_of(pricer, self.menu[0]).trained_bytes
-        made: dict[tuple[Device, int, float, float], tuple[Floats, Floats, Floats]] = {}
+        made: dict[tuple[frozenset[Device], int, float, float], tuple[Floats, Floats, Floats]] = {}
         for stage, row in enumerate(plan.placement):
-            device = self.pricer.device_of(plan, row[0])
+            devices = frozenset(self.pricer.device_of(plan, rank) for rank in row)
             exchange = pricer.exchange_s_per_byte(plan, stage)
-            key = device, self._in_flight(plan, stage), limits[stage], exchange
+            key = devices, self._in_flight(plan, stage), limits[stage], exchange
             if key not in made:
-                seconds, point = self._fastest(plan, pricer, device, key[1], limits[stage])
+                seconds, point = self._fastest(plan, pricer, devices, key[1], limits[stage])
                 made[key] = seconds, count * seconds + exchange * trained, point
             for column, matrix in zip((once, busy, points), made[key], strict=True):
                 column.append(matrix)
         link_once, link_busy = self._links(plan)
         return Line(once, busy, link_once, link_busy, self.can_end), points
 
-    def _fastest(self, plan: Plan, pricer: Pricer, device: Device, in_flight: int, limit: float) -> tuple[Floats, Floats]:
-        """Seconds of a microbatch through every run of tasks on its fastest point of the menu that fits; infinite where none does."""
+    def _fastest(self, plan: Plan, pricer: Pricer, devices: frozenset[Device], in_flight: int, limit: float) -> tuple[Floats, Floats]:
+        """Seconds of a microbatch through every run of tasks on its fastest point of the menu that fits; infinite where none does.
+
+        The slowest of several devices counts.
+        """
         best = np.full((len(self.can_end) + 1,) * 2, np.inf)
         point = np.zeros(best.shape)
         # Without a limit nothing fits anyway: the leanest point says how much is missing.
@@ -122,7 +125,7 @@ class Cutter:
             if not open_runs.any():
                 break
             fits = open_runs if np.isinf(limit) else open_runs & (self._needed_bytes(plan, pricer, kind, in_flight) <= limit)
-            best[fits] = self._pass_s(plan, pricer, device, kind)[fits]
+            best[fits] = np.maximum.reduce([self._pass_s(plan, pricer, device, kind) for device in devices])[fits]
             point[fits] = number
         return best, point
 
@@ -147,7 +150,8 @@ class Cutter:
         scale, value_bytes = self.pricer.scale(plan.microbatch_size), self.pricer.value_bytes
         made: dict[tuple[Link, str], tuple[Floats, Floats]] = {}
         for boundary, (lower, upper) in enumerate(pairwise(plan.placement)):
-            link = self.cluster.idle_link(plan.slots_of(lower[0])[0], plan.slots_of(upper[0])[0])
+            links = {self.cluster.idle_link(plan.slots_of(a)[0], plan.slots_of(b)[0]) for a, b in zip(lower, upper, strict=True)}
+            link = max(links, key=lambda link: (1 / link.bandwidth_bytes_per_s, link.latency_s))
             codec = plan.activation_codecs[boundary]
             if (link, codec) not in made:
                 payload = np.array([payload_bytes(codec, scale * size, value_bytes) for size in self.crossing_bytes])

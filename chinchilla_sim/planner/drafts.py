@@ -11,12 +11,13 @@ from chinchilla_sim.cost.codec import GRADIENTS_ONLY
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.configuration import Configuration, microbatch_counts
 from chinchilla_sim.planner.cutting import Cutter
-from chinchilla_sim.planner.placement import placements, share_out, slot_choices
+from chinchilla_sim.planner.placement import placements, share_out
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.scattered import scatter
 from chinchilla_sim.planner.schedules.automatic import PassSeconds, find_rows
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
+from chinchilla_sim.planner.slots import SlotChooser
 from chinchilla_sim.scenario.schema import SearchSpec
 
 SCATTERED_COUNTS = 4
@@ -26,8 +27,9 @@ SCATTERED_COUNTS = 4
 class Drafter:
     """Makes plans of configurations; cuts keep what they know of runs of tasks."""
 
-    def __init__(self, pricer: Pricer, search: SearchSpec) -> None:
+    def __init__(self, pricer: Pricer, search: SearchSpec, chooser: SlotChooser) -> None:
         self.pricer, self.search, self.graph, self.cluster, self.job = pricer, search, pricer.graph, pricer.cluster, pricer.job
+        self.chooser = chooser
         self.training = pricer.job.kind == "training"
         self.cutter = Cutter(pricer, search.recompute)
 
@@ -40,7 +42,7 @@ class Drafter:
             gradient_codecs = tuple(codec for codec in gradient_codecs if codec not in GRADIENTS_ONLY) or ("none",)
         activation_codecs = self.search.activation_codecs if shape.pipeline_parallel_degree > 1 else ("none",)
         schedule = SCHEDULES[shape.schedule]
-        for slots, line in product(slot_choices(self.cluster, shape.device_count), placements(*shape.split)):
+        for slots, line in product(self.chooser.choices(shape.device_count), placements(*shape.split)):
             placement = tuple(line[schedule.rank_of_stage(stage, shape.pipeline_parallel_degree)] for stage in range(shape.stage_count))
             for activation_codec, gradient_codec in product(activation_codecs, gradient_codecs):
                 found = self.cutter.cut(self._whole(shape, placement, slots, activation_codec, gradient_codec))

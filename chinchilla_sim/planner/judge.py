@@ -10,6 +10,7 @@ import numpy as np
 
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.money import expense
+from chinchilla_sim.cost.rent import rent
 from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.candidate import Candidate
 from chinchilla_sim.planner.executable import unplayable
@@ -97,8 +98,9 @@ class Judge:
         """What is minimised, of a step on some devices: seconds, USD or joule."""
         if self.search.objective == "step_time":
             return step_s
-        spent = expense(step_s, [self.cluster.device(slot) for slot in slots])
-        return spent.usd if self.search.objective == "cost" else spent.joule
+        if self.search.objective == "cost":
+            return step_s * rent(self.cluster, slots, self.pricer.job, self.search).usd_per_work_s
+        return expense(step_s, [self.cluster.device(slot) for slot in slots]).joule
 
     def objective_of(self, candidate: Candidate) -> float:
         """What is minimised, of a plan that another search simulated."""

@@ -8,6 +8,7 @@ from heapq import heapify, heapreplace
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
+from chinchilla_sim.planner.slots import SlotChooser, usable_by_speed
 
 
 def share_out(total: int, seconds: Sequence[float]) -> list[int]:
@@ -39,17 +40,13 @@ def distinct_replicas(plan: Plan, pricing: Pricing, cluster: Cluster) -> list[in
 
 
 def fastest_slots(cluster: Cluster, count: int) -> tuple[int, ...]:
-    """The `count` fastest device slots, in the cluster's order."""
-    ranked = sorted(range(cluster.rank_count), key=lambda slot: (-cluster.devices[slot].flop_per_s, slot))
-    return tuple(sorted(ranked[:count]))
+    """The `count` fastest device slots that may be used, in the cluster's order."""
+    return tuple(sorted(usable_by_speed(cluster)[:count]))
 
 
 def slot_choices(cluster: Cluster, count: int) -> list[tuple[int, ...]]:
-    """Devices worth using when so many are: the fastest, and those with most memory where they are others."""
-    ranked = sorted(
-        range(cluster.rank_count), key=lambda slot: (-cluster.devices[slot].memory_bytes, -cluster.devices[slot].flop_per_s, slot)
-    )
-    return list(dict.fromkeys((fastest_slots(cluster, count), tuple(sorted(ranked[:count])))))
+    """Devices worth using when so many are, in the order of the ranks, and like choices once (see `slots.py`)."""
+    return SlotChooser(cluster, [device.usd_per_s for device in cluster.devices]).choices(count)
 
 
 def placements(replicas: int, stages: int) -> Iterator[tuple[tuple[int, ...], ...]]:

@@ -41,6 +41,7 @@ from chinchilla_sim.planner.partition import allowed_cuts
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
+from chinchilla_sim.planner.slots import usable_by_speed
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -118,7 +119,7 @@ class Screener:
         self._allowed: dict[tuple[int, int], list[int]] = {}
         kinds: dict[Device, int] = {}
         self.kinds_among = [0]
-        for slot in sorted(range(self.cluster.rank_count), key=lambda slot: (-self.cluster.devices[slot].flop_per_s, slot)):
+        for slot in usable_by_speed(self.cluster):
             kinds.setdefault(replace(self.cluster.devices[slot], name=""), slot)
             self.kinds_among.append(len(kinds))
         self.kinds = list(kinds.values())
@@ -237,7 +238,8 @@ class Screener:
         one_kind = len(self.kinds) == 1
         forward_s = price.action_s[Op.F] - device.forward_fixed_s if one_kind else sum(row[0] for row in seconds)
         backward_s = price.action_s[Op.B] - device.backward_fixed_s if one_kind else sum(row[1] for row in seconds)
-        inside = price.blocking_s if one_kind else {}
+        # What devices of a group wait for each other depends on where they are.
+        inside = price.blocking_s if one_kind and len(set(self.cluster.slot_classes)) == 1 else {}
         forward_s += inside.get(Op.F, 0.0)
         backward_s = backward_s + inside.get(Op.B, 0.0) if training else 0.0
         return _Whole(

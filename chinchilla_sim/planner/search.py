@@ -20,6 +20,7 @@ from itertools import takewhile
 import numpy as np
 
 from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.cost.rent import least_prices
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import TaskGraph
@@ -32,9 +33,9 @@ from chinchilla_sim.planner.front import front_of, rows_on_fewer_devices
 from chinchilla_sim.planner.improve import Budget, improve
 from chinchilla_sim.planner.judge import Judge, Progress, Simulate
 from chinchilla_sim.planner.limits import find_without_limits, refusal
-from chinchilla_sim.planner.placement import slot_choices
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.screen import Floats, Screen, screen
+from chinchilla_sim.planner.slots import SlotChooser
 from chinchilla_sim.scenario.schema import JobSpec, SearchSpec
 
 EXHAUSTIVE = 400
@@ -72,10 +73,11 @@ class PlanSearch:
     def __init__(self, pricer: Pricer, search: SearchSpec, judge: Judge) -> None:
         self.pricer, self.search, self.judge = pricer, search, judge
         self.cluster, self.job = pricer.cluster, pricer.job
-        self.drafter = Drafter(pricer, search)
+        self.prices = least_prices(self.cluster, search) if search.objective == "cost" or judge.limits.limits_of_money else []
+        self.drafter = Drafter(pricer, search, SlotChooser(self.cluster, self.prices))
         can_end = self.drafter.cutter.can_end
         self.can_end = {task.name: end for task, end in zip(pricer.graph.compute_tasks, can_end, strict=True)}
-        most = min(self.cluster.rank_count, search.maximum_ranks or self.cluster.rank_count)
+        most = min(self.cluster.usable_count, search.maximum_ranks or self.cluster.rank_count)
         self.free_bound_s = np.inf
         self.space = Space(self.job, search, most, sum(can_end))
 
@@ -95,7 +97,7 @@ class PlanSearch:
         counts, beyond = (self.judge.considered, self.judge.simulated, self.judge.infeasible), self.judge.beyond
         if front:
             self._look_at_fewer_devices(screened)
-        members = front_of(self.judge.seen, self.cluster, ranked[0])
+        members = front_of(self.judge.seen, self.pricer.cluster, self.job, self.search, ranked[0])
         return SearchResult(
             ranked[0],
             tuple(ranked[1 : self.search.runner_ups + 1]),
@@ -199,17 +201,20 @@ class PlanSearch:
 
     def _objective_per_s(self, screened: Screen) -> Floats:
         """What is minimised, per second of a step, by configuration: on the cheapest devices that it may get."""
-        counts, index = np.unique(screened.device_counts(), return_inverse=True)
-        rates = [min(self.judge.objective(1.0, slots) for slots in slot_choices(self.cluster, int(count))) for count in counts]
-        per_s: Floats = np.array(rates, dtype=np.float64)[index]
+        if self.search.objective == "step_time":
+            return np.ones(len(screened))
+        devices = (self.cluster.device(slot) for slot in range(self.cluster.rank_count))
+        rates = self.prices if self.search.objective == "cost" else [device.power_watt for device in devices]
+        # A little less, for sums that round differently.
+        per_s: Floats = np.concatenate([[0.0], np.cumsum(np.sort(rates))])[screened.device_counts()] * (1 - 1e-9)
         return per_s
 
     def _longest_step_s(self, screened: Screen) -> Floats:
         """Seconds that the limits leave a step at most, by configuration."""
-        counts, index = np.unique(screened.device_counts(), return_inverse=True)
         limits = self.judge.limits
-        longest = [max(limits.longest_step_s(slots) for slots in slot_choices(self.cluster, int(count))) for count in counts]
-        longest_s: Floats = np.array(longest, dtype=np.float64)[index]
+        counts, index = np.unique(screened.device_counts(), return_inverse=True)
+        cheapest = np.concatenate([[0.0], np.cumsum(np.sort(least_prices(self.cluster, self.search)))])
+        longest_s: Floats = np.array([limits.longest_step_s(float(cheapest[count])) for count in counts], dtype=np.float64)[index]
         return longest_s
 
     def _estimates(self, screened: Screen, per_s: Floats) -> Floats:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from chinchilla_sim.cluster.topology import Cluster
-from chinchilla_sim.cost.money import expense
+from chinchilla_sim.cost.rent import rent
 from chinchilla_sim.planner.candidate import Candidate
 from chinchilla_sim.report.listing import peak_of
 from chinchilla_sim.report.table import NONE, Table, percent, signed_percent, versus
+from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.simulator.sensitivity import Explanation
 from chinchilla_sim.units import format_bytes, format_seconds, format_usd
 from chinchilla_sim.validation.left_out import LeftOut
@@ -70,15 +71,17 @@ def left_out_dict(results: Sequence[LeftOut]) -> dict[str, Any]:
     return {"sources": [asdict(one) for one in results]}
 
 
-def instead_table(chosen: Candidate, other: Candidate, cluster: Cluster) -> Table:
+def instead_table(chosen: Candidate, other: Candidate, cluster: Cluster, scenario: Scenario) -> Table:
     """A plan beside the best one of another configuration."""
-    rows = [_instead_row(name, candidate, chosen, cluster) for name, candidate in (("this plan", chosen), ("instead", other))]
+    rows = [
+        _instead_row(name, candidate, chosen, instead_facts(candidate, cluster, scenario))
+        for name, candidate in (("this plan", chosen), ("instead", other))
+    ]
     headers = ("", "plan", "ranks", "step time", "", "computation", "exposed communication", "peak memory", "of device", "cost of a step")
     return Table("Why not another one", headers, tuple(rows), text_columns=(0, 1, 4))
 
 
-def _instead_row(name: str, candidate: Candidate, chosen: Candidate, cluster: Cluster) -> tuple[str, ...]:
-    facts = instead_facts(candidate, cluster)
+def _instead_row(name: str, candidate: Candidate, chosen: Candidate, facts: dict[str, Any]) -> tuple[str, ...]:
     compared = "" if candidate is chosen else versus(candidate.step_s, chosen.step_s, "step_time")
     cost = format_usd(facts["step_usd"]) if facts["step_usd"] else NONE
     return (
@@ -95,7 +98,7 @@ def _instead_row(name: str, candidate: Candidate, chosen: Candidate, cluster: Cl
     )
 
 
-def instead_facts(candidate: Candidate, cluster: Cluster) -> dict[str, Any]:
+def instead_facts(candidate: Candidate, cluster: Cluster, scenario: Scenario) -> dict[str, Any]:
     """Time of the busiest rank, memory of the fullest, and what a step costs."""
     timeline, plan = candidate.timeline, candidate.plan
     busiest = max(range(timeline.rank_count), key=timeline.busy_s)
@@ -108,10 +111,10 @@ def instead_facts(candidate: Candidate, cluster: Cluster) -> dict[str, Any]:
         "exposed_communication_s": timeline.exposed_communication_s(busiest),
         "peak_memory_bytes": max(peaks),
         "peak_memory_share": max(peak / limit for peak, limit in zip(peaks, limits, strict=True)),
-        "step_usd": expense(candidate.step_s, [cluster.device(slot) for slot in plan.slots]).usd,
+        "step_usd": candidate.step_s * rent(cluster, plan.slots, scenario.job, scenario.search).usd_per_work_s,
     }
 
 
-def instead_dict(chosen: Candidate, other: Candidate, cluster: Cluster) -> dict[str, Any]:
+def instead_dict(chosen: Candidate, other: Candidate, cluster: Cluster, scenario: Scenario) -> dict[str, Any]:
     """JSON-ready form of both."""
-    return {"chosen": instead_facts(chosen, cluster), "instead": instead_facts(other, cluster)}
+    return {"chosen": instead_facts(chosen, cluster, scenario), "instead": instead_facts(other, cluster, scenario)}

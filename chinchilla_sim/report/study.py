@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.money import Expense, expense
+from chinchilla_sim.cost.rent import Rent, rent
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.candidate import SearchResult
 from chinchilla_sim.planner.plan import Plan
@@ -39,6 +41,12 @@ class Study:
 
     @property
     def step_expense(self) -> Expense:
-        """USD, modelled joule and CO2 of one simulated step on the ranks in use."""
+        """USD, modelled joule and CO2 of one simulated step on the ranks in use; USD with the work that interruptions lose."""
         devices = [self.cluster.device(slot, len(self.plan.slots)) for slot in self.plan.slots]
-        return expense(self.search.best.step_s, devices, self.cluster.grid_kg_per_joule)
+        spent = expense(self.search.best.step_s, devices, self.cluster.grid_kg_per_joule)
+        return replace(spent, usd=self.search.best.step_s * self.rent.usd_per_work_s) if self.rent.on_spot else spent
+
+    @cached_property
+    def rent(self) -> Rent:
+        """How the nodes in use are rented."""
+        return rent(self.cluster, self.plan.slots, self.scenario.job, self.scenario.search)

@@ -10,6 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.cost.rent import Rent
 from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.planner.explain import gap_words, limits_words
 from chinchilla_sim.report.study import Study
@@ -152,17 +153,19 @@ def cost_table(study: Study) -> Table:
         amounts[1] = (f"whole job: {steps} steps, {steps * study.plan.global_batch_size} samples", steps)
     elif study.steps_per_epoch:
         amounts[1] = (f"one epoch of {study.steps_per_epoch} steps", study.steps_per_epoch)
-    with_co2 = study.cluster.grid_kg_per_joule is not None
+    with_co2, with_spot = study.cluster.grid_kg_per_joule is not None, bool(study.cluster.spot_offers)
     rows = []
     for name, count in amounts:
         spent = study.step_expense.times(count)
         row = [name, format_seconds(count * study.search.best.step_s)]
         row.append(format_usd(spent.usd) if spent.usd else NOT_STATED)
+        row += [format_usd(count * study.search.best.step_s * study.rent.full_usd_per_s)] if with_spot else []
         row.append(format_joule(spent.joule) if spent.joule else NOT_STATED)
         if with_co2:
             row.append(format_kg(spent.kg_co2) if spent.kg_co2 else NOT_STATED)
         rows.append(tuple(row))
-    headers = ("for", "time", "price", "energy (modelled)", *(["CO2 (modelled)"] if with_co2 else []))
+    prices = ("expected price", "without spot prices") if with_spot else ("price",)
+    headers = ("for", "time", *prices, "energy (modelled)", *(["CO2 (modelled)"] if with_co2 else []))
     return Table("Cost of the chosen plan, simulated", headers, tuple(rows), note=_cost_note(study))
 
 
@@ -177,7 +180,17 @@ def _cost_note(study: Study) -> str:
         missing = given.count(0.0)
         if 0 < missing < len(given):
             note += f"; {missing} of {len(given)} ranks have no stated {what} and count as 0"
-    return note
+    return note + (f"; {rent_words(study.rent)}" if study.cluster.spot_offers else "")
+
+
+def rent_words(rent: Rent) -> str:
+    """How the nodes in use are rented, and what interruptions cost."""
+    if not rent.on_spot:
+        return "no node is rented at its spot price"
+    often = f"one interruption in {format_seconds(rent.between_interruptions_s)} on average"
+    saved = f"a checkpoint after {format_seconds(rent.interval_s)} of work"
+    lost = f"{percent(1 - 1 / rent.wall_s_per_work_s)} of the time is lost and paid for, which the time column leaves out"
+    return f"expected price: {', '.join(rent.on_spot)} at the spot price, {often}, {saved}; {lost}"
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -322,7 +335,7 @@ def search_dict(study: Study) -> dict[str, Any]:
         "considered": search.considered,
         "simulated": search.simulated,
         "infeasible": search.infeasible,
-        "cost": {"step_usd": spent.usd, "step_joule": spent.joule, "step_kg_co2": spent.kg_co2} | _job_dict(study),
+        "cost": {"step_usd": spent.usd, "step_joule": spent.joule, "step_kg_co2": spent.kg_co2} | _rent_dict(study) | _job_dict(study),
         "limits": _limits_dict(search),
         "ranks": [_rank_dict(study, rank) for rank in range(study.plan.rank_count)],
         "explanation": list(study.explanation),
@@ -344,7 +357,7 @@ def _job_dict(study: Study) -> dict[str, Any]:
     steps = study.scenario.job.total_steps
     if steps is not None:
         whole = spent.times(steps)
-        length = {"steps": steps, "samples": steps * batch_size, "time_s": steps * study.search.best.step_s}
+        length = {"steps": steps, "samples": steps * batch_size, "time_s": steps * study.search.best.step_s * study.rent.wall_s_per_work_s}
         found["job"] = length | {"usd": whole.usd, "joule": whole.joule, "kg_co2": whole.kg_co2}
     return found
 
@@ -353,6 +366,14 @@ def _limits_dict(search: SearchResult) -> list[dict[str, Any]]:
     """Every limit, and what the chosen plan takes of it (seconds or USD)."""
     uses = search.limits.uses(search.best.plan.slots, search.best.step_s) if search.limits else ()
     return [{"key": use.limit.key, "most": use.limit.most, "value": use.value} for use in uses]
+
+
+def _rent_dict(study: Study) -> dict[str, Any]:
+    """What interruptions make of the cost, where spot prices are offered."""
+    found = study.rent
+    lost = {"between_interruptions_s": found.between_interruptions_s, "interval_s": found.interval_s} if found.on_spot else {}
+    facts = {"on_spot": list(found.on_spot), "wall_s_per_work_s": found.wall_s_per_work_s, **lost}
+    return facts if study.cluster.spot_offers else {}
 
 
 def _rank_dict(study: Study, rank: int) -> dict[str, Any]:

@@ -40,6 +40,8 @@ def find_mistakes(scenario: Table) -> Iterator[Mistake]:
             yield from check(scenario[key])
     yield from _check_limits(scenario)
     yield from _check_load(scenario)
+    yield from _check_quotas(_table(scenario, "cluster"), _table(scenario, "search"))
+    yield from _check_spot(_table(scenario, "cluster"), _table(scenario, "job"))
     formats = [("model.compression", _table(_table(scenario, "model"), "compression"))]
     formats += [(f"search.{place}", variant) for place, variant in _tables(_table(scenario, "search"), "variants")]
     for where, compression in formats:
@@ -143,6 +145,39 @@ def _check_node(where: str, node: Table) -> Iterator[Mistake]:
         yield Mistake(where, "has neither device nor peak", 'write a device of the catalogue, or peak = "10 Tflop/s" and memory = "16 GiB"')
     elif not _has(node, "memory"):
         yield Mistake(f"{where}.memory", "is missing for a node with peak", _example(NodeSpec, "memory"))
+
+
+def _check_quotas(cluster: Table, search: Table) -> Iterator[Mistake]:
+    """A quota limits something, and all of them leave enough."""
+    usable = listed = 0
+    for place, node in _tables(cluster, "nodes"):
+        count, devices, quota = node.get("count", 1), node.get("devices", 1), node.get("quota")
+        if not (_is_count(count) and _is_count(devices)):
+            return
+        if _is_count(quota) and quota > count * devices:
+            what = f"is {quota}, more than the {count * devices} devices that the entry lists"
+            yield Mistake(f"cluster.{place}.quota", what, "write a smaller quota, or leave it out")
+        listed += count * devices
+        usable += min(quota, count * devices) if _is_count(quota) else count * devices
+    fewest = search.get("minimum_ranks", 1)
+    if _is_count(fewest) and usable < listed and fewest > usable:
+        what = f"is {fewest}, but the quotas leave {usable} of {listed} devices"
+        yield Mistake("search.minimum_ranks", what, f"write at most {usable}, or raise a quota")
+
+
+def _check_spot(cluster: Table, job: Table) -> Iterator[Mistake]:
+    """A spot price goes with how often it ends, and with what an interruption costs."""
+    both = ("spot_price", "time_between_interruptions")
+    offered = False
+    for place, node in _tables(cluster, "nodes"):
+        given = [_has(node, key) for key in both]
+        offered |= all(given)
+        for key, other, has in zip(both, reversed(both), given, strict=True):
+            if any(given) and not has:
+                yield Mistake(f"cluster.{place}.{key}", f"is missing for a node with {other}", _example(NodeSpec, key))
+    for key in ("checkpoint", "restart") if offered else ():
+        if not _has(job, key):
+            yield Mistake(f"job.{key}", "is missing for nodes with a spot price", _example(JobSpec, key))
 
 
 def _check_names(cluster: Table) -> Iterator[Mistake]:

@@ -209,6 +209,18 @@ class JobSpec(_Table):
     )
     momentum: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False, description="Momentum of optimizer sgd.", examples=[0.9])
     precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="Numbers the job computes with.", examples=["fp32"])
+    checkpoint_s: Seconds | None = Field(
+        default=None,
+        alias="checkpoint",
+        description="Seconds that saving a checkpoint stops the job; needed for nodes with a spot price.",
+        examples=["30 s"],
+    )
+    restart_s: Seconds | None = Field(
+        default=None,
+        alias="restart",
+        description="From an interruption until the job computes again; needed for nodes with a spot price.",
+        examples=["5 min"],
+    )
     data: str | None = Field(
         default=None,
         min_length=1,
@@ -268,6 +280,21 @@ class NodeSpec(_Table):
         default=None, alias="price", description="Price per node; default: what the catalogue says of its devices.", examples=["2 USD/h"]
     )
     power_watt: Watt | None = Field(default=None, alias="power", description="Electric power per device.", examples=["300 W"])
+    quota: Count | None = Field(
+        default=None, description="At most so many of this entry's devices are used, of all that it lists.", examples=[4]
+    )
+    spot_price_usd_per_s: UsdPerSecond | None = Field(
+        default=None,
+        alias="spot_price",
+        description="Price per node at which it may be taken away at any time; `search.spot` says whether that is used.",
+        examples=["0.9 USD/h"],
+    )
+    time_between_interruptions_s: PositiveSeconds | None = Field(
+        default=None,
+        alias="time_between_interruptions",
+        description="After what time a node at its spot price is taken away, on average.",
+        examples=["6 h"],
+    )
 
     def names(self) -> tuple[str, ...]:
         """Name of every node of this entry."""
@@ -405,6 +432,11 @@ class SearchSpec(_Table):
     )
     maximum_cost_per_sample_usd: PositiveUsd | None = Field(
         default=None, alias="maximum_cost_per_sample", description="A sample costs at most so much.", examples=["0.00002 USD"]
+    )
+    spot: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="Whether nodes are rented at their spot prices: auto takes what costs least with the work that interruptions lose.",
+        examples=["auto"],
     )
     executable: bool = Field(
         default=True,

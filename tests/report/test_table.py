@@ -156,6 +156,25 @@ def test_price_of_some_ranks_is_noted(make_study: MakeStudy) -> None:
     assert "1 of 2 ranks have no stated price" in cost_table(study).note
 
 
+def test_spot_prices_count_what_interruptions_lose(make_study: MakeStudy) -> None:
+    """Two nodes at 0.5 in place of 2 USD/h: a step costs the waste more than 1 USD/h, beside 4 USD/h; the note and JSON say why."""
+    offer = {"cluster__nodes__0__spot_price": "0.5 USD/h", "cluster__nodes__0__time_between_interruptions": "6 h"}
+    study = make_study(**offer, job__checkpoint="30 s", job__restart="5 min", search__minimum_ranks=2)
+    step_s, table = study.search.best.step_s, cost_table(study)
+    waste = study.rent.wall_s_per_work_s
+    assert (study.rent.between_interruptions_s, waste > 1.05) == (3 * 3600, True)
+    row = _row(table, "one step")
+    assert row["expected price"] == format_usd(1 / 3600 * step_s * waste)
+    assert row["without spot prices"] == format_usd(4 / 3600 * step_s)
+    assert "at the spot price, one interruption in 3.00 h on average, a checkpoint after" in table.note
+    cost = search_dict(study)["cost"]
+    assert cost["step_usd"] == pytest.approx(1 / 3600 * step_s * waste)
+    assert (len(cost["on_spot"]), cost["wall_s_per_work_s"]) == (1, waste)
+    never = make_study(**offer, job__checkpoint="30 s", job__restart="5 min", search__spot="never", search__minimum_ranks=2)
+    assert _row(cost_table(never), "one step")["expected price"] == format_usd(4 / 3600 * never.search.best.step_s)
+    assert cost_table(never).note.endswith("no node is rented at its spot price")
+
+
 def test_co2_is_shown_with_a_grid_intensity(make_study: MakeStudy) -> None:
     """360 g/kWh are 0.1 mg per joule."""
     study = make_study(cluster__grid_intensity="360 g/kWh")

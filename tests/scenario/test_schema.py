@@ -229,6 +229,57 @@ def test_a_wrong_cluster_is_refused_with_a_cure(cluster: Tables, mistake: str) -
     assert mistakes_of(tables(cluster=cluster)) == [mistake]
 
 
+SPOT = {"spot_price": "0.9 USD/h", "time_between_interruptions": "6 h"}
+
+
+def test_quotas_and_spot_prices_are_read() -> None:
+    """By hand: a quota of 3 of 4 devices, 0.9 USD/h until taken away after 6 h; saving takes 30 s, restarting 5 minutes."""
+    data = tables(
+        job={"global_batch_size": 8, "checkpoint": "30 s", "restart": "5 min"},
+        cluster=two_nodes(nodes=[{"name": "a", "count": 2, "devices": 2, **PEAK, "quota": 3, **SPOT}]),
+    )
+    scenario = parse_scenario(data, "x")
+    node, job = scenario.cluster.nodes[0], scenario.job
+    assert (node.quota, node.spot_price_usd_per_s, node.time_between_interruptions_s) == (3, 0.9 / 3600, 21600.0)
+    assert (job.checkpoint_s, job.restart_s, scenario.search.spot) == (30.0, 300.0, "auto")
+    assert parse_scenario(json.loads(json.dumps(scenario.to_dict())), "plan.json") == scenario
+
+
+@pytest.mark.parametrize(
+    ("node", "search", "mistakes"),
+    [
+        (
+            {"quota": 5},
+            {},
+            ["cluster.nodes.0.quota: is 5, more than the 4 devices that the entry lists; write a smaller quota, or leave it out"],
+        ),
+        ({"quota": 0}, {}, ["cluster.nodes.0.quota: must be at least 1, not 0; write for example quota = 4"]),
+        (
+            {"quota": 2},
+            {"minimum_ranks": 3},
+            ["search.minimum_ranks: is 3, but the quotas leave 2 of 4 devices; write at most 2, or raise a quota"],
+        ),
+        (
+            {"spot_price": "1 USD/h"},
+            {},
+            ["cluster.nodes.0.time_between_interruptions: is missing for a node with spot_price; "
+             'write for example time_between_interruptions = "6 h"'],
+        ),
+        (
+            SPOT,
+            {"spot": "sometimes"},
+            ['search.spot: must be "auto", "always" or "never", not "sometimes"',
+             'job.checkpoint: is missing for nodes with a spot price; write for example checkpoint = "30 s"',
+             'job.restart: is missing for nodes with a spot price; write for example restart = "5 min"'],
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_quotas_and_spot_prices_are_refused_with_a_cure(node: Tables, search: Tables, mistakes: list[str]) -> None:
+    """Quotas limit something and leave enough; a spot price comes with all that an interruption costs."""
+    cluster = two_nodes(nodes=[{"name": "a", "count": 2, "devices": 2, **PEAK, **node}])
+    assert mistakes_of(tables(cluster=cluster, search=search)) == mistakes
+
+
 def test_links_alone_make_the_topology_links() -> None:
     """Without a bandwidth of the network, only the listed links exist; with one they are extra."""
     links = [{"between": ["big", "core"], **LINK}, {"between": ["small", "core"], **LINK}]
