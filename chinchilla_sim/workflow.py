@@ -240,7 +240,7 @@ def make_plan(setting: Setting, progress: Progress | None = None, time_limit_s: 
     job, search = scenario.job, scenario.search
     if load_of(job):
         found = find_served_plans(
-            coarse, setting.cluster, job, search, simulate, simulate_requests, progress, setting.profile, until, front=front
+            coarse, setting.cluster, job, search, simulate, simulate_requests, progress, setting.profile, until, front
         )
     else:
         found = find_plans(coarse, setting.cluster, job, search, simulate, progress, setting.profile, until, front=front)
@@ -258,7 +258,7 @@ def make_plan(setting: Setting, progress: Progress | None = None, time_limit_s: 
         found,
         best=best,
         runner_ups=tuple(refined[1:]),
-        front=front_of([*own.values(), *shown], setting.cluster, best, found.usd_per_s) if front else (),
+        front=front_of([*own.values(), *shown], setting.cluster, job, search, best) if front else (),
         one_rank=one_rank,
         lower_bound_s=min(found.lower_bound_s, best.step_s),
         lower_bound=min(found.lower_bound, best.objective),
@@ -317,7 +317,7 @@ def _best_variant(found: Sequence[tuple[Setting, SearchResult]]) -> tuple[Settin
         lower_bound_s=min(result.lower_bound_s for result in results),
         lower_bound=min(result.lower_bound for result in results),
         truncated=any(result.truncated for result in results),
-        front=front_of(members, chosen.cluster, search.best, search.usd_per_s),
+        front=front_of(members, chosen.cluster, chosen.scenario.job, chosen.scenario.search, search.best),
         **counts,
     )
 

@@ -55,16 +55,16 @@ def plan(
         raise ScenarioError([Mistake("--jobs", f"must be at least 1, not {jobs}", "write for example --jobs 4")])
     time_limit_s = None if time_limit is None else seconds_of("--time-limit", time_limit)
     if len(scenarios) == 1 and scheduler is None:
-        _plan_one(scenarios[0], overrides, output, time_limit_s, as_json, front)
+        _plan_one(scenarios[0], overrides, output, time_limit_s, front, as_json)
         return
     if front:
-        raise ScenarioError([Mistake("--front", "is for one scenario", "plan each scenario on its own, without --scheduler")])
+        raise ScenarioError([Mistake("--front", "is for one scenario, planned here", "plan the scenarios one by one")])
     from chinchilla_sim.cli.sweeps import plan_all
 
     plan_all(scenarios, overrides or (), output, time_limit_s, jobs, scheduler, as_json)
 
 
-def _plan_one(scenario: Path, overrides: Overrides, output: Path | None, time_limit_s: float | None, as_json: bool, front: bool) -> None:
+def _plan_one(scenario: Path, overrides: Overrides, output: Path | None, time_limit_s: float | None, front: bool, as_json: bool) -> None:
     from time import monotonic
 
     from chinchilla_sim.report.front import front_dict, front_table

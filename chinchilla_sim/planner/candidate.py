@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,16 +57,11 @@ class SearchResult:
     lower_bound_s: float = 0.0
     lower_bound: float = 0.0
     truncated: bool = False
-    overloaded: int = 0
-    """Simulated plans that do not carry the arrivals of the job, or not in time."""
     front: tuple[FrontPlan, ...] = ()
     limits: Limits | None = None
     beyond: int = 0
-
-    @property
-    def usd_per_s(self) -> Callable[[Sequence[int]], float] | None:
-        """What some slots cost together, as the search saw it."""
-        return None if self.limits is None else self.limits.usd_per_s
+    overloaded: int = 0
+    """Simulated plans that do not carry the arrivals of the job, or not in time."""
 
     @property
     def gap(self) -> float | None:

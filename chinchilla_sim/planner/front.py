@@ -7,7 +7,7 @@ no new points; of equal plans the chosen one stays, then the one on fewer device
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import log
 
@@ -15,11 +15,11 @@ import numpy as np
 
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.money import expense
+from chinchilla_sim.cost.rent import rent
 from chinchilla_sim.planner.candidate import Candidate
 from chinchilla_sim.planner.configuration import RECOMPUTE, Sharding
 from chinchilla_sim.planner.screen import Screen
-
-UsdPerS = Callable[[Sequence[int]], float]
+from chinchilla_sim.scenario.schema import JobSpec, SearchSpec
 
 SHOWN = 12
 FEWER_COUNTS = 6
@@ -48,16 +48,17 @@ class FrontPlan:
         return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
 
 
-def weigh(candidate: Candidate, cluster: Cluster, usd_per_s: UsdPerS | None = None) -> FrontPlan:
-    """A simulated plan on all axes; `usd_per_s` of some slots, where they are not rented at full price."""
+def weigh(candidate: Candidate, cluster: Cluster, job: JobSpec, search: SearchSpec) -> FrontPlan:
+    """A simulated plan on all axes."""
     slots = candidate.plan.slots
     devices = [cluster.device(slot, len(slots)) for slot in slots]
     spent = expense(candidate.step_s, devices)
+    usd = candidate.step_s * rent(cluster, slots, job, search).usd_per_work_s
     every = [cluster.device(slot) for slot in range(cluster.rank_count)]
     return FrontPlan(
         candidate,
         candidate.step_s,
-        (candidate.step_s * usd_per_s(slots) if usd_per_s else spent.usd) if any(device.usd_per_s for device in every) else None,
+        usd if any(device.usd_per_s for device in every) else None,
         spent.joule if any(device.power_watt for device in every) else None,
         headroom(candidate, cluster),
     )
@@ -74,10 +75,10 @@ def headroom(candidate: Candidate, cluster: Cluster) -> float:
 
 
 def front_of(
-    candidates: Sequence[Candidate], cluster: Cluster, chosen: Candidate | None = None, usd_per_s: UsdPerS | None = None
+    candidates: Sequence[Candidate], cluster: Cluster, job: JobSpec, search: SearchSpec, chosen: Candidate | None = None
 ) -> tuple[FrontPlan, ...]:
     """The plans that no other one dominates, fastest first; one of several that are equal on all axes."""
-    points = [weigh(candidate, cluster, usd_per_s) for candidate in candidates]
+    points = [weigh(candidate, cluster, job, search) for candidate in candidates]
     points.sort(key=lambda point: (point.values, point.candidate is not chosen, *_key(point)))
     members: list[FrontPlan] = []
     for point in points:

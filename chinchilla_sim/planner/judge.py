@@ -106,6 +106,10 @@ class Judge:
             return step_s * rent(self.cluster, slots, self.pricer.job, self.search).usd_per_work_s
         return expense(step_s, [self.cluster.device(slot) for slot in slots]).joule
 
+    def objective_of(self, candidate: Candidate) -> float:
+        """What is minimised, of a plan that another search simulated."""
+        return self.objective(candidate.step_s, candidate.plan.slots)
+
     def _bounded(self, plan: Plan, limited: bool = True) -> tuple[float, Pricing] | None:
         """Lower bound of the objective, with the prices; None where the plan does not fit, or is beyond the limits."""
         assert not (self.search.executable and unplayable(plan)), unplayable(plan)

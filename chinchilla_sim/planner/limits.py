@@ -1,8 +1,9 @@
 """What a plan may take at most: deadline and budget of the whole job, time of a step, cost of a sample.
 
-On given devices, which together cost r USD per second, each of them is a bound on the step:
+On given devices, which together cost r USD per second of useful work and take w seconds for it (w > 1 where spot prices bring
+interruptions, `cost/rent.py`), each of them is a bound on the step:
 
-    step_s <= min(deadline / steps, maximum_step_time, budget / (steps r), maximum_cost_per_sample batch / r)
+    step_s <= min(deadline / (steps w), maximum_step_time, budget / (steps r), maximum_cost_per_sample batch / r)
 
 so that the faster of two plans on the same devices holds all that the other holds, and a plan whose lower bound is above it need not
 be simulated. The bound of the whole space is over plans within the limits and beyond them, and so holds for those within.
@@ -39,9 +40,9 @@ class Limit:
         """Whether it is USD that are limited, not seconds."""
         return self.kind is USD
 
-    def value(self, step_s: float, usd_per_s: float) -> float:
-        """What a plan takes of it."""
-        return self.weight * step_s * (usd_per_s if self.of_money else 1.0)
+    def value(self, step_s: float, usd_per_work_s: float, wall_s_per_work_s: float = 1.0) -> float:
+        """What a plan takes of it; interruptions count in a deadline, not in the time of one step."""
+        return self.weight * step_s * (usd_per_work_s if self.of_money else wall_s_per_work_s if self.key == "deadline" else 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +75,12 @@ class Limits:
     def __bool__(self) -> bool:
         return bool(self.limits)
 
-    def usd_per_s(self, slots: Sequence[int]) -> float:
-        """What so many device slots cost together."""
-        return rent(self.cluster, slots, self.job, self.search).usd_per_work_s
-
     def uses(self, slots: Sequence[int], step_s: float) -> tuple[Use, ...]:
         """What a step on these slots takes of every limit."""
-        usd_per_s = self.usd_per_s(slots) if self.limits else 0.0
-        return tuple(Use(limit, limit.value(step_s, usd_per_s)) for limit in self.limits)
+        if not self.limits:
+            return ()
+        rented = rent(self.cluster, slots, self.job, self.search)
+        return tuple(Use(limit, limit.value(step_s, rented.usd_per_work_s, rented.wall_s_per_work_s)) for limit in self.limits)
 
     def hold(self, slots: Sequence[int], step_s: float) -> bool:
         """Whether a step on these slots stays within all limits."""
@@ -91,10 +90,10 @@ class Limits:
         """By how much of it the limit that is broken most is broken; 0 and less where all hold."""
         return max((use.excess for use in self.uses(slots, step_s)), default=0.0)
 
-    def longest_step_s(self, slots: Sequence[int]) -> float:
-        """Seconds of the longest step that stays within all limits on these slots."""
-        each = [use.limit.most / use.value for use in self.uses(slots, 1.0) if use.value > 0]
-        return min(each, default=float("inf")) * (1 + ROUNDING)
+    def longest_step_s(self, usd_per_s: float) -> float:
+        """Seconds of the longest step that can stay within all limits on devices that cost at least so much."""
+        taken = [(limit.most, limit.value(1.0, usd_per_s)) for limit in self.limits]
+        return min((most / value for most, value in taken if value > 0), default=float("inf")) * (1 + ROUNDING)
 
     def mistakes(self) -> list[Mistake]:
         """A limit of money means nothing where no node states a price."""

@@ -73,8 +73,7 @@ class PlanSearch:
     def __init__(self, pricer: Pricer, search: SearchSpec, judge: Judge) -> None:
         self.pricer, self.search, self.judge = pricer, search, judge
         self.cluster, self.job = pricer.cluster, pricer.job
-        by_money = search.objective == "cost" or judge.limits.limits_of_money
-        self.prices = least_prices(self.cluster, search) if by_money else []
+        self.prices = least_prices(self.cluster, search) if search.objective == "cost" or judge.limits.limits_of_money else []
         self.drafter = Drafter(pricer, search, SlotChooser(self.cluster, self.prices))
         can_end = self.drafter.cutter.can_end
         self.can_end = {task.name: end for task, end in zip(pricer.graph.compute_tasks, can_end, strict=True)}
@@ -98,7 +97,7 @@ class PlanSearch:
         counts, beyond = (self.judge.considered, self.judge.simulated, self.judge.infeasible), self.judge.beyond
         if front:
             self._look_at_fewer_devices(screened)
-        members = front_of(self.judge.seen, self.cluster, ranked[0], self.judge.limits.usd_per_s)
+        members = front_of(self.judge.seen, self.pricer.cluster, self.job, self.search, ranked[0])
         return SearchResult(
             ranked[0],
             tuple(ranked[1 : self.search.runner_ups + 1]),
@@ -196,7 +195,7 @@ class PlanSearch:
         if not holding:
             raise refusal(self.judge.limits, found)
         best: dict[tuple[int, int], Candidate] = {}
-        for one in sorted((replace(one, objective=self.judge.objective(one.step_s, one.plan.slots)) for one in holding), key=_rank):
+        for one in sorted((replace(one, objective=self.judge.objective_of(one)) for one in holding), key=_rank):
             best.setdefault((one.plan.data_parallel_degree, one.plan.pipeline_parallel_degree), one)
         return list(best.values())
 
@@ -210,17 +209,17 @@ class PlanSearch:
         per_s: Floats = np.concatenate([[0.0], np.cumsum(np.sort(rates))])[screened.device_counts()] * (1 - 1e-9)
         return per_s
 
+    def _longest_step_s(self, screened: Screen) -> Floats:
+        """Seconds that the limits leave a step at most, by configuration."""
+        limits = self.judge.limits
+        counts, index = np.unique(screened.device_counts(), return_inverse=True)
+        cheapest = np.concatenate([[0.0], np.cumsum(np.sort(least_prices(self.cluster, self.search)))])
+        longest_s: Floats = np.array([limits.longest_step_s(float(cheapest[count])) for count in counts], dtype=np.float64)[index]
+        return longest_s
+
     def _estimates(self, screened: Screen, per_s: Floats) -> Floats:
         """What is minimised, by configuration, roughly; the least come first."""
         return screened.estimate_s * per_s
-
-    def _longest_step_s(self, screened: Screen) -> Floats:
-        """Seconds that the limits leave a step at most, by configuration."""
-        counts, index = np.unique(screened.device_counts(), return_inverse=True)
-        limits = self.judge.limits
-        longest = [max(map(limits.longest_step_s, self.drafter.chooser.choices(int(count)))) for count in counts]
-        longest_s: Floats = np.array(longest, dtype=np.float64)[index]
-        return longest_s
 
     def _check(self) -> None:
         """Minimising what no device states would make every plan equal; and what the runtime cannot play must be asked for."""

@@ -52,6 +52,10 @@ class ServedJudge(Judge):
             return step_s
         return super().objective(self.pricer.job.global_batch_size / self.load.arrivals_per_s, slots)
 
+    def objective_of(self, candidate: Candidate) -> float:
+        """What is minimised, of a plan that another search simulated."""
+        return candidate.serving.p95_s if self.by_latency and candidate.serving else super().objective_of(candidate)
+
     def _bounded(self, plan: Plan, limited: bool = True) -> tuple[float, Pricing] | None:
         priced = super()._bounded(plan, limited)
         if priced is None or not self.by_latency:
@@ -69,8 +73,10 @@ class ServedJudge(Judge):
         if serving.saturated or serving.p95_s > (self.search.maximum_latency_s or np.inf):
             self.refused.append((serving, plan))
             objective = np.inf
-        self.least = min(least, objective)
-        return replace(candidate, serving=serving, objective=objective)
+        self.least = min(least, objective) if limited else least
+        served = replace(candidate, serving=serving, objective=objective)
+        self.seen[-1:] = [served] if objective < np.inf else []
+        return served
 
     def _lines(self, plan: Plan) -> tuple[Tandem, ...]:
         if plan not in self._tandems:

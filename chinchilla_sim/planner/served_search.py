@@ -102,7 +102,12 @@ class _ServedSearch(PlanSearch):
             if len(candidate.plan.slots) == 1:
                 return candidate
         shapes = [Configuration(1, 1, count, "forward") for count in divisors(self.job.global_batch_size)]
-        return self.judge.best_of(plan for shape in shapes for plan in self.drafter.plans(shape))
+        return self.judge.best_of((plan for shape in shapes for plan in self.drafter.plans(shape)), limited=False)
 
     def _no_plan(self, screened: int) -> NoFeasiblePlanError:
         return self.served.refusal() if self.served.refused else super()._no_plan(screened)
+
+    def _another(self, search: SearchSpec) -> SearchResult:
+        served = self.served
+        judge = ServedJudge(self.pricer, search, served.simulate, served.serve, served.load, None, served.until)
+        return _ServedSearch(self.pricer, search, judge).run()

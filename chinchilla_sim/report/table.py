@@ -349,14 +349,6 @@ def search_dict(study: Study) -> dict[str, Any]:
     return found
 
 
-def _rent_dict(study: Study) -> dict[str, Any]:
-    """What interruptions make of the cost, where spot prices are offered."""
-    found = study.rent
-    lost = {"between_interruptions_s": found.between_interruptions_s, "interval_s": found.interval_s} if found.on_spot else {}
-    facts = {"on_spot": list(found.on_spot), "wall_s_per_work_s": found.wall_s_per_work_s, **lost}
-    return facts if study.cluster.spot_offers else {}
-
-
 def _job_dict(study: Study) -> dict[str, Any]:
     """Cost per sample, and of the whole job where its steps are stated."""
     spent, batch_size = study.step_expense, study.plan.global_batch_size
@@ -365,7 +357,7 @@ def _job_dict(study: Study) -> dict[str, Any]:
     steps = study.scenario.job.total_steps
     if steps is not None:
         whole = spent.times(steps)
-        length = {"steps": steps, "samples": steps * batch_size, "time_s": steps * study.search.best.step_s}
+        length = {"steps": steps, "samples": steps * batch_size, "time_s": steps * study.search.best.step_s * study.rent.wall_s_per_work_s}
         found["job"] = length | {"usd": whole.usd, "joule": whole.joule, "kg_co2": whole.kg_co2}
     return found
 
@@ -374,6 +366,14 @@ def _limits_dict(search: SearchResult) -> list[dict[str, Any]]:
     """Every limit, and what the chosen plan takes of it (seconds or USD)."""
     uses = search.limits.uses(search.best.plan.slots, search.best.step_s) if search.limits else ()
     return [{"key": use.limit.key, "most": use.limit.most, "value": use.value} for use in uses]
+
+
+def _rent_dict(study: Study) -> dict[str, Any]:
+    """What interruptions make of the cost, where spot prices are offered."""
+    found = study.rent
+    lost = {"between_interruptions_s": found.between_interruptions_s, "interval_s": found.interval_s} if found.on_spot else {}
+    facts = {"on_spot": list(found.on_spot), "wall_s_per_work_s": found.wall_s_per_work_s, **lost}
+    return facts if study.cluster.spot_offers else {}
 
 
 def _rank_dict(study: Study, rank: int) -> dict[str, Any]:

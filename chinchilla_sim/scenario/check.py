@@ -38,10 +38,10 @@ def find_mistakes(scenario: Table) -> Iterator[Mistake]:
     for key, check in checks.items():
         if isinstance(scenario.get(key), dict):
             yield from check(scenario[key])
+    yield from _check_limits(scenario)
     yield from _check_load(scenario)
     yield from _check_quotas(_table(scenario, "cluster"), _table(scenario, "search"))
     yield from _check_spot(_table(scenario, "cluster"), _table(scenario, "job"))
-    yield from _check_limits(scenario)
     formats = [("model.compression", _table(_table(scenario, "model"), "compression"))]
     formats += [(f"search.{place}", variant) for place, variant in _tables(_table(scenario, "search"), "variants")]
     for where, compression in formats:
@@ -98,6 +98,17 @@ def _check_job(job: Table) -> Iterator[Mistake]:
         yield Mistake("job.momentum", "is not used by optimizer adam", 'write optimizer = "sgd", or leave momentum out')
 
 
+def _check_limits(scenario: Table) -> Iterator[Mistake]:
+    """A limit on the whole job needs its length."""
+    job, search = _table(scenario, "job"), _table(scenario, "search")
+    if _has(job, "steps") or _has(job, "target_samples"):
+        return
+    for key in ("deadline", "budget"):
+        if _has(search, key):
+            cure = "write job.target_samples = 1000000, or job.steps, or limit one step by search.maximum_step_time"
+            yield Mistake(f"search.{key}", "is for the whole job, whose steps are not stated", cure)
+
+
 def _check_load(scenario: Table) -> Iterator[Mistake]:
     """Requests arrive in inference; a latency is that of requests."""
     job, search = _table(scenario, "job"), _table(scenario, "search")
@@ -108,17 +119,6 @@ def _check_load(scenario: Table) -> Iterator[Mistake]:
     asks = {"objective": search.get("objective") == "latency", "maximum_latency": _has(search, "maximum_latency")}
     for key in [key for key, asked in asks.items() if asked]:
         yield Mistake(f"search.{key}", "is about requests, and job.arrival_rate is missing", _example(JobSpec, "arrival_rate"))
-
-
-def _check_limits(scenario: Table) -> Iterator[Mistake]:
-    """A limit on the whole job needs its length."""
-    job, search = _table(scenario, "job"), _table(scenario, "search")
-    if _has(job, "steps") or _has(job, "target_samples"):
-        return
-    for key in ("deadline", "budget"):
-        if _has(search, key):
-            cure = "write job.target_samples = 1000000, or job.steps, or limit one step by search.maximum_step_time"
-            yield Mistake(f"search.{key}", "is for the whole job, whose steps are not stated", cure)
 
 
 def _check_cluster(cluster: Table) -> Iterator[Mistake]:

@@ -415,11 +415,6 @@ class SearchSpec(_Table):
         description="95 % of the requests are answered within this time; needs job.arrival_rate.",
         examples=["50 ms"],
     )
-    spot: Literal["auto", "always", "never"] = Field(
-        default="auto",
-        description="Whether nodes are rented at their spot prices: auto takes what costs least with the work that interruptions lose.",
-        examples=["auto"],
-    )
     deadline_s: PositiveSeconds | None = Field(
         default=None,
         alias="deadline",
@@ -437,6 +432,11 @@ class SearchSpec(_Table):
     )
     maximum_cost_per_sample_usd: PositiveUsd | None = Field(
         default=None, alias="maximum_cost_per_sample", description="A sample costs at most so much.", examples=["0.00002 USD"]
+    )
+    spot: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="Whether nodes are rented at their spot prices: auto takes what costs least with the work that interruptions lose.",
+        examples=["auto"],
     )
     executable: bool = Field(
         default=True,

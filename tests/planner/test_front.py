@@ -77,7 +77,7 @@ def test_front_is_what_nobody_beats(graph: TaskGraph, cluster: Cluster, whole: b
     assert found.front and len({member.values for member in found.front}) == len(found.front)
     assert not any(one.dominates(other) for one in found.front for other in found.front)
     for plan, pricing, timeline in seen:
-        point = weigh(Candidate(plan, pricing, timeline, 0.0), cluster)
+        point = weigh(Candidate(plan, pricing, timeline, 0.0), cluster, JobSpec(global_batch_size=graph.batch_size), SearchSpec())
         assert any(member.values == point.values or member.dominates(point) for member in found.front)
     assert [member.step_s for member in found.front] == sorted(member.step_s for member in found.front)
 
@@ -135,8 +135,9 @@ def test_chosen_plan_stays_where_another_is_equal() -> None:
     one = found.best
     twin = replace(one, objective=one.objective)
     cluster = cluster_of({})
-    assert front_of([one, twin], cluster, chosen=twin)[0].candidate is twin
-    assert len(front_of([one, twin], cluster)) == 1
+    asked = cluster, JobSpec(global_batch_size=8), SearchSpec()
+    assert front_of([one, twin], *asked, chosen=twin)[0].candidate is twin
+    assert len(front_of([one, twin], *asked)) == 1
 
 
 def test_spread_keeps_the_ends_and_leaves_no_crowd() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from chinchilla_sim.cluster.build import build_cluster
 from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.cost.rent import rent
 from chinchilla_sim.errors import NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.zoo import chain
@@ -26,6 +27,8 @@ from chinchilla_sim.simulator.engine import simulate
 from chinchilla_sim.timeline import Timeline
 
 STEPS = 1000
+HOUR = 1 / 3600
+"""USD per second of a node for 1 USD/h."""
 GRAPH = chain(4, 10**5, 1e9, 1e4, 8)
 quick = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -148,12 +151,12 @@ def test_limits_by_hand() -> None:
     }
     for key, (text, on_one, on_two) in longest.items():
         limits = limits_of(job, SearchSpec.model_validate({key: text}), cluster)
-        assert limits.longest_step_s((0,)) == pytest.approx(on_one)
-        assert limits.longest_step_s((0, 1)) == pytest.approx(on_two)
+        assert limits.longest_step_s(HOUR) == pytest.approx(on_one)
+        assert limits.longest_step_s(2 * HOUR) == pytest.approx(on_two)
     every = limits_of(job, SearchSpec.model_validate({key: text for key, (text, *_) in longest.items()}), cluster)
-    assert every.longest_step_s((0,)) == pytest.approx(1.8) and every.longest_step_s((0, 1)) == pytest.approx(0.9)
+    assert every.longest_step_s(HOUR) == pytest.approx(1.8) and every.longest_step_s(2 * HOUR) == pytest.approx(0.9)
     assert every.hold((0,), 1.8) and not every.hold((0, 1), 1.0)
-    assert limits_of(job, SearchSpec(), cluster).longest_step_s((0,)) == float("inf")
+    assert limits_of(job, SearchSpec(), cluster).longest_step_s(HOUR) == float("inf")
 
 
 def test_deadline_and_budget_choose_between_cheap_and_fast() -> None:
@@ -164,6 +167,20 @@ def test_deadline_and_budget_choose_between_cheap_and_fast() -> None:
     assert len(hurried.best.plan.slots) == 2 and hurried.one_rank is not None
     assert len(plan(GRAPH, cluster).best.plan.slots) == 2
     assert len(plan(GRAPH, cluster, budget="0.00279 USD").best.plan.slots) == 1
+
+
+def test_interruptions_count_in_deadline_and_budget() -> None:
+    """Of a node at a spot price the hours that interruptions lose count in deadline and budget, not in the time of a step."""
+    spot = {"spot_price": "0.5 USD/h", "time_between_interruptions": "1 h"}
+    node = {"name": "n", "peak": "100 Gflop/s", "memory": "64 GiB", "price": "1 USD/h", **spot}
+    cluster = build_cluster(ClusterSpec.model_validate({"nodes": [node]}), "fp32")
+    job = JobSpec.model_validate({"global_batch_size": 8, "steps": STEPS, "restart": "10 min"})
+    search = SearchSpec.model_validate({"spot": "always", "deadline": "1 h", "budget": "1 USD", "maximum_step_time": "4 s"})
+    rented = rent(cluster, (0,), job, search)
+    deadline, budget, step = limits_of(job, search, cluster).uses((0,), 3.0)
+    assert rented.wall_s_per_work_s > 1.1
+    assert deadline.value == pytest.approx(3000 * rented.wall_s_per_work_s) and step.value == 3.0
+    assert budget.value == pytest.approx(3000 * rented.wall_s_per_work_s * 0.5 * HOUR)
 
 
 def test_target_samples_count_as_steps() -> None:
