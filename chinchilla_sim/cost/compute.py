@@ -144,6 +144,21 @@ def with_host_s(device_s: float, host_s: float) -> float:
     return longer * (1.0 + (shorter / longer) ** HOST_CORNER) ** (1.0 / HOST_CORNER) if longer else 0.0
 
 
+def host_shares(device_s: float, host_s: float) -> tuple[float, float]:
+    """Weights (a, b) with  a x + b y <= with_host_s(x, y)  for all x and y, and equality at x = device_s, y = host_s.
+
+    The soft corner is a norm; these are the gradient of it there. A sum over tasks with them never exceeds the pass of any part of them.
+
+    >>> a, b = host_shares(3.0, 4.0)
+    >>> abs(3.0 * a + 4.0 * b - with_host_s(3.0, 4.0)) < 1e-12
+    True
+    """
+    whole = with_host_s(device_s, host_s)
+    if not whole:
+        return 1.0, 0.0
+    return (device_s / whole) ** (HOST_CORNER - 1), (host_s / whole) ** (HOST_CORNER - 1)
+
+
 def launches(task: Task) -> tuple[int, int]:
     """Kernels that a program starts for a task's forward and backward pass."""
     forward = backward = 0
@@ -152,6 +167,11 @@ def launches(task: Task) -> tuple[int, int]:
         products = int(bool(kernel.input_gradient_flop)) + int(bool(kernel.weight_gradient_flop))
         backward += kernel.launch_count * (products or 1) if kernel.needs_gradient else 0
     return forward, backward
+
+
+def weight_launches(task: Task) -> int:
+    """Of the kernels of the backward pass those that make gradients of weights, which may be put off."""
+    return sum(kernel.launch_count for kernel in task.kernels if kernel.weight_gradient_flop and kernel.needs_gradient)
 
 
 def _backward_depths(task: Task, scale: float) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from chinchilla_sim.cost.compute import (
     launches,
     optimizer_s,
     weight_gradient_share,
+    weight_launches,
     with_host_s,
 )
 from chinchilla_sim.cost.memory import state_parts
@@ -226,17 +227,23 @@ class Pricer:
         """What the host program takes to start all kernels and collectives of a pass: nothing runs faster than it is started."""
         if not device.host_launch_s:
             return {}
-        forward = backward = 0
+        forward = backward = weights = 0
         fixed_s = device.host_microbatch_s / 2
         for task in tasks:
-            forward_launches, backward_launches = launches(task)
-            inside = self.collectives.get(task.name)
-            forward_launches += len(inside.forward) if inside else 0
-            backward_launches += len(inside.backward) if inside else 0
+            forward_launches, backward_launches = self.launches_of(task)
+            weights += weight_launches(task)
             forward += forward_launches
             twice = forward_launches if task.name in again else sum(launches(kernel)[0] for kernel in task.members if kernel.name in again)
             backward += backward_launches + twice
-        return {Op.F: fixed_s + device.host_launch_s * forward, Op.B: fixed_s + device.host_launch_s * backward}
+        fixed = {Op.F: fixed_s, Op.B: fixed_s, Op.I: fixed_s, Op.W: 0.0}
+        started = {Op.F: forward, Op.B: backward, Op.I: backward - weights, Op.W: weights}
+        return {op: fixed[op] + device.host_launch_s * started[op] for op in fixed}
+
+    def launches_of(self, task: Task) -> tuple[int, int]:
+        """Kernels and collectives that a program starts for a task's forward and backward pass."""
+        forward, backward = launches(task)
+        inside = self.collectives.get(task.name)
+        return forward + (len(inside.forward) if inside else 0), backward + (len(inside.backward) if inside else 0)
 
     @cached_property
     def _blocks(self) -> dict[str, Blocks]:

@@ -6,23 +6,29 @@ smallest codec allowed (0 where buckets or ZeRO 3 hide it, or collectives were m
 back over such a link. w is the heaviest task, T = F + B. With p pipeline ranks and m microbatches, wherever stages are cut:
 
     work     (m T + O + G) / p                            the busiest rank does at least its share
+    mixed    d m sum_i min_k w_k t_ik / (w_1 + .. + w_dp)    the same over devices of several kinds, for any weights w
     path     T + (p-1) X, or T - W + (p-1) X              one microbatch passes through all stages and back; W may be put off
     task     m w                                          a task is not divided
     ramps    T / (1 - (1 - 1/m)^p)                        one stage per rank, B whole
 
 The last follows from  sum over k < s of w_k + m w_s <= step  for every stage s (`bound.py`): with equality everywhere the work before
-stage s is step (1 - (1 - 1/m)^s). The bound is the largest of the four. What is left out only adds to it, so it holds for the replay and
+stage s is step (1 - (1 - 1/m)^s). The bound is the largest of the five. What is left out only adds to it, so it holds for the replay and
 for the engine. The estimate has stages of whole tasks and adds the bubble, round trips and an idle exchange of gradients:
 
     m v ceil(T / (p v w)) w + b (p-1) T / p + 2 v (p-1) x + O / p + R
 
 with v stages per rank; b = 1/v, and a third of that with split backward passes (`_whole_tasks` rounds where tasks are few). x is
 an idle transfer over a boundary, R the exchange over the link to the next replica, 0 where buckets or ZeRO 3 hide it.
-On devices of several kinds every figure of the bound is the fastest kind's.
+On devices of several kinds every task counts as on the kind that is fastest for it. `mixed` is the dual of dealing all microbatches of
+all tasks i out over the devices: in  sum_i,e x_ie t_ie <= L for every device e  each line times w_e, added up, leaves
+L sum_e w_e >= d m sum_i min_k w_k t_ik. With w_k = 1 / (seconds of all tasks on kind k) and the largest d p of them it holds for whatever
+devices are taken.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import permutations, product
@@ -33,7 +39,7 @@ from numpy.typing import NDArray
 from chinchilla_sim.cluster.topology import Device, Link
 from chinchilla_sim.cost.codec import CODECS, exchange_kind
 from chinchilla_sim.cost.collective import collective_s, sent_bytes
-from chinchilla_sim.cost.compute import optimizer_s
+from chinchilla_sim.cost.compute import host_shares, optimizer_s
 from chinchilla_sim.cost.memory import FP32_BYTES, state_parts
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.configuration import Configuration, Sharding, Space
@@ -115,14 +121,18 @@ class Screener:
         self.cluster, self.job, self.search = pricer.cluster, pricer.job, space.search
         self.schedules: dict[tuple[str, int], int] = {}
         self._wholes: dict[tuple[Sharding, int, int, int], _Whole] = {}
+        self._passes: dict[tuple[Sharding, int, int, int], Floats] = {}
+        self._task_s: dict[tuple[Sharding, int, int], Floats] = {}
         self._payloads: dict[Sharding, dict[str, float]] = {}
         self._allowed: dict[tuple[int, int], list[int]] = {}
         kinds: dict[Device, int] = {}
+        counts: Counter[Device] = Counter()
         self.kinds_among = [0]
         for slot in usable_by_speed(self.cluster):
             kinds.setdefault(replace(self.cluster.devices[slot], name=""), slot)
+            counts[replace(self.cluster.devices[slot], name="")] += 1
             self.kinds_among.append(len(kinds))
-        self.kinds = list(kinds.values())
+        self.kinds, self.slots_of_kind = list(kinds.values()), [counts[kind] for kind in kinds]
         """A slot of each kind of device, fastest first; `kinds_among[n]` is how many kinds the n fastest devices are of."""
         self.memory_bytes = max(self.cluster.device(slot).usable_memory_bytes for slot in self.kinds)
         self.lightest = space.recompute[0]
@@ -168,7 +178,8 @@ class Screener:
         with np.errstate(divide="ignore", invalid="ignore"):
             ramps_s = np.where(line, least_s / -np.expm1(p * np.log1p(-1 / m)), 0.0)
         work_s = (m * least_s + update_s + self._sent_s(sharding, d)) / p
-        bound_s = np.maximum.reduce([work_s, path_s, m * least["heaviest_s"], ramps_s]) * (1 - 1e-9)
+        mixed_s = d * m * self._mixed_s(sharding, [tuple(key) for key in keys.tolist()], index, d * p)
+        bound_s = np.maximum.reduce([work_s, path_s, m * least["heaviest_s"], ramps_s, mixed_s]) * (1 - 1e-9)
         bubble = np.where(split, SPLIT_BUBBLE, 1.0) / stages
         exchange_s, hop_s = self._transfers(sharding, d, p, figure)
         # A replica on the slowest devices in use holds up the others; longer pipelines mix kinds.
@@ -177,6 +188,26 @@ class Screener:
         estimate_s = m * busiest_s + bubble * (p - 1) * even_s / p + stages * hop_s + update_s / p + exchange_s
         fits = (state_bytes + figure["saved_bytes"]) / p <= self.memory_bytes
         return [np.full(len(d), float(number)), d, p, m, k, bound_s, np.maximum(estimate_s, bound_s), fits]
+
+    def _mixed_s(self, sharding: Sharding, keys: Sequence[tuple[int, ...]], index: Ints, groups: Ints) -> Floats:
+        """Seconds per microbatch that no sharing over so many groups of devices of several kinds is below."""
+        if len(self.kinds) == 1 or not len(index):
+            return np.zeros(len(index))
+        plain = replace(sharding, zero_stage=0, gradient_buckets=1)
+        rows, back = np.unique(np.column_stack([index, groups]), axis=0, return_inverse=True)
+        found = [self._mix_s(plain, keys[number], count) for number, count in rows.tolist()]
+        mixed_s: Floats = np.array(found)[back.reshape(-1)]
+        return mixed_s
+
+    def _mix_s(self, sharding: Sharding, key: tuple[int, ...], groups: int) -> float:
+        task_s = self._task_s[sharding, key[0], key[1]]
+        weights = 1 / np.maximum(task_s.sum(axis=1), np.finfo(np.float64).tiny)
+        together, left = 0.0, groups
+        for kind in np.argsort(-weights, kind="stable"):
+            taken = min(left, self.slots_of_kind[kind])
+            together += taken * float(weights[kind])
+            left -= taken
+        return float((weights[:, None] * task_s).min(axis=0).sum() / together)
 
     def _grid(self, sharding: Sharding) -> tuple[Ints, Ints, Ints, Ints]:
         """Replicas, ranks, microbatches and schedule (by number) of all configurations of a sharding."""
@@ -209,6 +240,10 @@ class Screener:
         if key not in self._wholes:
             found = [self._on(sharding, size, busy, slot) for slot in self.kinds]
             best = {name: min(getattr(whole, name) for whole in found) for name in _Whole.__slots__}
+            if len(found) > 1:
+                passes = np.array([self._passes[sharding, size, busy, slot] for slot in self.kinds])
+                self._task_s[sharding, size, busy] = passes.sum(axis=2)
+                best["forward_s"], best["backward_s"] = passes.min(axis=0).sum(axis=0).tolist()
             worst = {
                 "weight_s": max(whole.weight_s for whole in found),
                 "slowest_s": max(whole.slowest_s for whole in found[:kinds]),
@@ -233,11 +268,13 @@ class Screener:
         tasks = pricer.graph.compute_tasks
         self._payloads[sharding] = {codec: pricer.gradient_payload_bytes(codec, tasks) for codec in self.search.gradient_codecs}
         seconds = [pricer.task_s(task, size, device, busy) for task in tasks]
+        passes = self._with_host(pricer, device, np.array([row[:2] for row in seconds]) * [1.0, training])
+        self._passes[sharding, size, busy, slot] = passes
         price = pricer.stage_price(plan, 0, device, (), ())
-        # With several kinds no stage may be faster than its tasks one by one; host floors are of the whole model on one kind.
+        # With several kinds no stage may be faster than its tasks one by one.
         one_kind = len(self.kinds) == 1
-        forward_s = price.action_s[Op.F] - device.forward_fixed_s if one_kind else sum(row[0] for row in seconds)
-        backward_s = price.action_s[Op.B] - device.backward_fixed_s if one_kind else sum(row[1] for row in seconds)
+        forward_s = price.action_s[Op.F] - device.forward_fixed_s if one_kind else float(passes[:, 0].sum())
+        backward_s = price.action_s[Op.B] - device.backward_fixed_s if one_kind else float(passes[:, 1].sum())
         # What devices of a group wait for each other depends on where they are.
         inside = price.blocking_s if one_kind and len(set(self.cluster.slot_classes)) == 1 else {}
         forward_s += inside.get(Op.F, 0.0)
@@ -252,6 +289,16 @@ class Screener:
             boundary_bytes=pricer.scale(size) * tasks[0].output_bytes,
             slowest_s=forward_s + backward_s,
         )
+
+    @staticmethod
+    def _with_host(pricer: Pricer, device: Device, device_s: Floats) -> Floats:
+        """Forward and backward seconds of every task, with a share of the host's: no run of tasks is faster than their sum."""
+        if not device.host_launch_s:
+            return device_s
+        host_s = device.host_launch_s * np.array([pricer.launches_of(task) for task in pricer.graph.compute_tasks], dtype=np.float64)
+        shares = np.array([host_shares(*row) for row in zip(device_s.sum(axis=0), host_s.sum(axis=0), strict=True)])
+        passes: Floats = (device_s * shares[:, 0] + host_s * shares[:, 1]) * (device_s.sum(axis=0) > 0)
+        return passes
 
     def _update(self, sharding: Sharding, d: Ints, parameter_bytes: Floats) -> tuple[Floats, Floats]:
         """Seconds of the optimizer over the whole model, and bytes of its state, by configuration."""

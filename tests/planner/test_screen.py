@@ -1,6 +1,7 @@
 """The screen of a whole space: every configuration once, bounds that nothing beats, an estimate that ranks."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ from hypothesis import strategies as st
 
 from chinchilla_sim.cluster.build import build_cluster
 from chinchilla_sim.cost.codec import CODECS
-from chinchilla_sim.graph.zoo import chain, mlp
+from chinchilla_sim.graph.coarsen import coarsen
+from chinchilla_sim.graph.zoo import bert, chain, mlp
 from chinchilla_sim.planner import search as search_module
 from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.configuration import Configuration, Space, divisors
+from chinchilla_sim.planner.drafts import Drafter
 from chinchilla_sim.planner.partition import allowed_cuts
 from chinchilla_sim.planner.placement import fastest_slots, placements, share_out
 from chinchilla_sim.planner.plan import Plan
@@ -22,6 +25,7 @@ from chinchilla_sim.planner.schedules.registry import SCHEDULES
 from chinchilla_sim.planner.screen import screen
 from chinchilla_sim.planner.search import find_plans
 from chinchilla_sim.planner.sharing import with_sharing
+from chinchilla_sim.planner.slots import SlotChooser
 from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
 from chinchilla_sim.simulator.engine import simulate
 from tests.planner.graphs import shared_sets, sharing
@@ -224,3 +228,23 @@ def test_nothing_allowed_is_an_empty_screen() -> None:
     screened = screen(Pricer(chain(4, 4000, 1e9, 1e3, 8, 4.0), cluster, job), space)
     assert len(screened) == screened.screened == 0
     assert np.isfinite(screened.lower_bound_s).all()
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zb-h1"])
+def test_bound_holds_where_the_host_and_kinds_of_devices_decide(schedule: Any) -> None:
+    """Two V100 and two T4 with their launch times: no plan of any configuration is simulated faster than its configuration's bound."""
+    nodes = [{"name": "v", "count": 2, "device": "v100-sxm2-32gb"}, {"name": "t", "count": 2, "device": "t4"}]
+    spec = ClusterSpec.model_validate({"nodes": nodes, "network": {"bandwidth": "100 Gbit/s", "latency": "5 us"}})
+    cluster, job = build_cluster(spec, "fp16", None), JobSpec(global_batch_size=8, precision="fp16")
+    graph = coarsen(bert(batch_size=8, value_bytes=2.0, layers=4, width=256, heads=4, tokens=64, vocabulary=1000), 24)
+    search = SearchSpec(executable=False, schedules=(schedule,), microbatch_counts=(2, 4, 8))
+    pricer = Pricer(graph, cluster, job)
+    drafter = Drafter(pricer, search, SlotChooser(cluster, []))
+    screened = screen(pricer, Space(job, search, 4, sum(drafter.cutter.can_end)))
+    simulated = 0
+    for row in range(len(screened)):
+        for plan in filter(None, drafter.plans(screened.configuration(row))):
+            pricing = pricer.price(plan)
+            assert screened.lower_bound_s[row] <= simulate(lower(plan), pricing, cluster).step_s, plan.describe()
+            simulated += 1
+    assert simulated >= 30
