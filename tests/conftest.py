@@ -4,6 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No test is about how long one example takes on a busy machine.
+settings.register_profile("any_machine", deadline=None)
+settings.load_profile("any_machine")
 
 CALIBRATION = Path(__file__).parent / "data" / "calibration.json"
 

@@ -69,10 +69,12 @@ class Judge:
         self.truncated |= self.until is not None and monotonic() > self.until
         return self.truncated
 
-    def best_of(self, plans: Iterable[Plan | None], below: float = np.inf, limited: bool = True) -> Candidate | None:
+    def best_of(
+        self, plans: Iterable[Plan | None], below: float = np.inf, limited: bool = True, most: int | None = None
+    ) -> Candidate | None:
         """The best of some plans that is below a limit (None among them: no partition); simulated by rising bound until that passes it.
 
-        Where it is not `limited`, plans beyond the limits of the scenario count too.
+        Where it is not `limited`, plans beyond the limits of the scenario count too. At most so many with the least bounds are simulated.
         """
         bounded: list[tuple[float, int, Plan, Pricing]] = []
         for plan in plans:
@@ -84,7 +86,7 @@ class Judge:
             if (priced := self._bounded(sharing, limited)) is not None:
                 bounded.append((priced[0], len(bounded), sharing, priced[1]))
         best: Candidate | None = None
-        for bound, _, plan, pricing in sorted(bounded, key=lambda row: row[:2]):
+        for bound, _, plan, pricing in sorted(bounded, key=lambda row: row[:2])[:most]:
             if bound >= (best.objective if best else below):
                 break
             candidate = self._simulated(plan, pricing, limited)

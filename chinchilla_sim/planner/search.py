@@ -40,6 +40,8 @@ from chinchilla_sim.scenario.schema import JobSpec, SearchSpec
 
 EXHAUSTIVE = 400
 EVALUATIONS = 8
+SIMULATED = 3
+"""So many plans of one configuration are simulated in large spaces."""
 IMPROVED = 3
 """So many of the best splits go through a local search."""
 MOST_EVALUATIONS = 400
@@ -148,7 +150,7 @@ class PlanSearch:
             if plain in seen:
                 continue
             seen.add(plain)
-            candidate = self.judge.best_of(self.drafter.plans(configuration), self.judge.least)
+            candidate = self.judge.best_of(self.drafter.plans(configuration), self.judge.least, most=SIMULATED)
             rival = best.get(configuration.split)
             if candidate and (rival is None or candidate.objective < rival.objective):
                 best[configuration.split] = candidate

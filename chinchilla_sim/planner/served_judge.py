@@ -41,9 +41,11 @@ class ServedJudge(Judge):
         self.refused: list[tuple[Serving, Plan]] = []
         self._tandems: dict[Plan, tuple[Tandem, ...]] = {}
 
-    def best_of(self, plans: Iterable[Plan | None], below: float = np.inf, limited: bool = True) -> Candidate | None:
+    def best_of(
+        self, plans: Iterable[Plan | None], below: float = np.inf, limited: bool = True, most: int | None = None
+    ) -> Candidate | None:
         """The best of some plans that carry the load."""
-        best = super().best_of(plans, below, limited)
+        best = super().best_of(plans, below, limited, most)
         return best if best and best.objective < np.inf else None
 
     def objective(self, step_s: float, slots: Sequence[int]) -> float:
