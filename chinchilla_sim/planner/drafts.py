@@ -20,8 +20,9 @@ from chinchilla_sim.planner.schedules.registry import SCHEDULES
 from chinchilla_sim.planner.slots import SlotChooser
 from chinchilla_sim.scenario.schema import SearchSpec
 
-SCATTERED_COUNTS = 4
-"""Numbers of microbatches that are tried with stages in several pieces."""
+SCATTERED_COUNTS = 5
+MORE_MICROBATCHES = 4
+"""Stages in several pieces are tried with so many numbers of microbatches, up to so many times those of contiguous stages."""
 
 
 class Drafter:
@@ -53,15 +54,15 @@ class Drafter:
                     yield from self._weighted(plan)
 
     def scattered(self, plan: Plan) -> Iterator[Plan]:
-        """The plan's job with stages that are not contiguous, in as many microbatches or fewer, where [search] allows it."""
+        """The plan's job with stages that are not contiguous, in about as many microbatches, where [search] allows it."""
         ranks = plan.pipeline_parallel_degree
         if self.search.stage_tasks == "contiguous" or not self.training or ranks == 1 or plan.replica_microbatch_counts:
             return
         tasks = tuple(name for stage in plan.stages for name in stage)
         whole = replace(plan, stages=(tasks,), placement=tuple(dict.fromkeys(plan.placement)))
         counts = microbatch_counts(self.search, plan.global_batch_size // plan.data_parallel_degree)
-        fewer = [count for count in counts if count <= plan.microbatch_count]
-        yield from scatter(self.cutter, whole, fewer[-SCATTERED_COUNTS:])
+        near = [count for count in counts if count <= MORE_MICROBATCHES * plan.microbatch_count]
+        yield from scatter(self.cutter, whole, near[-SCATTERED_COUNTS:])
 
     def _weighted(self, plan: Plan) -> Iterator[Plan]:
         """The plan with more microbatches for faster replicas, where replicas are on devices of different speed."""

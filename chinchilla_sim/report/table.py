@@ -239,10 +239,10 @@ def answer(study: Study) -> str:
     if best.serving:
         own_price += f", 95 % of {format_requests_per_s(best.serving.arrivals_per_s)} answered within {format_seconds(best.serving.p95_s)}"
     step = f"{format_seconds(best.step_s)} per step (simulated){own_price}"
-    parts = [f"The {_SUPERLATIVE[objective]} plan found is {best.plan.describe()}: {step}"]
+    parts = [f"The {_SUPERLATIVE[objective]} plan found is {best.title}: {step}"]
     alternative = search.runner_ups[0] if search.runner_ups else None
     if alternative:
-        name = "one rank alone" if len(alternative.plan.slots) == 1 else alternative.plan.describe()
+        name = "one rank alone" if len(alternative.plan.slots) == 1 else alternative.title
         parts.append(f"the best alternative, {name}, is {_compared(alternative, best, objective)}")
     else:
         parts.append("no plan of another split is reported")
@@ -321,7 +321,7 @@ def search_dict(study: Study) -> dict[str, Any]:
     found: dict[str, Any] = {
         "scenario": study.scenario.name,
         "question": study.scenario.question,
-        "summary": study.plan.describe(),
+        "summary": search.best.title,
         "plan": asdict(study.plan),
         "simulated_step_s": search.best.step_s,
         "minimized": study.scenario.search.objective,
@@ -391,7 +391,7 @@ def _rank_dict(study: Study, rank: int) -> dict[str, Any]:
 
 
 def _candidate_dict(candidate: Candidate) -> dict[str, Any]:
-    named = {"describe": candidate.plan.describe(), "rank_count": len(candidate.plan.slots)}
+    named = {"describe": candidate.title, "rank_count": len(candidate.plan.slots)}
     served = {"serving": candidate.serving.to_dict()} if candidate.serving else {}
     return {**named, "step_s": candidate.step_s, "objective": candidate.objective, **candidate_facts(candidate), **served}
 
