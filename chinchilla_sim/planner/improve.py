@@ -176,7 +176,13 @@ def _other_counts(plan: Plan, search: SearchSpec) -> Iterator[Plan]:
         return
     for lower, upper in pairwise(microbatch_counts(search, plan.global_batch_size // plan.data_parallel_degree)):
         other = {lower: upper, upper: lower}.get(plan.microbatch_count)
-        if other and SCHEDULES[plan.schedule].refuses(plan.pipeline_parallel_degree, plan.stages_per_rank, other) is None:
+        # One microbatch needs none of the schedules that are not plain: the space has no such configuration.
+        plain = plan.pipeline_parallel_degree == 1 or plan.schedule in ("gpipe", "1f1b", "forward")
+        if (
+            other
+            and (other > 1 or plain)
+            and not SCHEDULES[plan.schedule].refuses(plan.pipeline_parallel_degree, plan.stages_per_rank, other)
+        ):
             yield replace(plan, microbatch_count=other)
 
 
