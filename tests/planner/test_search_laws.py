@@ -25,7 +25,7 @@ from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import Program, folds, lower, passes_of
-from chinchilla_sim.planner.screen import screen
+from chinchilla_sim.planner.screen import Screener, screen
 from chinchilla_sim.planner.search import PlanSearch
 from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
 from chinchilla_sim.simulator.engine import simulate
@@ -106,6 +106,7 @@ class Inquiry:
 
     pricer: Pricer
     search: SearchSpec
+    budget: int = 1500
     seen: list[tuple[Plan, Pricing, float]] = field(default_factory=list)
 
     def simulate(self, program: Program, pricing: Pricing, cluster: Cluster) -> Timeline:
@@ -118,7 +119,7 @@ class Inquiry:
         """Search; what it found is in `seen`. The bound and the best objective stay with the judge."""
         searching = PlanSearch(self.pricer, self.search, Judge(self.pricer, self.search, self.simulate))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("chinchilla_sim.planner.search.Budget", lambda: Budget(1500))
+            patch.setattr("chinchilla_sim.planner.search.Budget", lambda: Budget(self.budget))
             try:
                 searching.run(front=True)
             except NoFeasiblePlanError:
@@ -174,3 +175,76 @@ def check_afresh(pricer: Pricer, plan: Plan, pricing: Pricing, step_s: float) ->
     for replica in range(plan.data_parallel_degree):
         for rank, passes in zip(plan.pipeline(replica), passes_of(plan, replica), strict=True):
             assert fresh.peak_bytes(plan, rank, passes) <= cluster.device(plan.slots_of(rank)[0]).usable_memory_bytes
+
+
+def search_of(graph: TaskGraph, cluster: Cluster, **allowed: Any) -> tuple[list[tuple[Plan, Pricing, float]], float]:
+    """All plans that a search simulates, and the least bound of its screen."""
+    job = JobSpec(global_batch_size=graph.batch_size)
+    inquiry = Inquiry(Pricer(graph, cluster, job), SearchSpec(executable=False, **allowed), budget=20_000)
+    searching = inquiry.run()
+    return inquiry.seen, float(screen(inquiry.pricer, searching.space).lower_bound_s.min(initial=np.inf))
+
+
+def cluster_of(*nodes: dict[str, Any], bandwidth: str = "1 Gbit/s") -> Cluster:
+    """Nodes of 100 Gflop/s at a switch, unless they say otherwise."""
+    usual = {"peak": "100 Gflop/s", "memory": "64 GiB", "price": "1 USD/h"}
+    tables = {
+        "nodes": [{"name": f"n{i}", **usual, **node} for i, node in enumerate(nodes)],
+        "network": {"bandwidth": bandwidth, "latency": "0 s"},
+    }
+    return build_cluster(ClusterSpec.model_validate(tables), "fp32")
+
+
+@pytest.mark.parametrize(("schedule", "tasks"), [("looped-bfs", "contiguous"), ("zb-v", "contiguous"), ("1f1b", "free")])
+def test_gradients_travel_while_another_stage_computes(schedule: str, tasks: str) -> None:
+    """15 ms of work and 16 ms of gradients per rank overlap where a rank has several stages: a bound must not add them."""
+    allowed = {"schedules": (schedule,), "stage_tasks": tasks, "data_parallel_degrees": (2,), "pipeline_parallel_degrees": (2,)}
+    seen, least_s = search_of(chain(8, 10**6, 6e9, 1e3, 8), cluster_of(*[{}] * 4), microbatch_counts=(2, 4), minimum_ranks=4, **allowed)
+    assert min(step_s for _, _, step_s in seen) >= least_s
+    assert least_s >= (0.029 if tasks == schedule else 0.0159)
+
+
+def test_each_stage_may_have_the_codec_that_suits_it() -> None:
+    """One matrix shrinks most as factors of low rank, a long row of weights by top-k: both together send less than either codec alone."""
+    graph = mlp([2000, 2000, 1, 100_000], 2)
+    allowed = {"data_parallel_degrees": (2,), "pipeline_parallel_degrees": (2,), "microbatch_counts": (1,)}
+    seen, least_s = search_of(graph, cluster_of(*[{}] * 4, bandwidth="100 kbit/s"), gradient_codecs=("low-rank", "top-k"), **allowed)
+    best, _, step_s = min((row for row in seen if len(row[0].slots) > 1), key=lambda row: row[2])
+    assert set(best.gradient_codecs) == {"low-rank", "top-k"}
+    assert step_s >= least_s
+
+
+def test_heaviest_task_counts_on_the_kind_that_suits_it() -> None:
+    """Of products and of large sums each is fast on one of two kinds of device: no kind's own heaviest task is a bound for both."""
+    fast = ({"peak": "10 Tflop/s", "memory_bandwidth": "1 GB/s"}, {"peak": "10 Gflop/s", "memory_bandwidth": "1 TB/s"})
+    graph, cluster = bert(layers=1, width=256, heads=4, tokens=256, vocabulary=256, batch_size=8), cluster_of(*fast)
+    pricer, allowed = Pricer(graph, cluster, JobSpec(global_batch_size=8)), SearchSpec()
+    screener = Screener(pricer, PlanSearch(pricer, allowed, Judge(pricer, allowed, simulate)).space)
+    task_s = [[sum(pricer.task_s(task, 8, cluster.device(slot), 2)[:2]) for task in graph.compute_tasks] for slot in (0, 1)]
+    heaviest_s = screener._whole(Sharding(), 8, 2, 2).heaviest_s
+    assert heaviest_s == pytest.approx(max(map(min, *task_s))) and heaviest_s < min(map(max, task_s))
+
+
+def test_replicas_that_meet_in_every_pass_have_equal_counts() -> None:
+    """Faster replicas get more microbatches, but not with ZeRO 3, where all gather at once, nor where a schedule cannot draw them."""
+    for allowed in ({"zero_stages": (3,)}, {"schedules": ("interleaved-zb",), "pipeline_parallel_degrees": (2,)}):
+        seen, _ = search_of(chain(4, 10**4, 1e10, 1e3, 12), cluster_of({"peak": "1 Tflop/s"}, {"peak": "1 Tflop/s"}, {}, {}), **allowed)
+        assert seen and not any(mistakes_of(plan) for plan, _, _ in seen)
+        assert not any(plan.replica_microbatch_counts for plan, _, _ in seen if plan.zero_stage == 3)
+
+
+def test_streams_are_not_scattered() -> None:
+    """A plan whose stages have replica counts of their own does not become one of several pieces per rank."""
+    graph, nodes = chain(5, 10, 3e9, 10, 12), [{}] * 3
+    seen, _ = search_of(
+        graph, cluster_of(*nodes), stage_tasks="free", stage_replicas="free", minimum_ranks=3, pipeline_parallel_degrees=(2,)
+    )
+    assert any(plan.free_replicas for plan, _, _ in seen) and not any(plan.free_replicas and plan.order for plan, _, _ in seen)
+
+
+@pytest.mark.parametrize("schedule", ["zb-h1", "looped-bfs"])
+def test_local_search_keeps_to_the_schedules_that_are_allowed(schedule: str) -> None:
+    """One microbatch goes by 1f1b, several only by what [search] lists, whatever a local search changes."""
+    seen, _ = search_of(chain(4, 10, 1e9, 1e6, 8), cluster_of({}, {}), schedules=(schedule,), minimum_ranks=2, data_parallel_degrees=(1,))
+    assert {plan.schedule for plan, _, _ in seen if plan.microbatch_count > 1 and plan.pipeline_parallel_degree > 1} == {schedule}
+    assert {plan.schedule for plan, _, _ in seen if plan.microbatch_count == 1} == {"1f1b"}
