@@ -233,13 +233,15 @@ def test_replicas_that_meet_in_every_pass_have_equal_counts() -> None:
         assert not any(plan.replica_microbatch_counts for plan, _, _ in seen if plan.zero_stage == 3)
 
 
-def test_streams_are_not_scattered() -> None:
-    """A plan whose stages have replica counts of their own does not become one of several pieces per rank."""
-    graph, nodes = chain(5, 10, 3e9, 10, 12), [{}] * 3
-    seen, _ = search_of(
-        graph, cluster_of(*nodes), stage_tasks="free", stage_replicas="free", minimum_ranks=3, pipeline_parallel_degrees=(2,)
-    )
-    assert any(plan.free_replicas for plan, _, _ in seen) and not any(plan.free_replicas and plan.order for plan, _, _ in seen)
+def test_streams_are_not_scattered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan whose stages have replica counts of their own does not become one of several pieces per rank; the equal plan does."""
+    pricer = Pricer(chain(5, 10, 3e9, 10, 12), cluster_of({}, {}, {}), JobSpec(global_batch_size=12))
+    allowed = SearchSpec(executable=False, stage_tasks="free", stage_replicas="free")
+    searching = PlanSearch(pricer, allowed, Judge(pricer, allowed, simulate))
+    stream = next(plan for plan in FreeSpace(pricer, searching.space).plans() if plan.stage_count == 2)
+    monkeypatch.setattr("chinchilla_sim.planner.drafts.scatter", lambda _cutter, whole, _counts: [whole])
+    assert list(searching.drafter.scattered(stream)) == []
+    assert list(searching.drafter.scattered(replace(stream, placement=((0,), (1,)), slots=(0, 1))))
 
 
 @pytest.mark.parametrize("schedule", ["zb-h1", "looped-bfs"])
