@@ -250,3 +250,9 @@ def test_local_search_keeps_to_the_schedules_that_are_allowed(schedule: str) -> 
     seen, _ = search_of(chain(4, 10, 1e9, 1e6, 8), cluster_of({}, {}), schedules=(schedule,), minimum_ranks=2, data_parallel_degrees=(1,))
     assert {plan.schedule for plan, _, _ in seen if plan.microbatch_count > 1 and plan.pipeline_parallel_degree > 1} == {schedule}
     assert {plan.schedule for plan, _, _ in seen if plan.microbatch_count == 1} == {"1f1b"}
+
+
+def test_tasks_that_hold_nothing_are_cut_for_several_stages_per_rank() -> None:
+    """Without weights and activations a rank's memory is no matter of shares; each stage may have all of it."""
+    seen, _ = search_of(chain(5, 0, 1e9, 0.0, 8), cluster_of({}, {}), schedules=("looped-bfs",), data_parallel_degrees=(1,))
+    assert any(plan.stage_count == 4 for plan, _, _ in seen)
