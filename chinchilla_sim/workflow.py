@@ -343,9 +343,9 @@ def _in_own_tasks(setting: Setting, coarse: TaskGraph, candidate: Candidate) -> 
 
 
 def serve_plan(setting: Setting, plan: Plan) -> Serving | None:
-    """What the arrivals of an inference job make of a plan; None where the job states none."""
+    """What the arrivals of an inference job make of a plan; None where the job states none, or stages have replica counts of their own."""
     load = load_of(setting.scenario.job)
-    if load is None:
+    if load is None or plan.free_replicas:
         return None
     return simulate_requests(tandems_of(plan, Pricer(setting.graph, setting.cluster, setting.scenario.job, setting.profile)), load)
 

@@ -102,6 +102,21 @@ def payload_bytes(codec: str, raw_bytes: float, value_bytes: float = VALUE_BYTES
     return values * min(kind.value_bytes, value_bytes) + kind.block_bytes * ceil(values / INT8_BLOCK)
 
 
+def least_payload_bytes(codec: str, raw_bytes: float, value_bytes: float, matrices: Matrices) -> float:
+    """What a weight adds to a payload at least: nothing is rounded up to whole blocks or values, so that weights add up.
+
+    >>> round(least_payload_bytes("top-k", 4 * 10, 4, []), 3), payload_bytes("top-k", 4 * 10)
+    (0.8, 8.0)
+    """
+    kind = CODECS[codec]
+    values = raw_bytes / value_bytes
+    if codec == "low-rank":
+        return payload_bytes(codec, raw_bytes, value_bytes, matrices)
+    if codec == "top-k":
+        return values * TOP_SHARE * (min(VALUE_BYTES, value_bytes) + INDEX_BYTES)
+    return values * (min(kind.value_bytes, value_bytes) + kind.block_bytes / INT8_BLOCK)
+
+
 def compression_ratio(codec: str, raw_bytes: float) -> float:
     """Payload bytes before / after; below 1 only for a few values that are smaller than their block's scale or a value's index."""
     return raw_bytes / payload_bytes(codec, raw_bytes) if raw_bytes else 1.0

@@ -82,7 +82,8 @@ class Cutter:
         of_rank: dict[int, float] = {}
         for need, row in zip(needs, plan.placement, strict=True):
             of_rank[row[0]] = of_rank.get(row[0], 0.0) + need
-        return [limit * need / of_rank[row[0]] for limit, need, row in zip(whole, needs, plan.placement, strict=True)]
+        # What needs nothing has all it needs.
+        return [limit * need / of_rank[row[0]] if need else limit for limit, need, row in zip(whole, needs, plan.placement, strict=True)]
 
     def _plan(self, whole: Plan, cut: Cut, chosen: Sequence[Floats]) -> Plan:
         names = [name for stage in whole.stages for name in stage]

@@ -56,7 +56,9 @@ class Drafter:
     def scattered(self, plan: Plan) -> Iterator[Plan]:
         """The plan's job with stages that are not contiguous, in about as many microbatches, where [search] allows it."""
         ranks = plan.pipeline_parallel_degree
-        if self.search.stage_tasks == "contiguous" or not self.training or ranks == 1 or plan.replica_microbatch_counts:
+        if self.search.stage_tasks == "contiguous" or not self.training or ranks == 1:
+            return
+        if plan.replica_microbatch_counts or plan.free_replicas:
             return
         tasks = tuple(name for stage in plan.stages for name in stage)
         whole = replace(plan, stages=(tasks,), placement=tuple(dict.fromkeys(plan.placement)))
@@ -68,6 +70,8 @@ class Drafter:
         """The plan with more microbatches for faster replicas, where replicas are on devices of different speed."""
         if self.search.executable or plan.data_parallel_degree == 1 or SCHEDULES[plan.schedule].row is None:
             return
+        if plan.zero_stage == 3 or plan.expert_parallel_degree > 1:
+            return  # replicas meet in every pass
         pricer, tasks = self.pricer.for_devices(plan), self.pricer.for_devices(plan).graph.compute_tasks
         seconds: dict[Device, float] = {}
         slowest_s = []
@@ -78,7 +82,8 @@ class Drafter:
             slowest_s.append(max(seconds[device] for device in devices))
         if len(set(slowest_s)) > 1:
             counts = share_out(plan.microbatch_count * plan.data_parallel_degree, slowest_s)
-            if set(counts) != {plan.microbatch_count}:
+            refuses, shape = SCHEDULES[plan.schedule].refuses, (plan.pipeline_parallel_degree, plan.stages_per_rank)
+            if set(counts) != {plan.microbatch_count} and not any(refuses(*shape, count) for count in set(counts)):
                 yield replace(plan, replica_microbatch_counts=tuple(counts))
 
     def _whole(

@@ -176,8 +176,17 @@ def _other_counts(plan: Plan, search: SearchSpec) -> Iterator[Plan]:
         return
     for lower, upper in pairwise(microbatch_counts(search, plan.global_batch_size // plan.data_parallel_degree)):
         other = {lower: upper, upper: lower}.get(plan.microbatch_count)
-        if other and SCHEDULES[plan.schedule].refuses(plan.pipeline_parallel_degree, plan.stages_per_rank, other) is None:
+        if other and _can_have(plan, other, search):
             yield replace(plan, microbatch_count=other)
+
+
+def _can_have(plan: Plan, count: int, search: SearchSpec) -> bool:
+    """Whether the plan's schedule may be played with so many microbatches: as in `Space.schedules`, one needs only a plain schedule."""
+    ranks, name = plan.pipeline_parallel_degree, plan.schedule
+    if ranks == 1 or not plan.training:
+        return True
+    allowed = name in ("gpipe", "1f1b") if count == 1 else name in search.schedules
+    return allowed and SCHEDULES[name].refuses(ranks, plan.stages_per_rank, count) is None
 
 
 def _swapped(plan: Plan) -> Iterator[Plan]:

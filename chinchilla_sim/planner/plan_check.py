@@ -63,6 +63,9 @@ def _batch_mistakes(plan: Plan) -> Found:
         product = sum(plan.microbatches_of(d) for d in range(plan.data_parallel_degree))
         field = "replica_microbatch_counts" if counts else "microbatch_count"
         yield field, f"{plan.global_batch_size} samples do not divide into {product} microbatches"
+    if counts and len(set(counts)) > 1 and (plan.zero_stage == 3 or plan.expert_parallel_degree > 1):
+        meeting = "ZeRO 3" if plan.zero_stage == 3 else "expert parallelism"
+        yield "replica_microbatch_counts", f"replicas meet in every pass with {meeting}: give them equal counts"
 
 
 def _layout_mistakes(plan: Plan) -> Found:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
 from chinchilla_sim.cluster.ring import ring_order
 from chinchilla_sim.cluster.topology import Cluster, Device
-from chinchilla_sim.cost.codec import CODECS, Matrices, decode_s, encode_s, exchange_kind, matrices_of, payload_bytes
+from chinchilla_sim.cost.codec import CODECS, Matrices, decode_s, encode_s, exchange_kind, least_payload_bytes, matrices_of, payload_bytes
 from chinchilla_sim.cost.collective import collective_s, measured_table
 from chinchilla_sim.cost.compute import (
     FP32_BYTES,
@@ -163,6 +166,16 @@ class Pricer:
     def gradient_payload_bytes(self, codec: str, tasks: Sequence[Task]) -> float:
         """What a rank gives to the exchange of the gradients of neighbouring tasks."""
         return payload_bytes(codec, self.graph.trained_bytes_of(tasks), self.value_bytes, self.matrices(tasks))
+
+    def least_payloads(self, codecs: Sequence[str], tasks: Sequence[Task]) -> NDArray[np.float64]:
+        """Bytes that each trained weight of some tasks adds at least to what a rank exchanges, by codec and weight."""
+        weights = [one for one in self.graph.weights_of(tasks) if one.trained]
+        shapes = [matrices_of([one], self.value_bytes) for one in weights]
+        payloads = [
+            [least_payload_bytes(codec, one.bytes, self.value_bytes, shape) for one, shape in zip(weights, shapes, strict=True)]
+            for codec in codecs
+        ]
+        return np.array(payloads, dtype=np.float64)
 
     def kept_stage_price(self, plan: Plan, stage: int, device: Device, raw: Sequence[float], raw_gradients: Sequence[float]) -> StagePrice:
         """The price of a stage, from another plan where all that it depends on is the same."""

@@ -2,10 +2,11 @@
 
 Of the whole model on one group of devices, per microbatch, F is the forward pass, B the backward pass with its recompute, W the weight
 gradients in it; per step O is the optimizer and G the bytes of gradients that a device sends, over the fastest link there is, with the
-smallest codec allowed (0 where buckets or ZeRO 3 hide it, or collectives were measured); X is a transfer of the narrowest cut there and
-back over such a link. w is the heaviest task, T = F + B. With p pipeline ranks and m microbatches, wherever stages are cut:
+smallest codec allowed for each weight (0 where buckets or ZeRO 3 hide it, or collectives were measured); X is a transfer of the narrowest
+cut there and back over such a link. w is the heaviest task, T = F + B. With p pipeline ranks and m microbatches, wherever stages are cut:
 
-    work     (m T + O + G) / p                            the busiest rank does at least its share
+    work     (m T + O + G) / p                            the busiest rank does at least its share; max(m T + O, G) / p where it may
+                                                         have several stages, and exchanges for one while it computes another
     mixed    d m sum_i min_k w_k t_ik / (w_1 + .. + w_dp)    the same over devices of several kinds, for any weights w
     path     T + (p-1) X, or T - W + (p-1) X              one microbatch passes through all stages and back; W may be put off
     task     m w                                          a task is not divided
@@ -123,7 +124,7 @@ class Screener:
         self._wholes: dict[tuple[Sharding, int, int, int], _Whole] = {}
         self._passes: dict[tuple[Sharding, int, int, int], Floats] = {}
         self._task_s: dict[tuple[Sharding, int, int], Floats] = {}
-        self._payloads: dict[Sharding, dict[str, float]] = {}
+        self._payloads: dict[Sharding, Floats] = {}
         self._allowed: dict[tuple[int, int], list[int]] = {}
         kinds: dict[Device, int] = {}
         counts: Counter[Device] = Counter()
@@ -177,7 +178,10 @@ class Screener:
         path_s = np.where(split, least_s - figure["weight_s"], least_s) + (p - 1) * self._crossing_s(sharding, size)
         with np.errstate(divide="ignore", invalid="ignore"):
             ramps_s = np.where(line, least_s / -np.expm1(p * np.log1p(-1 / m)), 0.0)
-        work_s = (m * least_s + update_s + self._sent_s(sharding, d)) / p
+        computed_s, sent_s = m * least_s + update_s, self._sent_s(sharding, d)
+        # A rank with several stages exchanges the gradients of one while it works on another.
+        several = (stages > 1) | (p > 1) & (self.search.stage_tasks != "contiguous")
+        work_s = np.where(several, np.maximum(computed_s, sent_s), computed_s + sent_s) / p
         mixed_s = d * m * self._mixed_s(sharding, [tuple(key) for key in keys.tolist()], index, d * p)
         bound_s = np.maximum.reduce([work_s, path_s, m * least["heaviest_s"], ramps_s, mixed_s]) * (1 - 1e-9)
         bubble = np.where(split, SPLIT_BUBBLE, 1.0) / stages
@@ -244,6 +248,7 @@ class Screener:
                 passes = np.array([self._passes[sharding, size, busy, slot] for slot in self.kinds])
                 self._task_s[sharding, size, busy] = passes.sum(axis=2)
                 best["forward_s"], best["backward_s"] = passes.min(axis=0).sum(axis=0).tolist()
+                best["heaviest_s"] = float(passes.sum(axis=2).min(axis=0).max())
             worst = {
                 "weight_s": max(whole.weight_s for whole in found),
                 "slowest_s": max(whole.slowest_s for whole in found[:kinds]),
@@ -266,7 +271,7 @@ class Screener:
         )
         pricer, device = self.pricer.for_devices(plan), self.cluster.device(slot, busy)
         tasks = pricer.graph.compute_tasks
-        self._payloads[sharding] = {codec: pricer.gradient_payload_bytes(codec, tasks) for codec in self.search.gradient_codecs}
+        self._payloads[sharding] = pricer.least_payloads(self.search.gradient_codecs, tasks)
         seconds = [pricer.task_s(task, size, device, busy) for task in tasks]
         passes = self._with_host(pricer, device, np.array([row[:2] for row in seconds]) * [1.0, training])
         self._passes[sharding, size, busy, slot] = passes
@@ -359,11 +364,13 @@ class Screener:
         sent = []
         for degree in degrees.tolist():
             by_codec = []
-            for codec, payload in payloads.items():
+            for codec, payload in zip(self.search.gradient_codecs, payloads, strict=True):
                 kind = exchange_kind(codec, sharding.zero_stage)
                 # With ZeRO a rank gathers its own share only.
-                by_codec.append(sent_bytes(kind, payload / (degree if kind == "all_gather" and sharding.zero_stage else 1), degree))
-            sent.append(min(by_codec) if degree > 1 else 0.0)
+                share = 1 / degree if kind == "all_gather" and sharding.zero_stage else 1.0
+                by_codec.append(sent_bytes(kind, share, degree) * payload)
+            # Each stage may have a codec of its own.
+            sent.append(float(np.minimum.reduce(by_codec).sum()) if degree > 1 else 0.0)
         seconds: Floats = np.array(sent)[index] / self._fastest_link.bandwidth_bytes_per_s
         return seconds
 

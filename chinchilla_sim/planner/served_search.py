@@ -66,7 +66,12 @@ class _ServedSearch(PlanSearch):
         if self.search.objective == "step_time":
             return super()._objective_per_s(screened)
         bound_s = np.maximum(screened.lower_bound_s, np.finfo(np.float64).tiny)
-        per_s: Floats = (self._least_latency_s() if self.served.by_latency else super()._objective_per_s(screened)) / bound_s
+        if self.served.by_latency:
+            latency_per_s: Floats = self._least_latency_s() / bound_s
+            return latency_per_s
+        # Devices are in use while the requests of a global batch arrive.
+        arriving_s = self.job.global_batch_size / self.served.load.arrivals_per_s
+        per_s: Floats = super()._objective_per_s(screened) * arriving_s / bound_s
         return per_s
 
     def _estimates(self, screened: Screen, per_s: Floats) -> Floats:

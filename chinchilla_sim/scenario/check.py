@@ -115,6 +115,9 @@ def _check_load(scenario: Table) -> Iterator[Mistake]:
     if _has(job, "arrival_rate"):
         if job.get("kind", "training") == "training":
             yield Mistake("job.arrival_rate", "is for inference; nobody waits for a step of training", 'write kind = "inference"')
+        if search.get("stage_replicas") == "free":
+            what = 'is "free", but requests go through replicas of the whole model'
+            yield Mistake("search.stage_replicas", what, 'leave it out, or write stage_replicas = "equal"')
         return
     asks = {"objective": search.get("objective") == "latency", "maximum_latency": _has(search, "maximum_latency")}
     for key in [key for key, asked in asks.items() if asked]:

@@ -66,6 +66,8 @@ def test_plan_reads_as_one_line(grid: Plan, changes: dict[str, Any], text: str) 
         ({"activation_codecs": ()}, ["activation_codecs"]),
         ({"microbatch_count": 3}, ["microbatch_count"]),
         ({"microbatch_count": 128}, ["microbatch_count"]),
+        ({"replica_microbatch_counts": (3, 1), "zero_stage": 3, "gradient_codecs": ("none", "none")}, ["replica_microbatch_counts"]),
+        ({"replica_microbatch_counts": (3, 1), "expert_parallel_degree": 2}, ["replica_microbatch_counts"]),
         ({"stages": (), "placement": (), "slots": (), "gradient_codecs": (), "activation_codecs": ()}, ["stages", "placement"]),
         ({"gradient_codecs": (), "activation_codecs": (), "slots": (1, 1, 1, 1)}, ["slots", "gradient_codecs", "activation_codecs"]),
     ],

@@ -103,3 +103,10 @@ def test_batches_are_priced_at_powers_of_two_and_interpolated() -> None:
     assert priced_sizes(24) == [1, 2, 4, 8, 16, 24] and priced_sizes(2) == [1, 2]
     line = Tandem((Station((1.0, 3.0), 0.5), Station((2.0, 2.0))))
     assert (line.most, line.traversal_s(2), line.interval_s(2), line.window) == (2, 5.5, 3.0, 2)
+
+
+@pytest.mark.parametrize("rate", ["2 requests/s", "160 requests/s"])
+def test_cost_under_load_is_bounded_by_the_time_of_the_arrivals(rate: str) -> None:
+    """Devices are rented while a batch of 16 arrives, 8 s or 0.1 s: the bound is one device for so long, which carries both."""
+    found = find(rate, objective="cost")
+    assert found.lower_bound == pytest.approx(16 / float(rate.split()[0]) / 3600) == found.best.objective

@@ -388,6 +388,7 @@ def test_schema_documents_an_example_for_every_plain_key() -> None:
         assert [key for key, value in good[title]["properties"].items() if "examples" not in value] == []
     job = {key: value["examples"][0] for key, value in good["JobSpec"]["properties"].items()}
     search = {key: value["examples"][0] for key, value in good["SearchSpec"]["properties"].items()}
+    search["stage_replicas"] = "equal"  # "free" is not for the requests that the job's example states
     assert isinstance(parse_scenario(tables(job={**job, "optimizer": "sgd", "kind": "inference"}, search=search), "x"), Scenario)
 
 
@@ -408,6 +409,12 @@ def test_a_load_is_a_rate_of_requests() -> None:
             {**SERVING, "kind": "training"},
             {},
             'job.arrival_rate: is for inference; nobody waits for a step of training; write kind = "inference"',
+        ),
+        (
+            SERVING,
+            {"stage_replicas": "free", "executable": False},
+            'search.stage_replicas: is "free", but requests go through replicas of the whole model; '
+            'leave it out, or write stage_replicas = "equal"',
         ),
         ({**SERVING, "arrival_rate": "5"}, {}, 'job.arrival_rate: "5" has no unit; write for example "200 requests/s"'),
         (
