@@ -14,7 +14,7 @@ from chinchilla_sim.errors import Mistake, ScenarioError
 
 if TYPE_CHECKING:
     from chinchilla_sim.planner.plan_file import PlanFile
-    from chinchilla_sim.workflow import Setting
+    from chinchilla_sim.setting import Setting
 
 
 @app.command
