@@ -18,7 +18,8 @@ from chinchilla_sim.graph.importers import read_graph
 from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import VALUE_BYTES, TaskGraph
 from chinchilla_sim.graph.zoo import FORMULAS, PRESETS, chain, mlp
-from chinchilla_sim.scenario.schema import ModelSpec, Scenario
+from chinchilla_sim.scenario.model import ModelSpec
+from chinchilla_sim.scenario.schema import Scenario
 
 BUILTIN_WIDTHS = (784, 512, 10)
 CALIBRATION_VARIABLE = "CHINCHILLA_CALIBRATION"

@@ -32,8 +32,9 @@ from chinchilla_sim.planner.search import find_plans
 from chinchilla_sim.planner.served_search import find_served_plans
 from chinchilla_sim.planner.serving import Serving, load_of, tandems_of
 from chinchilla_sim.scenario.load import parse_scenario
+from chinchilla_sim.scenario.model import CompressionSpec
 from chinchilla_sim.scenario.overrides import apply_overrides
-from chinchilla_sim.scenario.schema import CompressionSpec, Scenario
+from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import Setting, build_graph, find_calibration, prepare, profile_path
 from chinchilla_sim.simulator.disturbance import Spread, disturbances_of, draw_steps
 from chinchilla_sim.simulator.drawing import read_order_file

@@ -16,7 +16,8 @@ from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.sharing import with_sharing
 from chinchilla_sim.scenario.load import parse_scenario
-from chinchilla_sim.scenario.schema import ActivationCodec, Codec, Scenario
+from chinchilla_sim.scenario.schema import Scenario
+from chinchilla_sim.scenario.search import ActivationCodec, Codec
 
 FORMAT = "chinchilla-plan"
 VERSION = 1

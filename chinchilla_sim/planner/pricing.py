@@ -30,7 +30,7 @@ from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import NO_EXCHANGE, Bucket, Exchange, Pricing, StagePrice
 from chinchilla_sim.planner.recompute import Blocks, Kept, keep_all
 from chinchilla_sim.planner.sharing import exchange_among, shared_exchanges
-from chinchilla_sim.scenario.schema import JobSpec
+from chinchilla_sim.scenario.job import JobSpec
 
 
 class Pricer:

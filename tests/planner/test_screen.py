@@ -26,7 +26,9 @@ from chinchilla_sim.planner.screen import screen
 from chinchilla_sim.planner.search import find_plans
 from chinchilla_sim.planner.sharing import with_sharing
 from chinchilla_sim.planner.slots import SlotChooser
-from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.simulator.engine import simulate
 from tests.planner.graphs import shared_sets, sharing
 

@@ -8,7 +8,8 @@ import pytest
 from chinchilla_sim.cost.codec import CODECS
 from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.scenario.load import json_schema, parse_scenario
-from chinchilla_sim.scenario.schema import Codec, Scenario
+from chinchilla_sim.scenario.schema import Scenario
+from chinchilla_sim.scenario.search import Codec
 
 Tables = dict[str, Any]
 PEAK = {"peak": "10 Tflop/s", "memory": "16 GiB"}
