@@ -26,7 +26,7 @@ def validate_run(plan: Path, *, steps: int = VALIDATION_STEPS, as_json: AsJson =
     """
     import tempfile
 
-    from chinchilla_sim.report.table import categories_table, comparison_table
+    from chinchilla_sim.report.measured import categories_table, comparison_table
     from chinchilla_sim.validation.compare import compare
     from chinchilla_sim.workflow import open_plan, run_for_real, simulate_plan
 

@@ -68,7 +68,7 @@ def _plan_one(scenario: Path, overrides: Overrides, output: Path | None, time_li
     from time import monotonic
 
     from chinchilla_sim.report.front import front_dict, front_table
-    from chinchilla_sim.report.table import search_dict
+    from chinchilla_sim.report.result import search_dict
     from chinchilla_sim.workflow import plan_file, study_of
 
     if output:
@@ -256,7 +256,7 @@ def run(
     steps
         Stop after so many optimizer steps.
     """
-    from chinchilla_sim.report.table import categories_table, comparison_table, metrics_table
+    from chinchilla_sim.report.measured import categories_table, comparison_table, metrics_table
     from chinchilla_sim.validation.compare import compare
     from chinchilla_sim.workflow import run_for_real, simulate_plan
 
@@ -289,7 +289,8 @@ def report(source: Path, *, overrides: Overrides = None, output: Output = None, 
     """
     from chinchilla_sim.report.front import front_dict
     from chinchilla_sim.report.page import render_page
-    from chinchilla_sim.report.table import search_dict, summary_text
+    from chinchilla_sim.report.result import search_dict
+    from chinchilla_sim.report.summary import summary_text
     from chinchilla_sim.report.trace import chrome_trace
     from chinchilla_sim.workflow import plan_file, simulate_plan, study_of
 

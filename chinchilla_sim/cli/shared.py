@@ -85,9 +85,10 @@ def measurement_of(folder: Path, file: PlanFile) -> Any:
 
 
 def print_plan(setting: Setting, search: SearchResult) -> None:
+    from chinchilla_sim.report.cost import cost_table
+    from chinchilla_sim.report.plans import candidates_table, ranks_table
     from chinchilla_sim.report.serving import serving_tables
     from chinchilla_sim.report.sketch import sketch
-    from chinchilla_sim.report.table import candidates_table, cost_table, ranks_table
     from chinchilla_sim.workflow import study_of
 
     study = study_of(setting, search)

@@ -14,7 +14,9 @@ from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.planner.action import parse_action
 from chinchilla_sim.planner.candidate import Candidate
 from chinchilla_sim.planner.schedules.automatic import most_held
-from chinchilla_sim.report.table import NONE, Table, candidate_facts, percent, versus
+from chinchilla_sim.report.plans import candidate_facts
+from chinchilla_sim.report.table import NONE, Table, percent
+from chinchilla_sim.report.verdict import versus
 from chinchilla_sim.simulator.benchmark import Figure
 from chinchilla_sim.simulator.disturbance import Spread
 from chinchilla_sim.simulator.drawing import DrawnSchedule

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 from chinchilla_sim.report.page import render_page
 from chinchilla_sim.report.study import Study
-from chinchilla_sim.report.table import answer
+from chinchilla_sim.report.verdict import answer
 from chinchilla_sim.units import format_bytes, format_seconds
 
 MakeStudy = Callable[..., Study]
