@@ -166,8 +166,8 @@ def simulate(
     trace
         Write a Chrome trace of all of them (for ui.perfetto.dev): spans, what every idle moment waits for, and the critical path.
     """
-    from chinchilla_sim.report.listing import disturbed_dict, disturbed_table, memory_table, simulated_dict, simulated_table
     from chinchilla_sim.report.serving import requests_table
+    from chinchilla_sim.report.simulated import disturbed_dict, disturbed_table, memory_table, simulated_dict, simulated_table
     from chinchilla_sim.report.trace import chrome_trace
     from chinchilla_sim.workflow import disturb_plan, open_plan, simulate_plan, with_program
 
@@ -221,7 +221,7 @@ def schedule(
     transfer
         Seconds from rank to rank.
     """
-    from chinchilla_sim.report.listing import schedule_dict, schedule_table
+    from chinchilla_sim.report.simulated import schedule_dict, schedule_table
     from chinchilla_sim.report.sketch import sketch
     from chinchilla_sim.simulator.drawing import draw_schedule
 

@@ -99,7 +99,7 @@ def print_plan(setting: Setting, search: SearchResult) -> None:
 
 def calibrate_tasks(scenario: Path, overrides: list[str] | None, ranks: int | None, as_json: bool) -> None:
     """Measure the tasks of a scenario's model."""
-    from chinchilla_sim.report.listing import profile_table
+    from chinchilla_sim.report.machine import profile_table
     from chinchilla_sim.scenario.load import load_scenario
     from chinchilla_sim.workflow import profile_scenario
 
