@@ -10,6 +10,7 @@ from chinchilla_sim.report.verdict import FORMAT_OBJECTIVE, counted_by, no_one_r
 from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.units import format_bytes, format_seconds
 
+FACT_HEADERS = ("exposed communication", "bubble", "sent per step", "peak memory")
 _OBJECTIVE_COLUMN = {"cost": "USD", "energy": "energy", "latency": "p95 latency"}
 
 
@@ -21,15 +22,12 @@ def candidates_table(search: SearchResult, objective: str = "step_time") -> Tabl
         headers.append(_OBJECTIVE_COLUMN[objective] + (f" per {counted_by(best)}" if objective != "latency" else ""))
     rows = []
     for name, candidate in listed_candidates(search):
-        facts = candidate_facts(candidate)
         cells = [name, str(len(candidate.plan.slots)), format_seconds(candidate.step_s)]
         cells.append("chosen" if candidate is best else versus(candidate.step_s, best.step_s, "step_time"))
         if objective != "step_time":
             cells.append(FORMAT_OBJECTIVE[objective](candidate.objective) if candidate.objective else NOT_STATED)
-        cells += [format_seconds(facts["exposed_communication_s"]), percent(facts["bubble_fraction"])]
-        cells += [format_bytes(facts["sent_bytes"]), format_bytes(facts["peak_memory_bytes"])]
-        rows.append(tuple(cells))
-    headers += ["exposed communication", "bubble", "sent per step", "peak memory"]
+        rows.append((*cells, *fact_cells(candidate)))
+    headers += FACT_HEADERS
     note = "exposed communication and peak memory: of the worst rank; sent: sum of all ranks"
     if search.one_rank is None:
         note += f"; {no_one_rank(search)}"
@@ -93,6 +91,13 @@ def candidate_facts(candidate: Candidate) -> dict[str, float]:
         "sent_bytes": sum(timeline.sent_bytes(rank) for rank in ranks),
         "peak_memory_bytes": max(timeline.peak_memory_bytes(rank) for rank in ranks),
     }
+
+
+def fact_cells(candidate: Candidate) -> tuple[str, ...]:
+    """Cells under FACT_HEADERS."""
+    facts = candidate_facts(candidate)
+    seconds, share = format_seconds(facts["exposed_communication_s"]), percent(facts["bubble_fraction"])
+    return seconds, share, format_bytes(facts["sent_bytes"]), format_bytes(facts["peak_memory_bytes"])
 
 
 def exposed_s(timeline: Timeline, rank: int) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from chinchilla_sim.planner.action import parse_action
 from chinchilla_sim.planner.candidate import Candidate
 from chinchilla_sim.planner.schedules.automatic import most_held
-from chinchilla_sim.report.plans import candidate_facts
+from chinchilla_sim.report.plans import FACT_HEADERS, candidate_facts, fact_cells
 from chinchilla_sim.report.table import Table, percent
 from chinchilla_sim.report.verdict import versus
 from chinchilla_sim.simulator.disturbance import Spread
@@ -26,13 +26,10 @@ def simulated_table(rows: Sequence[tuple[str, Candidate]]) -> Table:
     fastest_s = min(candidate.step_s for _, candidate in rows)
     cells = []
     for name, candidate in rows:
-        facts = candidate_facts(candidate)
         compared = "fastest" if candidate.step_s == fastest_s else versus(candidate.step_s, fastest_s, "step_time")
         row = [name, candidate.plan.describe(), str(len(candidate.plan.slots)), format_seconds(candidate.step_s), compared]
-        row += [format_seconds(facts["exposed_communication_s"]), percent(facts["bubble_fraction"])]
-        row += [format_bytes(facts["sent_bytes"]), format_bytes(facts["peak_memory_bytes"])]
-        cells.append(tuple(row))
-    headers = ("file", "plan", "ranks", "step time", "vs fastest", "exposed communication", "bubble", "sent per step", "peak memory")
+        cells.append((*row, *fact_cells(candidate)))
+    headers = ("file", "plan", "ranks", "step time", "vs fastest", *FACT_HEADERS)
     return Table("Simulated plans", headers, tuple(cells), text_columns=(0, 1))
 
 
