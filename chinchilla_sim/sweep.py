@@ -25,11 +25,12 @@ from typing import Any
 from chinchilla_sim.cluster.build import THIS_MACHINE
 from chinchilla_sim.errors import ChinchillaError, Mistake, NoFeasiblePlanError, RunError, ScenarioError
 from chinchilla_sim.planner.plan_file import PlanFile
+from chinchilla_sim.report.result import search_dict
 from chinchilla_sim.report.sweep import SweepRow
-from chinchilla_sim.report.table import search_dict
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario
-from chinchilla_sim.workflow import make_best_plan, plan_file, prepare, study_of
+from chinchilla_sim.setting import prepare
+from chinchilla_sim.workflow import make_best_plan, plan_file, study_of
 
 ANSWER_WITHIN = "10s"
 """How long a Dask scheduler may take to answer."""

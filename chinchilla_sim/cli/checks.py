@@ -26,7 +26,7 @@ def validate_run(plan: Path, *, steps: int = VALIDATION_STEPS, as_json: AsJson =
     """
     import tempfile
 
-    from chinchilla_sim.report.table import categories_table, comparison_table
+    from chinchilla_sim.report.measured import categories_table, comparison_table
     from chinchilla_sim.validation.compare import compare
     from chinchilla_sim.workflow import open_plan, run_for_real, simulate_plan
 
@@ -50,7 +50,7 @@ def validate_network(cases: Path, *, as_json: AsJson = False) -> None:
     cases
         Folder of cases (*.json): platform, tasks, and SimGrid's finish times under `fair` sharing.
     """
-    from chinchilla_sim.report.listing import network_table
+    from chinchilla_sim.report.accuracy import network_table
     from chinchilla_sim.validation.simgrid import check_cases
 
     results = check_cases(cases)
@@ -100,7 +100,7 @@ def validate_published(rows: Path, *, output: Output = None, calibrate: int | No
     calibrate
         Fit six constants to so many random rows of each source with at least twice as many, and score them on the others.
     """
-    from chinchilla_sim.report.listing import fits_table, ledger_dict, ledger_tables
+    from chinchilla_sim.report.accuracy import fits_table, ledger_dict, ledger_tables
     from chinchilla_sim.validation.fitting import fit_sources
     from chinchilla_sim.validation.ledger import ledger, predict_rows, regret, write_predictions
 
@@ -134,7 +134,7 @@ def validate_kernels(products: Path, *, device: str = "a100-sxm-80gb", precision
     precision
         fp32, fp16 or bf16: which peak counts.
     """
-    from chinchilla_sim.report.listing import kernels_dict, kernels_table
+    from chinchilla_sim.report.accuracy import kernels_dict, kernels_table
     from chinchilla_sim.validation.kernels import check_kernels
 
     with busy("fitting"):
@@ -158,7 +158,7 @@ def validate_collectives(table: Path, *, device: str = "a100-sxm-80gb", network:
     network
         What a node's network interface carries ("800 Gbit/s"), for rows over several nodes.
     """
-    from chinchilla_sim.report.listing import collectives_dict, collectives_tables
+    from chinchilla_sim.report.accuracy import collectives_dict, collectives_tables
     from chinchilla_sim.units import parse_bandwidth
     from chinchilla_sim.validation.collectives import check_collectives
 
@@ -183,7 +183,7 @@ def validate_schedules(profiles: Path, *, as_json: AsJson = False) -> None:
     profiles
         CSV of profiled stages (columns of pipeline_stage_profiles.csv: milliseconds of F, B, W and transfer, schedule, measured step).
     """
-    from chinchilla_sim.report.listing import schedules_dict, schedules_tables
+    from chinchilla_sim.report.accuracy import schedules_dict, schedules_tables
     from chinchilla_sim.validation.zero_bubble import check_profiles
 
     with busy("simulating profiled stages"):
@@ -207,7 +207,7 @@ def calibrate(scenario: Path | None = None, *, ranks: int | None = None, overrid
         Ranks that will be busy at once (default: one per core).
     """
     from chinchilla_sim.cluster.calibration import core_count, stale_entries
-    from chinchilla_sim.report.listing import calibration_table
+    from chinchilla_sim.report.machine import calibration_table
     from chinchilla_sim.workflow import calibrate as measure
 
     if scenario:
@@ -227,7 +227,7 @@ def calibrate(scenario: Path | None = None, *, ranks: int | None = None, overrid
 @bench.command(name="simulator")
 def bench_simulator(*, as_json: AsJson = False) -> None:
     """Measure how fast the three evaluators are here: SimPy engine, replay, closed form; and flows, and a step of 3,072 GPUs."""
-    from chinchilla_sim.report.listing import figures_dict, speed_table
+    from chinchilla_sim.report.machine import figures_dict, speed_table
     from chinchilla_sim.simulator.benchmark import measure_simulator
 
     figures = []
@@ -249,7 +249,7 @@ def bench_planner(*, most_devices: int = 16384, as_json: AsJson = False) -> None
     most_devices
         Leave out larger clusters.
     """
-    from chinchilla_sim.report.listing import figures_dict, speed_table
+    from chinchilla_sim.report.machine import figures_dict, speed_table
     from chinchilla_sim.validation.planning_speed import measure_planning
 
     figures = []
@@ -273,7 +273,7 @@ def bench_ledger(rows: Path, *, leave_one_out: bool = False, as_json: AsJson = F
     leave_one_out
         For each source fit constants and intervals to all others, and score them on it (five minutes for 2,800 rows).
     """
-    from chinchilla_sim.report.listing import ledger_dict, ledger_tables
+    from chinchilla_sim.report.accuracy import ledger_dict, ledger_tables
     from chinchilla_sim.report.reasons import left_out_dict, left_out_table
     from chinchilla_sim.validation.ledger import ledger, predict_rows, regret
     from chinchilla_sim.validation.left_out import leave_one_out as score_left_out
@@ -300,7 +300,7 @@ def catalogue(name: str | None = None, *, as_json: AsJson = False) -> None:
         Show all that the catalogue says about this entry.
     """
     from chinchilla_sim.cluster.catalogue import KINDS, entries, find_entries
-    from chinchilla_sim.report.listing import catalogue_dict, catalogue_tables, entry_tables
+    from chinchilla_sim.report.catalogue import catalogue_dict, catalogue_tables, entry_tables
 
     if name is not None:
         found = find_entries(name)

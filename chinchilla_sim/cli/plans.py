@@ -14,7 +14,7 @@ from chinchilla_sim.errors import Mistake, ScenarioError
 
 if TYPE_CHECKING:
     from chinchilla_sim.planner.plan_file import PlanFile
-    from chinchilla_sim.workflow import Setting
+    from chinchilla_sim.setting import Setting
 
 
 @app.command
@@ -68,7 +68,7 @@ def _plan_one(scenario: Path, overrides: Overrides, output: Path | None, time_li
     from time import monotonic
 
     from chinchilla_sim.report.front import front_dict, front_table
-    from chinchilla_sim.report.table import search_dict
+    from chinchilla_sim.report.result import search_dict
     from chinchilla_sim.workflow import plan_file, study_of
 
     if output:
@@ -166,8 +166,8 @@ def simulate(
     trace
         Write a Chrome trace of all of them (for ui.perfetto.dev): spans, what every idle moment waits for, and the critical path.
     """
-    from chinchilla_sim.report.listing import disturbed_dict, disturbed_table, memory_table, simulated_dict, simulated_table
     from chinchilla_sim.report.serving import requests_table
+    from chinchilla_sim.report.simulated import disturbed_dict, disturbed_table, memory_table, simulated_dict, simulated_table
     from chinchilla_sim.report.trace import chrome_trace
     from chinchilla_sim.workflow import disturb_plan, open_plan, simulate_plan, with_program
 
@@ -221,7 +221,7 @@ def schedule(
     transfer
         Seconds from rank to rank.
     """
-    from chinchilla_sim.report.listing import schedule_dict, schedule_table
+    from chinchilla_sim.report.simulated import schedule_dict, schedule_table
     from chinchilla_sim.report.sketch import sketch
     from chinchilla_sim.simulator.drawing import draw_schedule
 
@@ -256,7 +256,7 @@ def run(
     steps
         Stop after so many optimizer steps.
     """
-    from chinchilla_sim.report.table import categories_table, comparison_table, metrics_table
+    from chinchilla_sim.report.measured import categories_table, comparison_table, metrics_table
     from chinchilla_sim.validation.compare import compare
     from chinchilla_sim.workflow import run_for_real, simulate_plan
 
@@ -289,7 +289,8 @@ def report(source: Path, *, overrides: Overrides = None, output: Output = None, 
     """
     from chinchilla_sim.report.front import front_dict
     from chinchilla_sim.report.page import render_page
-    from chinchilla_sim.report.table import search_dict, summary_text
+    from chinchilla_sim.report.result import search_dict
+    from chinchilla_sim.report.summary import summary_text
     from chinchilla_sim.report.trace import chrome_trace
     from chinchilla_sim.workflow import plan_file, simulate_plan, study_of
 

@@ -12,7 +12,7 @@ from chinchilla_sim.errors import Mistake, ScenarioError
 if TYPE_CHECKING:
     from chinchilla_sim.planner.candidate import SearchResult
     from chinchilla_sim.planner.plan_file import PlanFile
-    from chinchilla_sim.workflow import Setting
+    from chinchilla_sim.setting import Setting
 
 
 def load_scenario_file(path: Path, overrides: list[str] | None) -> Any:
@@ -40,7 +40,8 @@ def load_plan_file(path: Path) -> PlanFile:
 def find_plan(
     path: Path, overrides: list[str] | None, time_limit_s: float | None = None, front: bool = False
 ) -> tuple[Setting, SearchResult]:
-    from chinchilla_sim.workflow import make_best_plan, prepare
+    from chinchilla_sim.setting import prepare
+    from chinchilla_sim.workflow import make_best_plan
 
     setting = prepare(load_scenario_file(path, overrides))
     for note in setting.notes:
@@ -51,7 +52,8 @@ def find_plan(
 
 def plan_to_run(source: Path, overrides: list[str] | None, force: bool, quiet: bool) -> tuple[PlanFile, Setting]:
     """The plan to run and its setting; this machine is calibrated first where it was not."""
-    from chinchilla_sim.workflow import ensure_calibration, make_best_plan, open_plan, plan_file, prepare
+    from chinchilla_sim.setting import prepare
+    from chinchilla_sim.workflow import ensure_calibration, make_best_plan, open_plan, plan_file
 
     is_plan = source.suffix == ".json"
     if is_plan and overrides:
@@ -83,9 +85,10 @@ def measurement_of(folder: Path, file: PlanFile) -> Any:
 
 
 def print_plan(setting: Setting, search: SearchResult) -> None:
+    from chinchilla_sim.report.cost import cost_table
+    from chinchilla_sim.report.plans import candidates_table, ranks_table
     from chinchilla_sim.report.serving import serving_tables
     from chinchilla_sim.report.sketch import sketch
-    from chinchilla_sim.report.table import candidates_table, cost_table, ranks_table
     from chinchilla_sim.workflow import study_of
 
     study = study_of(setting, search)
@@ -96,7 +99,7 @@ def print_plan(setting: Setting, search: SearchResult) -> None:
 
 def calibrate_tasks(scenario: Path, overrides: list[str] | None, ranks: int | None, as_json: bool) -> None:
     """Measure the tasks of a scenario's model."""
-    from chinchilla_sim.report.listing import profile_table
+    from chinchilla_sim.report.machine import profile_table
     from chinchilla_sim.scenario.load import load_scenario
     from chinchilla_sim.workflow import profile_scenario
 

@@ -22,7 +22,7 @@ from chinchilla_sim.cluster.catalogue import (
 from chinchilla_sim.cluster.curves import CollectiveTables
 from chinchilla_sim.cluster.topology import Cluster, Device, Link, Quota, SpotOffer, check_connected
 from chinchilla_sim.errors import Mistake, ScenarioError
-from chinchilla_sim.scenario.schema import ClusterSpec, IntraNodeSpec, LinkSpec, NetworkSpec, NodeSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec, IntraNodeSpec, LinkSpec, NetworkSpec, NodeSpec
 
 THIS_MACHINE = "this-machine"
 SWITCH = "network/switch"

@@ -19,7 +19,8 @@ from math import exp, inf
 
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.failure import daly_interval_s, wall_s_per_work_s
-from chinchilla_sim.scenario.schema import JobSpec, SearchSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.search import SearchSpec
 
 EXACT = 8
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -85,11 +85,6 @@ def export_module(model: nn.Module, inputs: Any) -> GraphModule:
     module = exported.module(check_guards=False)
     assert isinstance(module, GraphModule)
     return module
-
-
-def task_nodes(nodes: list[Node]) -> Iterator[Node]:
-    """The nodes that become tasks: calls that return tensors."""
-    return (node for node in nodes if node.op == "call_function" and tensors_of(node))
 
 
 def graph_of(model: nn.Module, nodes: list[Node], batch_size: int, training: bool, name: str) -> TaskGraph:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from chinchilla_sim.errors import Mistake, ScenarioError
-from chinchilla_sim.scenario.schema import SearchSpec
+from chinchilla_sim.scenario.search import SearchSpec
 
 FIELDS = {
     "dp": "data_parallel_degrees",

@@ -42,12 +42,12 @@ def step_lower_bound_s(plan: Plan, pricing: Pricing, cluster: Cluster) -> float:
 def _replica_bound_s(plan: Plan, pricing: Pricing, cluster: Cluster, replica: int) -> float:
     head_s = tail_s = bound_s = 0.0
     count = plan.microbatches_of(replica)
-    end_s = [_end_s(plan, pricing, stage, replica) for stage in range(plan.stage_count)]
+    end_s = [end_of_step_s(plan, pricing, stage, replica) for stage in range(plan.stage_count)]
     busy_s = dict.fromkeys(plan.pipeline(replica), 0.0)
     passes: list[tuple[float, float]] = []
     for stage in range(plan.stage_count):
         price, rank = pricing.stages[stage][replica], plan.rank_of(stage, replica)
-        passes.append((_forward_s(plan, price, stage, replica), _backward_s(plan, price, stage, replica)))
+        passes.append((forward_pass_s(plan, price, stage, replica), _backward_s(plan, price, stage, replica)))
         if stage:
             head_s += passes[-2][0]
             tail_s += passes[-2][1]
@@ -79,10 +79,10 @@ def _stream_bound_s(plan: Plan, pricing: Pricing, cluster: Cluster) -> float:
     """The bound of stages with replica counts of their own."""
     counts = [len(row) for row in plan.placement]
     forward_s, backward_s = (
-        [[passes_s(plan, price, stage, 0) for price in row] for stage, row in enumerate(pricing.stages)]
-        for passes_s in (_forward_s, _backward_s)
+        [[one_pass_s(plan, price, stage, 0) for price in row] for stage, row in enumerate(pricing.stages)]
+        for one_pass_s in (forward_pass_s, _backward_s)
     )
-    end_s = [[_end_s(plan, pricing, stage, place) for place in range(len(row))] for stage, row in enumerate(pricing.stages)]
+    end_s = [[end_of_step_s(plan, pricing, stage, place) for place in range(len(row))] for stage, row in enumerate(pricing.stages)]
     # One way per microbatch: the arrival of the first ones, and the way back of the last ones.
     ready_s = [0.0] * max(counts)
     returned_s = [0.0] * plan.microbatch_count
@@ -107,17 +107,18 @@ def _stream_bound_s(plan: Plan, pricing: Pricing, cluster: Cluster) -> float:
     return bound_s
 
 
-def _forward_s(plan: Plan, price: StagePrice, stage: int, replica: int) -> float:
-    return _passes_s(price, Op.F) + _codec_s(plan, price, stage, replica, Op.DECODE_F, Op.ENCODE_F)
+def forward_pass_s(plan: Plan, price: StagePrice, stage: int, replica: int) -> float:
+    """Seconds of one forward pass, with the collectives in it and the codecs around it."""
+    return whole_s(price, Op.F) + codecs_around_s(plan, price, stage, replica, Op.DECODE_F, Op.ENCODE_F)
 
 
 def _backward_s(plan: Plan, price: StagePrice, stage: int, replica: int) -> float:
     if not plan.training:
         return 0.0
-    return _passes_s(price, Op.I if plan.splits_backward else Op.B) + _codec_s(plan, price, stage, replica, Op.ENCODE_B, Op.DECODE_B)
+    return whole_s(price, Op.I if plan.splits_backward else Op.B) + codecs_around_s(plan, price, stage, replica, Op.ENCODE_B, Op.DECODE_B)
 
 
-def _codec_s(plan: Plan, price: StagePrice, stage: int, replica: int, below: Op, above: Op) -> float:
+def codecs_around_s(plan: Plan, price: StagePrice, stage: int, replica: int, below: Op, above: Op) -> float:
     """Seconds of the codecs at a stage's two boundaries, where they change ranks."""
     seconds = 0.0
     if stage and plan.crosses(stage - 1, replica):
@@ -127,13 +128,15 @@ def _codec_s(plan: Plan, price: StagePrice, stage: int, replica: int, below: Op,
     return seconds
 
 
-def _passes_s(price: StagePrice, *ops: Op) -> float:
+def whole_s(price: StagePrice, *ops: Op) -> float:
+    """Seconds of actions with the collectives inside them."""
     return sum(price.action_s.get(op, 0.0) + price.blocking_s.get(op, 0.0) for op in ops)
 
 
-def _end_s(plan: Plan, pricing: Pricing, stage: int, replica: int) -> float:
+def end_of_step_s(plan: Plan, pricing: Pricing, stage: int, replica: int) -> float:
+    """Seconds of the exchange and the optimizer of a stage, with nothing else on the links."""
     price, shared_s = pricing.stages[stage][replica], pricing.shared_s(plan, stage, replica)
     if plan.gradient_buckets > 1 or plan.zero_stage == 3:
-        return shared_s + _passes_s(price, Op.OPTIM)
+        return shared_s + whole_s(price, Op.OPTIM)
     decode_s = price.action_s.get(Op.DECODE_GRAD, 0.0) if plan.gradient_codecs[stage] != "none" else 0.0
-    return shared_s + pricing.gradients[stage].idle_s + _passes_s(price, Op.ENCODE_GRAD, Op.OPTIM) + decode_s
+    return shared_s + pricing.gradients[stage].idle_s + whole_s(price, Op.ENCODE_GRAD, Op.OPTIM) + decode_s

@@ -16,7 +16,8 @@ from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.judge import Simulate
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.search import find_plans
-from chinchilla_sim.scenario.schema import JobSpec, SearchSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.search import SearchSpec
 
 NOTHING_GAINED = 0.01
 """A codec that shortens a step by less than this share does not pay."""

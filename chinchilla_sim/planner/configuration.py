@@ -8,7 +8,8 @@ from itertools import product
 from typing import Any
 
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
-from chinchilla_sim.scenario.schema import JobSpec, SearchSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.search import SearchSpec
 
 RECOMPUTE = ("none", "selective", "full")
 """From fast and large to slow and small."""

@@ -18,7 +18,7 @@ from chinchilla_sim.planner.scattered import scatter
 from chinchilla_sim.planner.schedules.automatic import PassSeconds, find_rows
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
 from chinchilla_sim.planner.slots import SlotChooser
-from chinchilla_sim.scenario.schema import SearchSpec
+from chinchilla_sim.scenario.search import SearchSpec
 
 SCATTERED_COUNTS = 5
 MORE_MICROBATCHES = 4

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.planner.action import Op
+from chinchilla_sim.planner.bound import codecs_around_s, end_of_step_s, forward_pass_s, whole_s
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
 
@@ -123,20 +124,13 @@ def batch_of(plans: Sequence[tuple[Plan, Pricing]], cluster: Cluster) -> PlanBat
 
 def _stage_seconds(plan: Plan, pricing: Pricing, cluster: Cluster, stage: int) -> dict[str, float]:
     price = pricing.stages[stage][0]
-    spent = price.action_s
-    packed_below = stage > 0 and plan.activation_codecs[stage - 1] != "none"
-    packed_above = stage < plan.stage_count - 1 and plan.activation_codecs[stage] != "none"
-    codec_forward = spent.get(Op.DECODE_F, 0.0) * packed_below + spent.get(Op.ENCODE_F, 0.0) * packed_above
-    seconds = {"F": spent[Op.F] + price.blocking_s.get(Op.F, 0.0) + codec_forward}
+    seconds = {"F": forward_pass_s(plan, price, stage, 0)}
     if plan.training:
-        codec_back = spent.get(Op.ENCODE_B, 0.0) * packed_below + spent.get(Op.DECODE_B, 0.0) * packed_above
         later = (plan.microbatches_of(0) - 1) / plan.microbatches_of(0)
-        seconds["B"] = spent[Op.B] + price.blocking_s.get(Op.B, 0.0) + codec_back + later * price.accumulation_s
-        seconds["W"] = spent.get(Op.W, 0.0)
-        decode_s = spent.get(Op.DECODE_GRAD, 0.0) if plan.gradient_codecs[stage] != "none" else 0.0
-        hidden = plan.gradient_buckets > 1 or plan.zero_stage == 3
-        exchange_s = 0.0 if hidden else pricing.gradients[stage].idle_s + spent.get(Op.ENCODE_GRAD, 0.0) + decode_s
-        seconds["E"] = exchange_s + pricing.shared_s(plan, stage, 0) + spent[Op.OPTIM]
+        codecs_s = codecs_around_s(plan, price, stage, 0, Op.ENCODE_B, Op.DECODE_B)
+        seconds["B"] = whole_s(price, Op.B) + codecs_s + later * price.accumulation_s
+        seconds["W"] = price.action_s.get(Op.W, 0.0)
+        seconds["E"] = end_of_step_s(plan, pricing, stage, 0)
     if stage < plan.stage_count - 1:
         here, there = (plan.slots_of(plan.rank_of(index, 0))[0] for index in (stage, stage + 1))
         out, back = cluster.idle_link(here, there), cluster.idle_link(there, here)

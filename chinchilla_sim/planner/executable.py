@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 
 from chinchilla_sim.errors import Mistake
 from chinchilla_sim.planner.plan import CUSTOM, Plan
-from chinchilla_sim.scenario.schema import CompressionSpec, SearchSpec
+from chinchilla_sim.scenario.model import CompressionSpec
+from chinchilla_sim.scenario.search import SearchSpec
 
 WIRE_CODECS = ("none", "fp16", "bf16", "int8")
 

@@ -19,7 +19,8 @@ from chinchilla_sim.cost.rent import rent
 from chinchilla_sim.planner.candidate import Candidate
 from chinchilla_sim.planner.configuration import RECOMPUTE, Sharding
 from chinchilla_sim.planner.screen import Screen
-from chinchilla_sim.scenario.schema import JobSpec, SearchSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.search import SearchSpec
 
 SHOWN = 12
 FEWER_COUNTS = 6

@@ -23,7 +23,7 @@ from chinchilla_sim.planner.configuration import RECOMPUTE, microbatch_counts
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Exchange
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
-from chinchilla_sim.scenario.schema import SearchSpec
+from chinchilla_sim.scenario.search import SearchSpec
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import Program, folds, lower, passes_of
 from chinchilla_sim.planner.sharing import with_sharing
-from chinchilla_sim.scenario.schema import SearchSpec
+from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.units import format_bytes
 

@@ -18,7 +18,8 @@ from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.rent import rent
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.planner.candidate import Candidate, SearchResult
-from chinchilla_sim.scenario.schema import JobSpec, SearchSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.units import SECONDS, USD, QuantityKind
 
 ROUNDING = 1e-9

@@ -8,7 +8,7 @@ from heapq import heapify, heapreplace
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
-from chinchilla_sim.planner.slots import SlotChooser, usable_by_speed
+from chinchilla_sim.planner.slots import SlotChooser
 
 
 def share_out(total: int, seconds: Sequence[float]) -> list[int]:
@@ -37,11 +37,6 @@ def distinct_replicas(plan: Plan, pricing: Pricing, cluster: Cluster) -> list[in
         limits = tuple(cluster.device(plan.slots_of(rank)[0]).usable_memory_bytes for rank in plan.pipeline(replica))
         kinds.setdefault((prices, plan.microbatches_of(replica), limits), replica)
     return list(kinds.values())
-
-
-def fastest_slots(cluster: Cluster, count: int) -> tuple[int, ...]:
-    """The `count` fastest device slots that may be used, in the cluster's order."""
-    return tuple(sorted(usable_by_speed(cluster)[:count]))
 
 
 def slot_choices(cluster: Cluster, count: int) -> list[tuple[int, ...]]:

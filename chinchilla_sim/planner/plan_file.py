@@ -16,7 +16,8 @@ from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.sharing import with_sharing
 from chinchilla_sim.scenario.load import parse_scenario
-from chinchilla_sim.scenario.schema import ActivationCodec, Codec, Scenario
+from chinchilla_sim.scenario.schema import Scenario
+from chinchilla_sim.scenario.search import ActivationCodec, Codec, Schedule
 
 FORMAT = "chinchilla-plan"
 VERSION = 1
@@ -64,10 +65,7 @@ class _PlanSpec(BaseModel):
     slots: tuple[int, ...]
     global_batch_size: int = Field(ge=1)
     microbatch_count: int = Field(ge=1)
-    schedule: Literal[
-        "gpipe", "1f1b", "looped-bfs", "interleaved-1f1b", "zb-h1", "zb-h2", "interleaved-zb", "zb-1p", "zb-2p", "zb-v", "dualpipe-v",
-        "forward", "custom",
-    ]  # fmt: skip
+    schedule: Literal[Schedule, "forward", "custom"]
     gradient_codecs: tuple[Codec, ...]
     activation_codecs: tuple[ActivationCodec, ...]
     receives_in_flight: int = Field(default=8, ge=1)

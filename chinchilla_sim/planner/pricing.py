@@ -8,9 +8,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from chinchilla_sim.cluster.ring import ring_order
 from chinchilla_sim.cluster.topology import Cluster, Device
-from chinchilla_sim.cost.codec import CODECS, Matrices, decode_s, encode_s, exchange_kind, least_payload_bytes, matrices_of, payload_bytes
+from chinchilla_sim.cost.codec import CODECS, Matrices, exchange_kind, least_payload_bytes, matrices_of, payload_bytes
 from chinchilla_sim.cost.collective import collective_s, measured_table
 from chinchilla_sim.cost.compute import (
     FP32_BYTES,
@@ -28,12 +27,14 @@ from chinchilla_sim.graph.profile import ACCELERATOR, ANY_DEVICE, Profile
 from chinchilla_sim.graph.shard import Collective, PassCollectives, shard_graph
 from chinchilla_sim.graph.task import Task, TaskGraph
 from chinchilla_sim.planner.action import Op
+from chinchilla_sim.planner.exchanges import Exchanges
 from chinchilla_sim.planner.holdings import Holding, growing
+from chinchilla_sim.planner.packing import boundary_codec_s, gradient_codec_s
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import NO_EXCHANGE, Bucket, Exchange, Pricing, StagePrice
 from chinchilla_sim.planner.recompute import Blocks, Kept, keep_all
-from chinchilla_sim.planner.sharing import exchange_among, shared_exchanges
-from chinchilla_sim.scenario.schema import JobSpec
+from chinchilla_sim.planner.sharing import shared_exchanges
+from chinchilla_sim.scenario.job import JobSpec
 
 
 class Pricer:
@@ -55,10 +56,9 @@ class Pricer:
         self._device_pricers: dict[tuple[int, bool, int, int], Pricer] = {}
         self.value_bytes = graph.value_bytes
         self._seconds: dict[tuple[str, int, int, Device], tuple[float, float, float]] = {}
-        self._rings: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._holdings_from: dict[tuple[int, str], list[Holding]] = {}
         self._stage_prices: dict[tuple[object, ...], StagePrice] = {}
-        self._exchanges: dict[tuple[object, ...], Exchange] = {}
+        self._exchanges = Exchanges(cluster)
         self._matrices: dict[tuple[str, str, int], Matrices] = {}
 
     def scale(self, microbatch_size: int) -> float:
@@ -132,7 +132,7 @@ class Pricer:
             ),
             gradients=tuple(device_pricer.gradient_exchange(plan, stage) for stage in stages),
             weights=tuple(device_pricer.weight_exchange(plan, stage) for stage in stages) if plan.zero_stage else (),
-            shared=shared_exchanges(plan, device_pricer.graph, self.cluster, self._ring),
+            shared=shared_exchanges(plan, device_pricer.graph, self.cluster, self._exchanges.ring),
         )
 
     def device_of(self, plan: Plan, rank: int) -> Device:
@@ -145,7 +145,7 @@ class Pricer:
 
     def weight_exchange(self, plan: Plan, stage: int) -> Exchange:
         """The all-gather of a stage's sharded weights."""
-        return self._exchange(plan, stage, "all_gather", self.graph.trained_bytes_of(self.tasks_of(plan, stage)))
+        return self._exchanges.among_replicas(plan, stage, "all_gather", self.graph.trained_bytes_of(self.tasks_of(plan, stage)))
 
     def _message_bytes(self, codec: str, tasks: Sequence[Task], scale: float) -> float:
         """Payload of a message that packs the outputs of several tasks, each on its own."""
@@ -208,7 +208,7 @@ class Pricer:
             Op.W: weights_s,
             Op.OPTIM: self._optimizer_s(plan, stage, parameters, device),
         }
-        action_s |= self._codec_s(plan, stage, raw, raw_gradients, device)
+        action_s |= boundary_codec_s(plan, stage, raw, raw_gradients, device)
         action_s |= gradient_codec_s(plan, stage, parameters, device, self.matrices(tasks))
         buffers = self._buffer_bytes(plan, stage, sum(raw[boundary] for boundary in (stage - 1, stage) if 0 <= boundary < len(raw)))
         held = self.held_parts(plan, stage, tasks, parameters, self.graph.untrained_bytes_of(tasks))
@@ -330,18 +330,6 @@ class Pricer:
                 run = [0.0, 0.0, 0.0]
         return tuple(buckets)
 
-    def _codec_s(self, plan: Plan, stage: int, raw: Sequence[float], raw_gradients: Sequence[float], device: Device) -> dict[Op, float]:
-        seconds = {}
-        if stage > 0:
-            codec = plan.activation_codecs[stage - 1]
-            seconds[Op.DECODE_F] = decode_s(codec, raw[stage - 1], device)
-            seconds[Op.ENCODE_B] = encode_s(codec, raw_gradients[stage - 1], device)
-        if stage < plan.stage_count - 1:
-            codec = plan.activation_codecs[stage]
-            seconds[Op.ENCODE_F] = encode_s(codec, raw[stage], device)
-            seconds[Op.DECODE_B] = decode_s(codec, raw_gradients[stage], device)
-        return seconds
-
     @staticmethod
     def _buffer_bytes(plan: Plan, stage: int, message_bytes: float) -> float:
         """Receive buffers of messages that are awaited at once."""
@@ -396,46 +384,6 @@ class Pricer:
         if not plan.training:
             return NO_EXCHANGE
         codec = plan.gradient_codecs[stage]
-        return self._exchange(
+        return self._exchanges.among_replicas(
             plan, stage, exchange_kind(codec, plan.zero_stage), self.gradient_payload_bytes(codec, tasks), CODECS[codec].rounds
         )
-
-    def _exchange(self, plan: Plan, stage: int, kind: str, payload: float, rounds: int = 1) -> Exchange:
-        """A collective of a stage's replicas; for an all-gather of sharded weights and for the others `payload` is the whole."""
-        replicas = plan.exchange_degree_of(stage)
-        if replicas == 1 or not payload:
-            return Exchange(kind)
-        if kind == "all_gather" and plan.zero_stage:
-            payload /= replicas
-        group = plan.placement[stage], plan.slots, plan.tensor_parallel_degree, plan.context_parallel_degree
-        key = kind, payload, rounds, *group, plan.gradient_buckets, plan.collective_algorithm, plan.ring_order
-        if key not in self._exchanges:
-            width = plan.tensor_parallel_degree
-            # Slots that hold the same part of the weights.
-            lanes = [tuple(slot for rank in plan.placement[stage] for slot in plan.slots_of(rank)[lane::width]) for lane in range(width)]
-            orders = tuple(self._ring(plan, slots) for slots in lanes)
-            self._exchanges[key] = exchange_among(
-                self.cluster, kind, payload, orders, plan.collective_algorithm, plan.gradient_buckets, rounds
-            )
-        return self._exchanges[key]
-
-    def _ring(self, plan: Plan, slots: tuple[int, ...]) -> tuple[int, ...]:
-        """Slots in the order of the ring."""
-        if plan.ring_order == "placed":
-            return slots
-        if slots not in self._rings:
-            self._rings[slots] = tuple(ring_order(self.cluster, slots))
-        return self._rings[slots]
-
-
-def gradient_codec_s(plan: Plan, stage: int, raw_bytes: float, device: Device, matrices: Matrices) -> dict[Op, float]:
-    """Seconds to pack the gradients of a stage into its bucket (a copy, then the codec) and to unpack the result."""
-    if plan.exchange_degree_of(stage) == 1 or plan.zero_stage == 3:
-        return {}
-    codec = plan.gradient_codecs[stage]
-    copies = 1 if CODECS[codec].summable else plan.exchange_degree_of(stage)
-    packing_s = device.elementwise_launch_s + 2 * raw_bytes / device.elementwise_bandwidth_bytes_per_s
-    return {
-        Op.ENCODE_GRAD: packing_s + encode_s(codec, raw_bytes, device, matrices),
-        Op.DECODE_GRAD: decode_s(codec, raw_bytes, device, copies, matrices),
-    }

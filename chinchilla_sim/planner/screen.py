@@ -31,28 +31,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import permutations, product
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chinchilla_sim.cluster.topology import Device, Link
-from chinchilla_sim.cost.codec import CODECS, exchange_kind
-from chinchilla_sim.cost.collective import collective_s, sent_bytes
+from chinchilla_sim.cluster.topology import Device
 from chinchilla_sim.cost.compute import host_shares, optimizer_s
 from chinchilla_sim.cost.memory import FP32_BYTES, state_parts
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.configuration import Configuration, Sharding, Space
-from chinchilla_sim.planner.partition import allowed_cuts
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
+from chinchilla_sim.planner.screen_links import ScreenLinks
 from chinchilla_sim.planner.slots import usable_by_speed
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-ALL_PAIRS = 64
 SPLIT_BUBBLE = 1 / 3
 """Share of the bubble that is left where weight gradients fill it (ZB-H1, Qi et al. 2023)."""
 
@@ -120,6 +116,7 @@ class Screener:
     def __init__(self, pricer: Pricer, space: Space) -> None:
         self.pricer, self.space = pricer, space
         self.cluster, self.job, self.search = pricer.cluster, pricer.job, space.search
+        self.links = ScreenLinks(pricer, space)
         self.schedules: dict[tuple[str, int], int] = {}
         self._wholes: dict[tuple[Sharding, int, int, int], _Whole] = {}
         self._passes: dict[tuple[Sharding, int, int, int], Floats] = {}
@@ -175,17 +172,19 @@ class Screener:
         line = np.array([SCHEDULES[name].layout == "line" for name, _ in self.schedules], dtype=np.bool_)[k] & ~split
         line &= self.search.stage_tasks == "contiguous"
         stages = np.array([count for _, count in self.schedules], dtype=np.int64)[k]
-        path_s = np.where(split, least_s - figure["weight_s"], least_s) + (p - 1) * self._crossing_s(sharding, size)
+        path_s = np.where(split, least_s - figure["weight_s"], least_s) + (p - 1) * self.links.crossing_s(sharding, size)
         with np.errstate(divide="ignore", invalid="ignore"):
             ramps_s = np.where(line, least_s / -np.expm1(p * np.log1p(-1 / m)), 0.0)
-        computed_s, sent_s = m * least_s + update_s, self._sent_s(sharding, d)
+        plain = replace(sharding, zero_stage=0, gradient_buckets=1)
+        payloads = self._payloads.get(plain, np.zeros((0, 0)))
+        computed_s, sent_s = m * least_s + update_s, self.links.sent_s(sharding, d, payloads)
         # A rank with several stages exchanges the gradients of one while it works on another.
         several = (stages > 1) | (p > 1) & (self.search.stage_tasks != "contiguous")
         work_s = np.where(several, np.maximum(computed_s, sent_s), computed_s + sent_s) / p
-        mixed_s = d * m * self._mixed_s(sharding, [tuple(key) for key in keys.tolist()], index, d * p)
+        mixed_s = d * m * self._mixed_s(plain, [tuple(key) for key in keys.tolist()], index, d * p)
         bound_s = np.maximum.reduce([work_s, path_s, m * least["heaviest_s"], ramps_s, mixed_s]) * (1 - 1e-9)
         bubble = np.where(split, SPLIT_BUBBLE, 1.0) / stages
-        exchange_s, hop_s = self._transfers(sharding, d, p, figure)
+        exchange_s, hop_s = self.links.transfers_s(sharding, d, p, figure["parameter_bytes"], figure["boundary_bytes"])
         # A replica on the slowest devices in use holds up the others; longer pipelines mix kinds.
         even_s = np.where(p == 1, figure["slowest_s"], (pass_s + figure["slowest_s"]) / 2)
         busiest_s = stages * _whole_tasks(even_s / (p * stages), figure["heaviest_s"])
@@ -197,9 +196,8 @@ class Screener:
         """Seconds per microbatch that no sharing over so many groups of devices of several kinds is below."""
         if len(self.kinds) == 1 or not len(index):
             return np.zeros(len(index))
-        plain = replace(sharding, zero_stage=0, gradient_buckets=1)
         rows, back = np.unique(np.column_stack([index, groups]), axis=0, return_inverse=True)
-        found = [self._mix_s(plain, keys[number], count) for number, count in rows.tolist()]
+        found = [self._mix_s(sharding, keys[number], count) for number, count in rows.tolist()]
         mixed_s: Floats = np.array(found)[back.reshape(-1)]
         return mixed_s
 
@@ -319,86 +317,6 @@ class Screener:
             seconds.append(min(optimizer_s(owned, job.optimizer, job.momentum, device[slot], mixed=mixed) for slot in self.kinds))
             state.append(sum(state_parts(parameters, job.optimizer, job.momentum, job.precision, sharding.zero_stage, shards).values()))
         return np.array(seconds)[index], np.array(state)[index]
-
-    @cached_property
-    def _fastest_link(self) -> Link:
-        """Least latency and largest bandwidth between any two devices; of a large cluster, of any single link."""
-        cluster, slots = self.cluster, range(self.cluster.rank_count)
-        if cluster.rank_count <= ALL_PAIRS:
-            links = [cluster.idle_link(a, b) for a, b in permutations(slots, 2)]
-        else:
-            links = [cluster.link(edge) for edge in cluster.graph.edges]
-        return Link(min(link.latency_s for link in links), max(link.bandwidth_bytes_per_s for link in links))
-
-    @cached_property
-    def _narrowest_cut_bytes(self) -> tuple[float, float]:
-        """Least bytes per batch of the graph that any cut sends on, and back."""
-        graph = self.pricer.graph
-        cuts = allowed_cuts(graph, self.space.training, not self.search.executable)
-        ends = [task for task, cut in zip(graph.compute_tasks, cuts, strict=True) if cut][:-1]
-        live = [graph.live_after(graph.position[task.name]) for task in ends]
-        on = [sum(producer.output_bytes for producer in row) for row in live]
-        back = [sum(producer.output_bytes for producer in row if producer.needs_gradient) for row in live]
-        return min(on, default=0.0), min(back, default=0.0)
-
-    def _crossing_s(self, sharding: Sharding, size: Ints) -> Floats:
-        """Seconds of the narrowest cut there and, in training, back, at least."""
-        if self.cluster.rank_count < 2:
-            return np.zeros(len(size))
-        link, scale = self._fastest_link, self.pricer.scale(1) * size / sharding.group_width
-        # A codec takes at least the share of its bytes per value; scales and headers come on top.
-        share = min(1.0, min(CODECS[codec].value_bytes for codec in self.search.activation_codecs) / self.pricer.value_bytes)
-        on_bytes, back_bytes = self._narrowest_cut_bytes
-        seconds: Floats = link.latency_s + scale * share * on_bytes / link.bandwidth_bytes_per_s
-        if self.space.training:
-            seconds = seconds + link.latency_s + scale * share * back_bytes / link.bandwidth_bytes_per_s
-        return seconds
-
-    def _sent_s(self, sharding: Sharding, d: Ints) -> Floats:
-        """Seconds that a device's link is busy with the gradients of the whole model, at least."""
-        hidden = sharding.hides_exchange or not self.space.training
-        if hidden or self.cluster.node_collectives or not len(d) or self.cluster.rank_count < 2:
-            return np.zeros(len(d))
-        degrees, index = np.unique(d * sharding.context_parallel_degree, return_inverse=True)
-        payloads = self._payloads[replace(sharding, zero_stage=0, gradient_buckets=1)]
-        sent = []
-        for degree in degrees.tolist():
-            by_codec = []
-            for codec, payload in zip(self.search.gradient_codecs, payloads, strict=True):
-                kind = exchange_kind(codec, sharding.zero_stage)
-                # With ZeRO a rank gathers its own share only.
-                share = 1 / degree if kind == "all_gather" and sharding.zero_stage else 1.0
-                by_codec.append(sent_bytes(kind, share, degree) * payload)
-            # Each stage may have a codec of its own.
-            sent.append(float(np.minimum.reduce(by_codec).sum()) if degree > 1 else 0.0)
-        seconds: Floats = np.array(sent)[index] / self._fastest_link.bandwidth_bytes_per_s
-        return seconds
-
-    def _transfers(self, sharding: Sharding, d: Ints, p: Ints, figure: dict[str, Floats]) -> tuple[Floats, Floats]:
-        """Idle exchange of the gradients of a stage, and all transfers that one microbatch waits for."""
-        if not len(d):
-            return np.zeros(0), np.zeros(0)
-        width, last = sharding.group_width, self.cluster.rank_count - 1
-        pairs, index = np.unique(np.column_stack([d, p]), axis=0, return_inverse=True)
-        hidden = sharding.hides_exchange or not self.space.training
-        parameters = float(figure["parameter_bytes"].max())
-        exchange_s = []
-        for replicas, ranks in pairs.tolist():
-            degree = replicas * sharding.context_parallel_degree
-            other = min(width * ranks if replicas > 1 else sharding.tensor_parallel_degree, last)
-            lanes = 1 if self.cluster.node_of(0) == self.cluster.node_of(other) else sharding.tensor_parallel_degree
-            kind = "reduce_scatter" if sharding.zero_stage else "all_reduce"
-            payload = lanes * parameters / ranks
-            idle_s = (
-                0.0
-                if degree == 1 or hidden
-                else collective_s(kind, payload, degree, self.cluster.idle_link(0, other), self.cluster.backend)
-            )
-            exchange_s.append(idle_s)
-        link = self.cluster.idle_link(0, min(width, last)) if last else None
-        byte_s, latency_s = (1 / link.bandwidth_bytes_per_s, link.latency_s) if link else (0.0, 0.0)
-        hop_s = (1 + self.space.training) * (p - 1) * (latency_s + figure["boundary_bytes"] / width * byte_s)
-        return np.array(exchange_s)[index.reshape(-1)], hop_s
 
 
 def _whole_tasks(stage_s: Floats, task_s: Floats) -> Floats:

@@ -36,7 +36,8 @@ from chinchilla_sim.planner.limits import find_without_limits, refusal
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.screen import Floats, Screen, screen
 from chinchilla_sim.planner.slots import SlotChooser
-from chinchilla_sim.scenario.schema import JobSpec, SearchSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.search import SearchSpec
 
 EXHAUSTIVE = 400
 EVALUATIONS = 8

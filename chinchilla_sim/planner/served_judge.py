@@ -19,7 +19,7 @@ from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.serving import Load, Serve, Serving, Tandem, tandems_of
-from chinchilla_sim.scenario.schema import SearchSpec
+from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.units import format_requests_per_s, format_seconds
 
 

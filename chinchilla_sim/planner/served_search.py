@@ -27,7 +27,8 @@ from chinchilla_sim.planner.screen import Floats, Screen, screen
 from chinchilla_sim.planner.search import PlanSearch
 from chinchilla_sim.planner.served_judge import ServedJudge
 from chinchilla_sim.planner.serving import Serve, load_of
-from chinchilla_sim.scenario.schema import JobSpec, SearchSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.search import SearchSpec
 
 
 def find_served_plans(

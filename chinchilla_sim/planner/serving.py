@@ -19,7 +19,7 @@ from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.pricing import Pricer
-from chinchilla_sim.scenario.schema import JobSpec
+from chinchilla_sim.scenario.job import JobSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from chinchilla_sim.cluster.topology import Cluster
-from chinchilla_sim.cost.collective import choose_algorithm, interpolate_s, measured_table, sent_bytes
-from chinchilla_sim.cost.rounds import rounds_lower_bound_s
 from chinchilla_sim.graph.task import TaskGraph
+from chinchilla_sim.planner.exchanges import exchange_among
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Exchange
 
@@ -65,28 +64,3 @@ def _exchange_of(plan: Plan, number: int, replica: int, payload: float, cluster:
         return Exchange("all_reduce")
     orders = tuple(ring(plan, slots) for slots in zip(*(plan.slots_of(rank) for rank in ranks), strict=True))
     return exchange_among(cluster, "all_reduce", payload, orders)
-
-
-def exchange_among(
-    cluster: Cluster,
-    kind: str,
-    payload: float,
-    orders: tuple[tuple[int, ...], ...],
-    algorithm: str = "auto",
-    buckets: int = 1,
-    rounds: int = 1,
-) -> Exchange:
-    """A collective of `payload` bytes of each member among the slots of each order; `auto` chooses by the size of a bucket's round."""
-    members = len(orders[0])
-    sent = sent_bytes(kind, payload, members)
-    tables = [measured_table(cluster, kind, order) for order in orders]
-    if all(tables):
-        # Rings of one stage that lie in different nodes wait for the slowest.
-        table = max(tables, key=lambda rows: interpolate_s(rows, payload / rounds))
-        return Exchange(kind, payload, rounds * interpolate_s(table, payload / rounds), sent, rounds, table=table, orders=orders)
-    if algorithm == "auto":
-        algorithm = choose_algorithm(kind, payload / buckets / rounds, members, cluster.slowest_pair(orders[0]), cluster.backend)
-    idle_s = 0.0
-    if algorithm != "hierarchical":
-        idle_s = rounds * rounds_lower_bound_s(cluster, kind, algorithm, orders[0], payload / rounds)
-    return Exchange(kind, payload, idle_s, sent, rounds, algorithm=algorithm, orders=orders)

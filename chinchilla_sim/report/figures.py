@@ -16,8 +16,10 @@ from matplotlib.path import Path
 
 from chinchilla_sim.planner.candidate import SearchResult
 from chinchilla_sim.report.canvas import COLOR, INK, WIDTH_PT, finish, style
-from chinchilla_sim.report.table import listed_candidates, percent, versus
+from chinchilla_sim.report.plans import listed_candidates
+from chinchilla_sim.report.table import percent
 from chinchilla_sim.report.trace import split_lanes
+from chinchilla_sim.report.verdict import versus
 from chinchilla_sim.timeline import STREAMS, Category, Span, Stream, Timeline
 from chinchilla_sim.units import format_bytes, format_seconds
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from chinchilla_sim.planner.front import FrontPlan, spread
 from chinchilla_sim.report.study import Study
-from chinchilla_sim.report.table import NOT_STATED, Table, percent, versus
+from chinchilla_sim.report.table import NOT_STATED, Table, percent
+from chinchilla_sim.report.verdict import versus
 from chinchilla_sim.units import format_joule, format_seconds, format_usd
 
 

@@ -6,21 +6,14 @@ import json
 from typing import Any
 
 from chinchilla_sim.cluster.catalogue import catalogue_digest
+from chinchilla_sim.report.cost import cost_table
 from chinchilla_sim.report.front import front_table
+from chinchilla_sim.report.measured import categories_table, comparison_table, metrics_table
+from chinchilla_sim.report.plans import candidates_table, plan_table, ranks_table
 from chinchilla_sim.report.serving import serving_tables
 from chinchilla_sim.report.study import Study
-from chinchilla_sim.report.table import (
-    answer,
-    candidates_table,
-    categories_table,
-    comparison_table,
-    cost_table,
-    metrics_table,
-    percent,
-    plan_table,
-    ranks_table,
-    signed_percent,
-)
+from chinchilla_sim.report.table import percent, signed_percent
+from chinchilla_sim.report.verdict import answer
 from chinchilla_sim.units import format_bytes, format_flop, format_seconds
 
 TEMPLATE = "page.html.jinja"

@@ -11,8 +11,9 @@ import numpy as np
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.rent import rent
 from chinchilla_sim.planner.candidate import Candidate
-from chinchilla_sim.report.listing import peak_of
-from chinchilla_sim.report.table import NONE, Table, percent, signed_percent, versus
+from chinchilla_sim.report.simulated import peak_of
+from chinchilla_sim.report.table import NONE, Table, percent, signed_percent
+from chinchilla_sim.report.verdict import versus
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.simulator.sensitivity import Explanation
 from chinchilla_sim.units import format_bytes, format_seconds, format_usd

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.planner.serving import Serving
-from chinchilla_sim.report.table import NONE, Table, listed_candidates, percent
+from chinchilla_sim.report.plans import listed_candidates
+from chinchilla_sim.report.table import NONE, Table, percent
 from chinchilla_sim.units import format_requests_per_s, format_seconds
 
 RULE = (

@@ -31,7 +31,7 @@ from chinchilla_sim.runtime.interpreter import Groups, Interpreter
 from chinchilla_sim.runtime.launch import die_with_parent
 from chinchilla_sim.runtime.recorder import Recorder
 from chinchilla_sim.runtime.stages import Stage, cut_stage, stage_parameters, stage_state
-from chinchilla_sim.scenario.schema import JobSpec
+from chinchilla_sim.scenario.job import JobSpec
 
 TIMEOUT = timedelta(seconds=120)
 

@@ -11,20 +11,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from chinchilla_sim.errors import Mistake
+from chinchilla_sim.scenario.cluster import CLUSTER_KEYS, IntraNodeSpec, LinkSpec, NetworkSpec, NodeSpec, expand_name
 from chinchilla_sim.scenario.fields import show_value
-from chinchilla_sim.scenario.schema import (
-    CLUSTER_KEYS,
-    FORMULAS,
-    MODEL_KEYS,
-    MODEL_KINDS,
-    IntraNodeSpec,
-    JobSpec,
-    LinkSpec,
-    ModelSpec,
-    NetworkSpec,
-    NodeSpec,
-    expand_name,
-)
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.model import FORMULAS, MODEL_KEYS, MODEL_KINDS, ModelSpec
 
 _NEEDED = {"mlp": ("widths",), "chain": ("task_count", "parameter_count", "work", "output"), "graph": ("format",)}
 _MOST_NODES = 100_000

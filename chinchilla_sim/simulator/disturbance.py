@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.errors import Mistake, ScenarioError
-from chinchilla_sim.scenario.schema import DisturbanceSpec
+from chinchilla_sim.scenario.disturbances import DisturbanceSpec
 from chinchilla_sim.simulator.activities import ActivityGraph
 from chinchilla_sim.simulator.engine import play_events
 from chinchilla_sim.simulator.fast import CompiledReplay

@@ -21,7 +21,7 @@ from chinchilla_sim.cluster.curves import Table
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.collective import collective_s, interpolate_s, measured_table
 from chinchilla_sim.errors import Mistake, ScenarioError
-from chinchilla_sim.scenario.schema import ClusterSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec
 from chinchilla_sim.validation.published import INTERNODE_LATENCY_S, device_name_of
 from chinchilla_sim.validation.published_model import NotPredictedError
 

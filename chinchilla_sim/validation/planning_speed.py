@@ -13,7 +13,9 @@ from chinchilla_sim.planner.partition import allowed_cuts
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.screen import Screener
 from chinchilla_sim.planner.search import find_plans
-from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.simulator.benchmark import Figure
 from chinchilla_sim.simulator.engine import simulate
 

@@ -24,7 +24,7 @@ from chinchilla_sim.planner.prices import Exchange, Pricing
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import lower
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
-from chinchilla_sim.scenario.schema import JobSpec
+from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.simulator.activities import makespan_s
 from chinchilla_sim.simulator.lowering import activities_of
 from chinchilla_sim.simulator.replay import replay

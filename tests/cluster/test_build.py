@@ -9,7 +9,7 @@ from chinchilla_sim.cluster.build import build_cluster, this_machine_ranks
 from chinchilla_sim.cluster.calibration import Calibration, MachineKey
 from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.errors import ScenarioError
-from chinchilla_sim.scenario.schema import ClusterSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec
 
 NODE = {"peak": "10 Tflop/s", "memory": "16 GiB"}
 NETWORK = {"bandwidth": "1 GB/s", "latency": "2 ms"}

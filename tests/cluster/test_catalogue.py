@@ -22,7 +22,7 @@ from chinchilla_sim.cluster.catalogue import (
 from chinchilla_sim.cluster.curves import CollectiveTables
 from chinchilla_sim.cost.collective import interpolate_s
 from chinchilla_sim.errors import ScenarioError
-from chinchilla_sim.scenario.schema import IntraNodeSpec, LinkSpec, NetworkSpec, NodeSpec
+from chinchilla_sim.scenario.cluster import IntraNodeSpec, LinkSpec, NetworkSpec, NodeSpec
 from chinchilla_sim.units import parse_bandwidth, parse_bytes, parse_flop_per_s, parse_usd_per_s, parse_watt
 
 FOLDER = files("chinchilla_sim.cluster")

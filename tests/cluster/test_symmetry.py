@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from chinchilla_sim.cluster.build import build_cluster
 from chinchilla_sim.cluster.topology import Cluster
-from chinchilla_sim.scenario.schema import ClusterSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec
 
 OLD = {"peak": "5 Tflop/s", "memory": "32 GiB"}
 NEW = {"peak": "10 Tflop/s", "memory": "16 GiB"}

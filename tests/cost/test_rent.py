@@ -13,7 +13,9 @@ from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.failure import daly_interval_s, wall_s_per_work_s
 from chinchilla_sim.cost.rent import least_prices, rent
 from chinchilla_sim.errors import ScenarioError
-from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.simulator.goodput import simulate_goodput
 
 HOUR_S = 3600.0

@@ -8,7 +8,7 @@ import pytest
 from chinchilla_sim.cli.app import app
 from chinchilla_sim.errors import NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.planner.alternative import FIELDS, search_instead
-from chinchilla_sim.scenario.schema import SearchSpec
+from chinchilla_sim.scenario.search import SearchSpec
 
 SEED = Path(__file__).parents[2] / "scenarios" / "seed_four_nodes.toml"
 

@@ -8,7 +8,9 @@ from chinchilla_sim.cost.codec import CODECS
 from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.graph.zoo import mlp
 from chinchilla_sim.planner.codec_map import CodecCell, codec_cell, data_parallel, with_bandwidth
-from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.simulator.engine import simulate
 
 

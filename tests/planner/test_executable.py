@@ -9,7 +9,9 @@ from chinchilla_sim.graph.zoo import chain
 from chinchilla_sim.planner.executable import search_mistakes, unplayable
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.search import find_plans
-from chinchilla_sim.scenario.schema import CompressionSpec, JobSpec, SearchSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.model import CompressionSpec
+from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.simulator.engine import simulate
 from tests.planner.test_search import cluster_of
 

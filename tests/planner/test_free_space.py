@@ -18,7 +18,9 @@ from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import lower
 from chinchilla_sim.planner.search import find_plans
-from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.simulator.engine import simulate
 
 quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])

@@ -21,7 +21,9 @@ from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.program import Program
 from chinchilla_sim.planner.screen import Screen
 from chinchilla_sim.planner.search import find_plans
-from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.simulator.engine import simulate
 from chinchilla_sim.timeline import Timeline
 

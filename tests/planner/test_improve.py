@@ -15,7 +15,9 @@ from chinchilla_sim.planner import search as search_module
 from chinchilla_sim.planner.candidate import SearchResult
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.search import find_plans
-from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.simulator.engine import simulate
 
 WIDE: dict[str, Any] = {

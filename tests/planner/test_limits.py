@@ -22,7 +22,9 @@ from chinchilla_sim.planner.limits import limits_of, within_limits
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.program import Program
 from chinchilla_sim.planner.search import find_plans
-from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.simulator.engine import simulate
 from chinchilla_sim.timeline import Timeline
 

@@ -20,7 +20,7 @@ from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import lower, passes_of
-from chinchilla_sim.scenario.schema import JobSpec
+from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.simulator.engine import simulate
 
 DEVICE = Device(

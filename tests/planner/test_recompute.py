@@ -13,7 +13,8 @@ from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import passes_of
 from chinchilla_sim.planner.recompute import Blocks, keep_all
-from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.scenario.job import JobSpec
 
 LAYERS, WIDTH, TOKENS, BATCH, VOCABULARY = 6, 128, 64, 4, 512
 

@@ -14,7 +14,9 @@ from chinchilla_sim.planner.candidate import SearchResult
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.schedules.listed import StageSeconds, list_rows
 from chinchilla_sim.planner.search import find_plans
-from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.simulator.engine import simulate
 
 BATCH = 8

@@ -17,7 +17,7 @@ from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.configuration import Configuration, Space, divisors
 from chinchilla_sim.planner.drafts import Drafter
 from chinchilla_sim.planner.partition import allowed_cuts
-from chinchilla_sim.planner.placement import fastest_slots, placements, share_out
+from chinchilla_sim.planner.placement import placements, share_out
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import folds, lower
@@ -25,8 +25,10 @@ from chinchilla_sim.planner.schedules.registry import SCHEDULES
 from chinchilla_sim.planner.screen import screen
 from chinchilla_sim.planner.search import find_plans
 from chinchilla_sim.planner.sharing import with_sharing
-from chinchilla_sim.planner.slots import SlotChooser
-from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
+from chinchilla_sim.planner.slots import SlotChooser, usable_by_speed
+from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.simulator.engine import simulate
 from tests.planner.graphs import shared_sets, sharing
 
@@ -52,7 +54,7 @@ def plans_of(configuration: Configuration, names: tuple[str, ...], batch: int, c
     return Plan(
         stages=stages,
         placement=tuple(line[schedule.rank_of_stage(stage, ranks)] for stage in range(configuration.stage_count)),
-        slots=fastest_slots(cluster, configuration.device_count),
+        slots=tuple(sorted(usable_by_speed(cluster)[: configuration.device_count])),
         global_batch_size=batch,
         microbatch_count=configuration.microbatch_count,
         schedule=configuration.schedule,

@@ -17,14 +17,17 @@ from chinchilla_sim.planner import judge as judge_module
 from chinchilla_sim.planner import search as search_module
 from chinchilla_sim.planner.candidate import SearchResult
 from chinchilla_sim.planner.partition import allowed_cuts
-from chinchilla_sim.planner.placement import fastest_slots, placements
+from chinchilla_sim.planner.placement import placements
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import Program, lower, passes_of
 from chinchilla_sim.planner.search import find_plans
-from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
+from chinchilla_sim.planner.slots import usable_by_speed
+from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.simulator.engine import simulate
 from chinchilla_sim.timeline import Timeline
 
@@ -261,10 +264,10 @@ def test_placements_use_every_rank_once(split: tuple[int, int]) -> None:
         assert [len(row) for row in placement] == [split[0]] * split[1]
 
 
-def test_fastest_devices_are_taken_in_their_order() -> None:
-    """Of three devices the two faster, by slot; equal ones by number."""
+def test_devices_are_ranked_by_speed() -> None:
+    """The faster first; equal ones by number."""
     cluster = cluster_of({"peak": "10 Gflop/s"}, {"peak": "1 Tflop/s"}, {"peak": "1 Tflop/s"}, {"peak": "1 Gflop/s"})
-    assert [fastest_slots(cluster, count) for count in (1, 2, 3)] == [(1,), (1, 2), (0, 1, 2)]
+    assert usable_by_speed(cluster) == [1, 2, 0, 3]
 
 
 def test_shortfall_is_of_the_closest_plan() -> None:

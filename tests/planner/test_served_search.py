@@ -11,7 +11,9 @@ from chinchilla_sim.planner import search as search_module
 from chinchilla_sim.planner.candidate import SearchResult
 from chinchilla_sim.planner.served_search import find_served_plans
 from chinchilla_sim.planner.serving import Load, Serve, Serving, Station, Tandem, priced_sizes
-from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.simulator.engine import simulate
 from chinchilla_sim.simulator.requests import simulate_requests
 

@@ -27,7 +27,9 @@ from chinchilla_sim.planner.program import lower
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
 from chinchilla_sim.planner.search import find_plans
 from chinchilla_sim.planner.sharing import shared_bytes, with_sharing
-from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.simulator.engine import simulate
 from tests.planner.graphs import shared_sets, sharing
 

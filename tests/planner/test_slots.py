@@ -19,7 +19,9 @@ from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.screen import screen
 from chinchilla_sim.planner.search import SearchResult, find_plans
 from chinchilla_sim.planner.slots import MOST, SlotChooser
-from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.simulator.engine import simulate
 
 NETWORK = {"bandwidth": "100 Gbit/s", "latency": "5 us"}

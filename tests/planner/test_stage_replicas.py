@@ -19,7 +19,8 @@ from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import lower, passes_of
 from chinchilla_sim.planner.replicated_stages import MachineLevel, ReplicationProblem, replicate_stages
 from chinchilla_sim.planner.stage_replicas import Floats, Stream, plans_with_replicas, split_with_replicas
-from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.simulator.engine import simulate
 
 quick = settings(max_examples=60, deadline=None)

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.planner.action import PASSES, RECEIVES, SENDS, Action, Op, message_of
+from chinchilla_sim.planner.executable import unplayable
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.plan_file import PlanFile, parse_plan
 from chinchilla_sim.planner.program import lower, needs, passes_of, under_way
 from chinchilla_sim.scenario.load import parse_scenario
-from chinchilla_sim.workflow import unplayable
 
 
 def stream(replicas: list[int], count: int, schedule: str = "1f1b", **changes: Any) -> Plan:

@@ -1,7 +1,6 @@
 """Studies that the tests of reports share: small searches, and a made-up measurement."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.simulator.engine import simulate
 from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.validation.compare import Measurement, compare
+from tests.report.cells import MakeStudy
 
 TWO_NODES: dict[str, Any] = {
     "name": "two-nodes",
@@ -27,8 +27,6 @@ TWO_NODES: dict[str, Any] = {
         "network": {"bandwidth": "10 Gbit/s", "latency": "50 us"},
     },
 }
-
-MakeStudy = Callable[..., Study]
 
 
 def _make_study(graph: TaskGraph | None = None, **changes: Any) -> Study:

@@ -7,11 +7,13 @@ from xml.etree import ElementTree
 
 import pytest
 
+from chinchilla_sim.report.cost import cost_table
 from chinchilla_sim.report.front import front_dict, front_table, shown_front
 from chinchilla_sim.report.front_figure import front_svg
 from chinchilla_sim.report.page import render_page
+from chinchilla_sim.report.result import search_dict
 from chinchilla_sim.report.study import Study
-from chinchilla_sim.report.table import cost_table, search_dict, summary_text
+from chinchilla_sim.report.summary import summary_text
 from chinchilla_sim.units import format_joule, format_seconds, format_usd
 from tests.report.conftest import MakeStudy
 

@@ -1,16 +1,15 @@
 """The page."""
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 
 from chinchilla_sim.report.page import render_page
 from chinchilla_sim.report.study import Study
-from chinchilla_sim.report.table import answer
+from chinchilla_sim.report.verdict import answer
 from chinchilla_sim.units import format_bytes, format_seconds
+from tests.report.cells import MakeStudy
 
-MakeStudy = Callable[..., Study]
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
 

@@ -8,10 +8,14 @@ import pytest
 
 from chinchilla_sim.planner.served_search import find_served_plans
 from chinchilla_sim.planner.serving import Serving
+from chinchilla_sim.report.cost import cost_table
 from chinchilla_sim.report.page import render_page
+from chinchilla_sim.report.plans import candidates_table
+from chinchilla_sim.report.result import search_dict
 from chinchilla_sim.report.serving import requests_table, serving_tables
 from chinchilla_sim.report.study import Study
-from chinchilla_sim.report.table import answer, candidates_table, cost_table, search_dict, summary_text
+from chinchilla_sim.report.summary import summary_text
+from chinchilla_sim.report.verdict import answer
 from chinchilla_sim.simulator.engine import simulate
 from chinchilla_sim.simulator.requests import simulate_requests
 from chinchilla_sim.units import format_requests_per_s, format_seconds

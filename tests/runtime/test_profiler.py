@@ -12,7 +12,8 @@ from chinchilla_sim.graph.profile import Profile, TaskTime
 from chinchilla_sim.graph.trace import trace_job
 from chinchilla_sim.runtime.profiler import microbatch_sizes, profile_tasks
 from chinchilla_sim.scenario.load import load_scenario
-from chinchilla_sim.workflow import find_profile, make_plan, prepare, profile_path
+from chinchilla_sim.setting import find_profile, prepare, profile_path
+from chinchilla_sim.workflow import make_plan
 
 SCENARIO = Path(__file__).parents[2] / "scenarios" / "mnist_mlp.toml"
 

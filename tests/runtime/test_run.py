@@ -22,7 +22,7 @@ from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.runtime.launch import run_plan
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario
-from chinchilla_sim.workflow import build_graph, prepare
+from chinchilla_sim.setting import build_graph, prepare
 
 RELATIVE = 1e-5
 SCENARIOS = Path(__file__).parents[2] / "scenarios"

@@ -11,7 +11,7 @@ from chinchilla_sim.planner.partition import allowed_cuts
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.runtime.stages import cut_stage
 from chinchilla_sim.scenario.schema import Scenario
-from chinchilla_sim.workflow import build_graph
+from chinchilla_sim.setting import build_graph
 
 CPU = torch.device("cpu")
 

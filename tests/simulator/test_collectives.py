@@ -26,7 +26,8 @@ from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Exchange
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import lower
-from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.simulator import collectives
 from chinchilla_sim.simulator.activities import NO_ACTIVITY, ActivityGraph, makespan_s
 from chinchilla_sim.simulator.collectives import add_rounds

@@ -26,7 +26,8 @@ from chinchilla_sim.planner.program import lower, passes_of
 from chinchilla_sim.planner.schedules.automatic import PassSeconds, find_rows
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
 from chinchilla_sim.planner.sharing import with_sharing
-from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.simulator.activities import ActivityGraph, Times, makespan_s, timeline_of
 from chinchilla_sim.simulator.engine import play_events, simulate
 from chinchilla_sim.simulator.fast import CompiledReplay, is_available

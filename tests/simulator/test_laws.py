@@ -23,7 +23,8 @@ from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import lower, needs, passes_of
-from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.simulator.engine import simulate
 from chinchilla_sim.timeline import Timeline
 

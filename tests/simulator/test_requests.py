@@ -13,7 +13,9 @@ from chinchilla_sim.graph.zoo import chain
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.search import find_plans
 from chinchilla_sim.planner.serving import Load, Station, Tandem, tandems_of
-from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.simulator.engine import simulate
 from chinchilla_sim.simulator.requests import serve_arrivals, simulate_requests
 

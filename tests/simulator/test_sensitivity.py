@@ -11,7 +11,7 @@ from chinchilla_sim.cluster.catalogue import find_backend
 from chinchilla_sim.cluster.topology import Cluster, Device, Link
 from chinchilla_sim.graph.zoo import mlp
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.scenario.schema import JobSpec
+from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.simulator.sensitivity import WHAT_IFS, Explanation, explain_step, path_shares
 from chinchilla_sim.timeline import Span, Timeline
 

@@ -19,11 +19,10 @@ from chinchilla_sim.graph.task import Shape, TaskGraph, Weight
 
 INT4_GROUP = 128
 BF16_BYTES = 2.0
-WEIGHT_FORMATS = ("bf16", "int8", "int4")
 
 
 def quantize(graph: TaskGraph, weight_format: str) -> TaskGraph:
-    """The model with its weights in `weight_format`, one of WEIGHT_FORMATS."""
+    """The model with its weights in `weight_format`: bf16, int8 or int4."""
     names = quantizable(graph)
     return rebuild(graph, _Pack(names, weight_format, graph.value_bytes), f"quantized: {len(names)} weights in {weight_format}")
 

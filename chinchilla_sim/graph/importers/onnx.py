@@ -17,13 +17,14 @@ may be without number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chinchilla_sim.graph.builder import GraphBuilder
+from chinchilla_sim.graph.importers.onnx_file import attributes_of, fix_batch, load_model, reads_of, types_of
 from chinchilla_sim.graph.importers.onnx_operators import (
     BUFFERS_FROM,
     CONSTANT_SOURCES,
@@ -34,13 +35,12 @@ from chinchilla_sim.graph.importers.onnx_operators import (
     VALUE_BYTES,
     VIEWS,
 )
-from chinchilla_sim.graph.importers.onnx_shapes import infer_types
 from chinchilla_sim.graph.importers.reading import NOT_WHOLE, Report, show
 from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import WEIGHT_PREFIX, Shape, TaskGraph
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
+    from onnx import GraphProto, NodeProto, TensorProto, TypeProto
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 _NO_SHAPE = "save the model with the shapes of its inner tensors (value_info), for example by onnxruntime's symbolic_shape_infer"
@@ -62,10 +62,10 @@ class Tensor:
 def read_onnx(path: Path) -> tuple[TaskGraph, Profile]:
     """Graph of an ONNX model; the profile is empty."""
     report = Report(path)
-    model = _load(report)
-    batch_size, notes = _fix_batch(model.graph, report)
+    model = load_model(report)
+    batch_size, notes = fix_batch(model.graph, report)
     report.stop_if_wrong()
-    reader = _Reader(model.graph, _infer(model, report), batch_size, report)
+    reader = _Reader(model.graph, types_of(model, report), batch_size, report)
     reader.read()
     report.stop_if_wrong()
     builder = reader.builder
@@ -73,80 +73,6 @@ def read_onnx(path: Path) -> tuple[TaskGraph, Profile]:
         raise report.fail("graph.node", "no node computes anything", NOT_WHOLE)
     builder.notes += [*notes, *reader.notes()]
     return builder.finish("", path.stem, source=f"ONNX model {path.name}"), Profile()
-
-
-def _load(report: Report) -> ModelProto:
-    try:
-        import onnx
-    except ImportError as error:
-        raise report.fail("", "needs the package onnx to be read", "pip install 'chinchilla-sim[onnx]'") from error
-    try:
-        model = onnx.load_model_from_string(report.path.read_bytes())
-        if model.functions:
-            from onnx.inliner import inline_local_functions
-
-            model = inline_local_functions(model)
-    except OSError as error:
-        raise report.fail("", f"cannot be read: {error}", "check [model] graph") from error
-    except Exception as error:  # protobuf's own DecodeError cannot be named without importing protobuf
-        raise report.fail("", f"is no ONNX model: {error}", NOT_WHOLE) from error
-    if not model.graph.node:
-        raise report.fail("graph.node", "has no node", NOT_WHOLE)
-    if not all(isinstance(name, str) for name in _names(model.graph)):
-        raise report.fail("graph", "holds a name that is no text", NOT_WHOLE)
-    return model
-
-
-def _names(graph: GraphProto) -> Iterator[object]:
-    """All names in a graph: protobuf gives them as bytes where they are no text."""
-    for node in graph.node:
-        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
-        for attribute in node.attribute:
-            yield attribute.name
-            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from _names(inner)
-    yield from (tensor.name for tensor in graph.initializer)
-    for value in [*graph.input, *graph.output, *graph.value_info]:
-        yield from (value.name, *(dim.dim_param for dim in value.type.tensor_type.shape.dim))
-
-
-def _fix_batch(graph: GraphProto, report: Report) -> tuple[int, list[str]]:
-    """Give the batch a number, in every shape that names it; the batch size, and a note where it was chosen."""
-    stored = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in stored]
-    first = next((value.type.tensor_type.shape.dim[0] for value in inputs if value.type.tensor_type.shape.dim), None)
-    free = {value.type.tensor_type.shape.dim[0].dim_param for value in inputs if _is_free(value)}
-    for value in [*graph.input, *graph.output, *graph.value_info]:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param and dim.dim_param in free:
-                dim.dim_value = 1
-    for value in inputs:
-        if _is_free(value):
-            value.type.tensor_type.shape.dim[0].dim_value = 1
-        for position, dim in enumerate(value.type.tensor_type.shape.dim):
-            if not dim.HasField("dim_value"):
-                what = f"dimension {position} ({dim.dim_param or 'unnamed'}) has no number"
-                report.add(f"graph.input.{value.name}", what, "export the model with fixed sizes, except the batch")
-    if first is None:
-        return 1, ["No input has a batch: one sample here is one run of the model."]
-    if first.dim_value < 1:
-        report.add("graph.input", f"the batch size is {first.dim_value}", "give the first dimension of the first input a number >= 1")
-    return first.dim_value, ["The file leaves the batch size open: all amounts are for one sample."] if free else []
-
-
-def _is_free(value: ValueInfoProto) -> bool:
-    """Whether the first dimension of an input has no number."""
-    dims = value.type.tensor_type.shape.dim
-    return len(dims) > 0 and not dims[0].HasField("dim_value")
-
-
-def _infer(model: ModelProto, report: Report) -> dict[str, TypeProto]:
-    from onnx.shape_inference import InferenceError
-
-    try:
-        return infer_types(model)
-    except (InferenceError, ValueError, TypeError, RuntimeError, UnicodeDecodeError) as error:
-        raise report.fail("graph", f"its shapes cannot be inferred: {show(str(error))}", "check the model with onnx.checker") from error
 
 
 class _Reader:
@@ -165,7 +91,7 @@ class _Reader:
         self.parameters = {tensor.name for tensor in graph.initializer if self._is_parameter(self.tensors[tensor.name])}
         self.constants = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in self.parameters}
         self.buffers = {name for node in graph.node for name in list(node.input)[BUFFERS_FROM.get(node.op_type, len(node.input)) :]}
-        self.read_names = {name for node in graph.node for name in _reads(node)} | {value.name for value in graph.output}
+        self.read_names = {name for node in graph.node for name in reads_of(node)} | {value.name for value in graph.output}
         self.folded: set[str] = set(self.constants)
         self.operand_of: dict[str, str] = {}
         self.without_formula: dict[str, int] = {}
@@ -221,7 +147,7 @@ class _Reader:
     def _fits(self, node: NodeProto, where: str) -> bool:
         """Whether all that the node reads is there already, and what it makes is not."""
         known = self.operand_of.keys() | self.folded | self.parameters
-        unknown = [name for name in _reads(node) if name not in known]
+        unknown = [name for name in reads_of(node) if name not in known]
         twice = [name for name in node.output if name and name in known]
         for name in unknown:
             self.report.add(where, f"reads {show(name)}, which no input or earlier node makes", "list nodes in topological order")
@@ -232,7 +158,7 @@ class _Reader:
     def _read_node(self, node: NodeProto, where: str) -> None:
         """A task for the node, or nothing where its outputs are known without the data."""
         outputs = [name for name in node.output if name]
-        reads = _reads(node)
+        reads = reads_of(node)
         if node.op_type in CONSTANT_SOURCES or self._is_constant(reads):
             self.folded.update(outputs)
             for attribute in node.attribute:
@@ -259,7 +185,7 @@ class _Reader:
         return all(name in self.parameters and prod(self.tensors[name].shape) == 1 for name in others) and len(others) < max(1, len(reads))
 
     def _add(self, node: NodeProto, where: str, made: list[str], tensors: list[Tensor]) -> None:
-        attributes = _attributes(node)
+        attributes = attributes_of(node)
         op, operands = self._call(node, where, attributes)
         if self.report.mistakes:
             return
@@ -324,7 +250,7 @@ class _Reader:
     def _unknown(self, node: NodeProto, op_type: str, where: str) -> tuple[str, list[str]]:
         """An operator that is counted by bytes."""
         self.without_formula[op_type] = self.without_formula.get(op_type, 0) + 1
-        return op_type, self._operands(_reads(node), where)
+        return op_type, self._operands(reads_of(node), where)
 
     def _gemm(self, names: Sequence[str], where: str, attributes: dict[str, Any]) -> tuple[str, list[str]]:
         """Gemm adds C to the product of A (transposed where transA) and B."""
@@ -377,35 +303,3 @@ class _Reader:
             count += 1
             fresh = f"{name}_{count}"
         return fresh
-
-
-def _attributes(node: NodeProto) -> dict[str, Any]:
-    """Attributes that are numbers, texts or lists of them, by ONNX's names."""
-    from onnx.helper import get_attribute_value
-
-    plain: dict[str, Any] = {}
-    for attribute in node.attribute:
-        value = get_attribute_value(attribute)
-        if isinstance(value, bytes):
-            plain[attribute.name] = value.decode(errors="replace")
-        elif isinstance(value, int | float):
-            plain[attribute.name] = value
-        elif not attribute.HasField("g") and all(isinstance(item, int | float) for item in _items(value)):
-            plain[attribute.name] = tuple(value)
-    return plain
-
-
-def _items(value: Any) -> Iterable[Any]:
-    return value if hasattr(value, "__iter__") else (value,)
-
-
-def _reads(node: NodeProto) -> list[str]:
-    """Tensors that a node reads, also those that only the graphs inside it do (If, Loop, Scan)."""
-    names = [name for name in node.input if name]
-    for attribute in node.attribute:
-        for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-            inner = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-            inner |= {name for child in graph.node for name in child.output}
-            outer = [name for child in graph.node for name in _reads(child)] + [value.name for value in graph.output]
-            names += [name for name in outer if name not in inner]
-    return list(dict.fromkeys(names))

@@ -12,6 +12,7 @@ from chinchilla_sim.graph.task import Shape, TaskGraph
 from chinchilla_sim.graph.zoo.options import mistake
 
 INDEX_BYTES = 8.0
+_FUSED = "{} count as one kernel each: code that spells them out in elementwise operators moves and keeps more bytes"
 
 
 class Layers:
@@ -60,6 +61,14 @@ class Layers:
         """Whole numbers that depend on nothing, such as positions."""
         size = INDEX_BYTES * prod(shape)
         return self.builder.apply(op, (), (shape,), output_bytes=size, floating=False, value_bytes=INDEX_BYTES, module=path)
+
+    def ids(self, tokens: int) -> str:
+        """The model's input: one index per token."""
+        return self.builder.input("ids", (self.batch_size, tokens), INDEX_BYTES)
+
+    def note_fused(self, what: str) -> None:
+        """Say in the graph's notes which operators are one task each here."""
+        self.builder.notes.append(_FUSED.format(what))
 
     def weight(self, path: str, *shape: int) -> str:
         """A trained parameter."""

@@ -11,7 +11,7 @@ from chinchilla_sim.planner.plan import SCHEDULE_NAMES
 from chinchilla_sim.planner.plan_file import _PlanSpec
 from chinchilla_sim.planner.schedules.automatic import PassSeconds, find_rows, most_held, row_seconds
 from chinchilla_sim.planner.schedules.registry import SCHEDULES, microbatches_in_flight
-from chinchilla_sim.scenario.schema import Schedule
+from chinchilla_sim.scenario.search import Schedule
 
 DRAWN = [name for name, schedule in SCHEDULES.items() if schedule.row]
 names = st.sampled_from(DRAWN)

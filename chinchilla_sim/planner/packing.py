@@ -1,0 +1,37 @@
+"""Seconds of packing and unpacking what leaves a stage: messages to its neighbours, and gradients for its replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from chinchilla_sim.cluster.topology import Device
+from chinchilla_sim.cost.codec import CODECS, Matrices, decode_s, encode_s
+from chinchilla_sim.planner.action import Op
+from chinchilla_sim.planner.plan import Plan
+
+
+def boundary_codec_s(plan: Plan, stage: int, raw: Sequence[float], raw_gradients: Sequence[float], device: Device) -> dict[Op, float]:
+    """Seconds of the codecs at a stage's two boundaries; `raw` and `raw_gradients` are bytes that a device sends over each boundary."""
+    seconds = {}
+    if stage > 0:
+        codec = plan.activation_codecs[stage - 1]
+        seconds[Op.DECODE_F] = decode_s(codec, raw[stage - 1], device)
+        seconds[Op.ENCODE_B] = encode_s(codec, raw_gradients[stage - 1], device)
+    if stage < plan.stage_count - 1:
+        codec = plan.activation_codecs[stage]
+        seconds[Op.ENCODE_F] = encode_s(codec, raw[stage], device)
+        seconds[Op.DECODE_B] = decode_s(codec, raw_gradients[stage], device)
+    return seconds
+
+
+def gradient_codec_s(plan: Plan, stage: int, raw_bytes: float, device: Device, matrices: Matrices) -> dict[Op, float]:
+    """Seconds to pack the gradients of a stage into its bucket (a copy, then the codec) and to unpack the result."""
+    if plan.exchange_degree_of(stage) == 1 or plan.zero_stage == 3:
+        return {}
+    codec = plan.gradient_codecs[stage]
+    copies = 1 if CODECS[codec].summable else plan.exchange_degree_of(stage)
+    packing_s = device.elementwise_launch_s + 2 * raw_bytes / device.elementwise_bandwidth_bytes_per_s
+    return {
+        Op.ENCODE_GRAD: packing_s + encode_s(codec, raw_bytes, device, matrices),
+        Op.DECODE_GRAD: decode_s(codec, raw_bytes, device, copies, matrices),
+    }

@@ -1,0 +1,65 @@
+"""[job]: what is asked of the model, training or inference."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from chinchilla_sim.scenario.fields import Count, RequestsPerSecond, Seconds
+from chinchilla_sim.scenario.table import Table
+
+
+class JobSpec(Table):
+    """What is asked of the model."""
+
+    kind: Literal["training", "inference"] = Field(default="training", description="Train the model, or apply it.", examples=["training"])
+    global_batch_size: Count = Field(description="Samples per step, over all replicas.", examples=[128])
+    epochs: Count = Field(default=1, description="Passes over the data.", examples=[3])
+    steps: Count | None = Field(default=None, description="Stop after so many steps, before the epochs are over.", examples=[20])
+    target_samples: Count | None = Field(
+        default=None,
+        description="Stop after as many steps as it takes to see so many samples, over all epochs.",
+        examples=[1000000],
+    )
+    optimizer: Literal["adam", "sgd"] = Field(default="adam", description="Optimizer.", examples=["adam"])
+    learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False, description="Learning rate.", examples=[0.001])
+    learning_rate_schedule: Literal["constant", "linear"] = Field(
+        default="constant", description="constant, or falling linearly to 0 over all epochs.", examples=["linear"]
+    )
+    momentum: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False, description="Momentum of optimizer sgd.", examples=[0.9])
+    precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="Numbers the job computes with.", examples=["fp32"])
+    checkpoint_s: Seconds | None = Field(
+        default=None,
+        alias="checkpoint",
+        description="Seconds that saving a checkpoint stops the job; needed for nodes with a spot price.",
+        examples=["30 s"],
+    )
+    restart_s: Seconds | None = Field(
+        default=None,
+        alias="restart",
+        description="From an interruption until the job computes again; needed for nodes with a spot price.",
+        examples=["5 min"],
+    )
+    data: str | None = Field(
+        default=None,
+        min_length=1,
+        description='"digits", or a folder of IDX files looked up from the folder of the scenario; default: the data of the model.',
+        examples=["digits"],
+    )
+    arrivals_per_s: RequestsPerSecond | None = Field(
+        default=None,
+        alias="arrival_rate",
+        description="Requests of one sample each that arrive at random (Poisson) in inference; plans that cannot answer them are left out.",
+        examples=["200 requests/s"],
+    )
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of every random number of the job.", examples=[0])
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of the whole job, from `steps` or `target_samples`, whichever ends first; None where only epochs end it.
+
+        >>> JobSpec(global_batch_size=128, target_samples=1000).total_steps
+        8
+        """
+        stated = [self.steps] if self.steps is not None else []
+        stated += [-(-self.target_samples // self.global_batch_size)] if self.target_samples is not None else []
+        return min(stated, default=None)

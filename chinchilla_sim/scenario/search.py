@@ -1,0 +1,138 @@
+"""[search]: what is minimized, and what the planner may choose from."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from chinchilla_sim.scenario.fields import Count, Counts, PositiveSeconds, PositiveUsd, refuse_for_activations
+from chinchilla_sim.scenario.model import CompressionSpec
+from chinchilla_sim.scenario.table import Table
+
+Codec = Literal["none", "fp16", "bf16", "int8", "one-bit", "top-k", "low-rank"]
+ActivationCodec = Annotated[Literal["none", "fp16", "bf16", "int8"], BeforeValidator(refuse_for_activations)]
+Schedule = Literal[
+    "gpipe", "1f1b", "looped-bfs", "interleaved-1f1b", "zb-h1", "zb-h2", "interleaved-zb", "zb-1p", "zb-2p", "zb-v", "dualpipe-v"
+]
+
+
+class SearchSpec(Table):
+    """What the planner minimizes and what it may choose from; a list that is not given means every value."""
+
+    objective: Literal["step_time", "cost", "energy", "latency"] = Field(
+        default="step_time",
+        description="Minimized; latency is the 95th percentile from a request's arrival to its answer, and needs job.arrival_rate.",
+        examples=["step_time"],
+    )
+    maximum_latency_s: PositiveSeconds | None = Field(
+        default=None,
+        alias="maximum_latency",
+        description="95 % of the requests are answered within this time; needs job.arrival_rate.",
+        examples=["50 ms"],
+    )
+    deadline_s: PositiveSeconds | None = Field(
+        default=None,
+        alias="deadline",
+        description="The whole job takes at most so long; it needs job.steps or job.target_samples.",
+        examples=["7 d"],
+    )
+    budget_usd: PositiveUsd | None = Field(
+        default=None,
+        alias="budget",
+        description="The whole job costs at most so much; it needs job.steps or job.target_samples, and prices of the nodes.",
+        examples=["10000 USD"],
+    )
+    maximum_step_time_s: PositiveSeconds | None = Field(
+        default=None, alias="maximum_step_time", description="A step takes at most so long.", examples=["200 ms"]
+    )
+    maximum_cost_per_sample_usd: PositiveUsd | None = Field(
+        default=None, alias="maximum_cost_per_sample", description="A sample costs at most so much.", examples=["0.00002 USD"]
+    )
+    spot: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="Whether nodes are rented at their spot prices: auto takes what costs least with the work that interruptions lose.",
+        examples=["auto"],
+    )
+    executable: bool = Field(
+        default=True,
+        description="Keep to plans that `chinchilla run` can play today; false widens the space to all that can be simulated, "
+        "such as stages that share a weight (a head tied to its embedding).",
+        examples=[False],
+    )
+    minimum_ranks: Count = Field(default=1, description="Use at least so many ranks.", examples=[2])
+    maximum_ranks: Count | None = Field(default=None, description="Use at most so many ranks.", examples=[8])
+    data_parallel_degrees: Counts | None = Field(default=None, description="Allowed data parallel degrees.", examples=[[1, 2]])
+    pipeline_parallel_degrees: Counts | None = Field(default=None, description="Allowed pipeline parallel degrees.", examples=[[1, 2]])
+    microbatch_counts: Counts | None = Field(default=None, description="Allowed microbatch counts per replica.", examples=[[1, 4]])
+    stage_replicas: Literal["equal", "free"] = Field(
+        default="equal",
+        description="free also tries stages with replica counts of their own, which share one stream of microbatches (1f1b and gpipe).",
+        examples=["free"],
+    )
+    schedules: tuple[Schedule, ...] = Field(
+        default=("gpipe", "1f1b"), strict=False, min_length=1, description="Allowed schedules.", examples=[["1f1b"]]
+    )
+    stage_tasks: Literal["contiguous", "free"] = Field(
+        default="contiguous",
+        description="free: a rank may also take several pieces of the line of tasks, wherever they lie, on like devices.",
+        examples=["free"],
+    )
+    stages_per_rank: Counts = Field(
+        default=(2,), description="Stages that a rank has in schedules that loop over the ranks.", examples=[[2, 4]]
+    )
+    tensor_parallel_degrees: Counts = Field(
+        default=(1,), description="Devices that share every product of a stage (Megatron); neighbours in the cluster.", examples=[[1, 8]]
+    )
+    sequence_parallel: bool = Field(
+        default=False, description="With tensor parallelism: divide by positions what is not split otherwise.", examples=[True]
+    )
+    context_parallel_degrees: Counts = Field(
+        default=(1,), description="Devices that share the positions of every sample.", examples=[[1, 2]]
+    )
+    expert_parallel_degrees: Counts = Field(
+        default=(1,), description="Replicas among which the experts of a mixture are divided.", examples=[[1, 8]]
+    )
+    zero_stages: tuple[Annotated[int, Field(ge=0, le=3)], ...] = Field(
+        default=(0,),
+        strict=False,
+        min_length=1,
+        description="What replicas divide: 1 optimizer state, 2 gradients too, 3 weights too.",
+        examples=[[0, 1, 3]],
+    )
+    recompute: tuple[Literal["none", "selective", "full"], ...] = Field(
+        default=("none",),
+        strict=False,
+        min_length=1,
+        description="selective computes attention's scores again; full keeps a layer's input only and computes the rest again.",
+        examples=[["none", "selective", "full"]],
+    )
+    gradient_buckets: Counts = Field(
+        default=(1,), description="Buckets in which gradients leave during the last backward pass.", examples=[[1, 4]]
+    )
+    activation_priorities: tuple[Annotated[float, Field(gt=0, le=1000)], ...] = Field(
+        default=(),
+        strict=False,
+        description="Weights that messages between stages may get on links that they share with exchanges, instead of the network's own.",
+        examples=[[4.0]],
+    )
+    gradient_codecs: tuple[Codec, ...] = Field(
+        default=("none",),
+        strict=False,
+        min_length=1,
+        description="Allowed codecs for gradients. Only none keeps every bit: codecs that lose accuracy must be allowed by name. "
+        "one-bit, top-k (1 %) and low-rank (PowerSGD, rank 4) send in later steps what they left out (error feedback).",
+        examples=[["none", "fp16"]],
+    )
+    activation_codecs: tuple[ActivationCodec, ...] = Field(
+        default=("none",),
+        strict=False,
+        min_length=1,
+        description="Allowed codecs for what stages send each other. Only none keeps every bit; the others must be allowed by name.",
+        examples=[["none", "int8"]],
+    )
+    variants: tuple[CompressionSpec, ...] = Field(
+        default=(),
+        strict=False,
+        description="Smaller variants of the model that may be taken instead of it; how accurate they still are is for you to know.",
+        examples=[[{"prune": 0.5}, {"quantize": "bf16"}]],
+    )
+    runner_ups: int = Field(default=5, ge=0, description="How many next best plans to report.", examples=[5])

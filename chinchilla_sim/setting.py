@@ -1,0 +1,148 @@
+"""A scenario made ready: its graph, its cluster, and what was measured of them on this machine before."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from chinchilla_sim.cluster.build import THIS_MACHINE, build_cluster, this_machine_ranks
+from chinchilla_sim.cluster.calibration import Calibration, cache_path, describe_machine, load_calibration, stale_entries
+from chinchilla_sim.cluster.catalogue import catalogue_digest
+from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.graph.compress import Variant, compress
+from chinchilla_sim.graph.importers import read_graph
+from chinchilla_sim.graph.profile import Profile
+from chinchilla_sim.graph.task import VALUE_BYTES, TaskGraph
+from chinchilla_sim.graph.zoo import FORMULAS, PRESETS, chain, mlp
+from chinchilla_sim.scenario.model import ModelSpec
+from chinchilla_sim.scenario.schema import Scenario
+
+BUILTIN_WIDTHS = (784, 512, 10)
+CALIBRATION_VARIABLE = "CHINCHILLA_CALIBRATION"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A scenario with everything that planning and simulating it need."""
+
+    scenario: Scenario
+    graph: TaskGraph
+    cluster: Cluster
+    calibration: Calibration | None
+    profile: Profile = field(default_factory=Profile)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """What a plan made here depends on."""
+        calibration = self.calibration.digest if self.calibration else "none"
+        hashes = {"graph": self.graph.digest, "catalogue": catalogue_digest(), "calibration": calibration}
+        return hashes | ({"profile": self.profile.digest} if self.profile.times else {})
+
+
+def prepare(scenario: Scenario, calibration: Calibration | None = None) -> Setting:
+    """Graph and cluster of a scenario; without a `calibration` the cached one of this machine is used, if there is one."""
+    notes: tuple[str, ...] = ()
+    if scenario.cluster.kind == THIS_MACHINE and calibration is None:
+        calibration, notes = find_calibration(this_machine_ranks(scenario.cluster))
+    graph, profile = build_graph(scenario)
+    if scenario.cluster.kind == THIS_MACHINE and not profile.times:
+        profile = find_profile(graph)
+    if profile.times:
+        notes = (*notes, _share_measured(graph, profile))
+    cluster = build_cluster(scenario.cluster, scenario.job.precision, calibration)
+    return Setting(scenario, graph, cluster, calibration, profile, (*notes, *graph.notes))
+
+
+def _published(model: ModelSpec, batch_size: int, training: bool, value_bytes: float) -> TaskGraph:
+    """A published architecture by its formula: `options`, on top of those of `options.preset`."""
+    options = dict(model.options)
+    name = options.pop("preset", None)
+    fitting = sorted(key for key, preset in PRESETS.items() if preset.formula == model.formula)
+    if name is not None and name not in fitting:
+        what = f"{name!r} is no preset of formula {model.formula}"
+        raise ScenarioError([Mistake("model.options.preset", what, f"write one of {', '.join(fitting)}")])
+    shape = (dict(PRESETS[name].options) if name else {}) | options
+    return FORMULAS[str(model.formula)](batch_size=batch_size, training=training, value_bytes=value_bytes, **shape)
+
+
+def _share_measured(graph: TaskGraph, profile: Profile) -> str:
+    names = [task.name for task in graph.compute_tasks]
+    measured = sum(name in profile.measured_tasks for name in names)
+    return f"times of {measured} of {len(names)} tasks are measured ({profile.source or 'source not stated'}), others follow from formulas"
+
+
+def build_graph(scenario: Scenario) -> tuple[TaskGraph, Profile]:
+    """The task graph of one global batch, compressed as asked for, and what its file measured."""
+    graph, profile = _whole_graph(scenario)
+    variant = Variant(**scenario.model.compression.model_dump())
+    small = compress(graph, variant)
+    return (graph, profile) if small is graph else (small, Profile())
+
+
+def _whole_graph(scenario: Scenario) -> tuple[TaskGraph, Profile]:
+    """The graph of the model as it is; torch is imported only to trace a factory."""
+    model, batch, training = scenario.model, scenario.job.global_batch_size, scenario.job.kind == "training"
+    value_bytes = VALUE_BYTES[scenario.job.precision]
+    if model.builtin == "mnist_mlp":
+        return mlp(model.options.get("widths", BUILTIN_WIDTHS), batch, training, value_bytes), Profile()
+    if model.formula == "mlp":
+        return mlp(model.widths, batch, training, value_bytes), Profile()
+    if model.formula in FORMULAS:
+        return _published(model, batch, training, value_bytes), Profile()
+    if model.formula == "chain":
+        assert model.task_count and model.work_flop and model.output_bytes is not None and model.parameter_count is not None
+        return chain(model.task_count, model.parameter_count, model.work_flop, model.output_bytes, batch, value_bytes), Profile()
+    if model.kind == "graph":
+        assert model.graph
+        graph, profile = read_graph(Path(model.graph), model.format or "chinchilla")
+        if graph.value_bytes != value_bytes:
+            what = f"the graph in {model.graph} has values of {graph.value_bytes:g} bytes, {scenario.job.precision} has {value_bytes:g}"
+            raise ScenarioError([Mistake("job.precision", what, "store the graph in this precision, or change job.precision")])
+        return graph, profile
+    from chinchilla_sim.graph.contract import factory_of, load_job
+    from chinchilla_sim.graph.trace import trace_job
+
+    job, name = load_job(*factory_of(scenario)), str(model.factory or model.builtin)
+    return trace_job(job, batch, training, name, scenario.job.precision), Profile()
+
+
+def find_calibration(rank_count: int) -> tuple[Calibration | None, tuple[str, ...]]:
+    """The calibration of this machine from $CHINCHILLA_CALIBRATION or the cache, and notes about stale ones."""
+    named = os.environ.get(CALIBRATION_VARIABLE)
+    if named:
+        return load_calibration(Path(named)), ()
+    key = describe_machine(version("torch"))
+    path = cache_path(key)
+    stale = tuple(f"stale calibration: {reason}" for reason in stale_entries(key))
+    if not path.exists():
+        return None, (*stale, "no calibration of this machine: catalogue figures are used; `chinchilla calibrate` measures it")
+    calibration = load_calibration(path)
+    if not calibration.covers(rank_count):
+        return None, (
+            *stale,
+            f"the calibration has no measurement with {rank_count} busy ranks: run `chinchilla calibrate --ranks {rank_count}`",
+        )
+    return calibration, stale
+
+
+def find_profile(graph: TaskGraph) -> Profile:
+    """Times of this graph's tasks that `chinchilla calibrate SCENARIO` has measured on this machine, if any."""
+    path = profile_path(graph)
+    if not path.exists():
+        return Profile()
+    try:
+        return Profile.from_dict(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        cure = "delete it and run chinchilla calibrate SCENARIO"
+        raise ScenarioError([Mistake("profile", f"cannot be read: {error}", cure)], str(path)) from error
+
+
+def profile_path(graph: TaskGraph) -> Path:
+    """File of the measured times of one graph on this machine."""
+    machine = cache_path(describe_machine(version("torch")))
+    return machine.with_name(f"profile-{graph.digest[:16]}-{machine.stem.removeprefix('calibration-')}.json")
