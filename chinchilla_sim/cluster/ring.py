@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from chinchilla_sim.cluster.topology import Cluster
 
-GREEDY = 64
+GREEDY = 8
 """Larger rings go through a tree's islands, which is the same there; going to the nearest slot looks at every pair."""
 
 
