@@ -8,7 +8,7 @@ import pytest
 from chinchilla_sim.cluster.build import build_cluster
 from chinchilla_sim.cluster.ring import _through_islands, _to_the_nearest, ring_order
 from chinchilla_sim.cluster.topology import Cluster
-from chinchilla_sim.scenario.schema import ClusterSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec
 
 TREE = {"topology": "tree", "rack_size": 3, "oversubscription": 4}
 

@@ -27,7 +27,9 @@ from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import Program, folds, lower, passes_of
 from chinchilla_sim.planner.screen import Screener, screen
 from chinchilla_sim.planner.search import PlanSearch
-from chinchilla_sim.scenario.schema import ClusterSpec, JobSpec, SearchSpec
+from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.scenario.job import JobSpec
+from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.simulator.engine import simulate
 from chinchilla_sim.timeline import Timeline
 
