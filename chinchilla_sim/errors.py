@@ -35,6 +35,16 @@ class Mistake:
         return f"{place}{self.what}{cure}"
 
 
+def why_unreadable(error: Exception) -> str:
+    """Why a file cannot be read, in words, without what the operating system adds.
+
+    >>> why_unreadable(FileNotFoundError(2, "No such file or directory", "plan.json"))
+    'there is no such file'
+    """
+    known = {FileNotFoundError: "there is no such file", IsADirectoryError: "it is a folder", UnicodeDecodeError: "it is not UTF-8 text"}
+    return known.get(type(error)) or (error.strerror if isinstance(error, OSError) and error.strerror else str(error))
+
+
 class ScenarioError(ChinchillaError):
     """The input is wrong; str() lists every mistake on its own line, each after the name of its file.
 

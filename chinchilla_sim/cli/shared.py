@@ -31,6 +31,12 @@ def seconds_of(option: str, text: str) -> float:
         raise ScenarioError([Mistake(option, f"{text!r} is no time", 'write a number with a unit, such as "30s"')]) from error
 
 
+def at_least(option: str, count: int, least: int = 1) -> None:
+    """A ScenarioError for an option that counts too few."""
+    if count < least:
+        raise ScenarioError([Mistake(option, f"must be at least {least}, not {count}", f"write for example {option} {max(4, least)}")])
+
+
 def load_plan_file(path: Path) -> PlanFile:
     from chinchilla_sim.planner.plan_file import load_plan
 

@@ -264,7 +264,7 @@ def _unit(best: Candidate) -> str:
 
 
 def _no_one_rank(search: SearchResult) -> str:
-    return f"one rank alone does not {'carry the load, or not ' if search.best.serving else ''}fit into memory"
+    return f"one rank alone does not {'carry the load, or does not ' if search.best.serving else ''}fit into memory"
 
 
 def _compared(candidate: Candidate, best: Candidate, objective: str) -> str:

@@ -41,7 +41,7 @@ def find_mistakes(scenario: Table) -> Iterator[Mistake]:
     yield from _check_limits(scenario)
     yield from _check_load(scenario)
     yield from _check_quotas(_table(scenario, "cluster"), _table(scenario, "search"))
-    yield from _check_spot(_table(scenario, "cluster"), _table(scenario, "job"))
+    yield from _check_spot(_table(scenario, "cluster"), _table(scenario, "job"), _table(scenario, "search"))
     formats = [("model.compression", _table(_table(scenario, "model"), "compression"))]
     formats += [(f"search.{place}", variant) for place, variant in _tables(_table(scenario, "search"), "variants")]
     for where, compression in formats:
@@ -70,9 +70,18 @@ def write_example(key: str, value: object) -> str:
 
     >>> write_example("widths", [784, 10])
     'write for example widths = [784, 10]'
+    >>> write_example("variants", [{"prune": 0.5}])
+    'write for example variants = [{ prune = 0.5 }]'
     """
-    text = f"[{', '.join(map(show_value, value))}]" if isinstance(value, list) else show_value(value)
-    return f"write for example {key} = {text}"
+    return f"write for example {key} = {_toml(value)}"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict) and value:
+        return f"{{ {', '.join(f'{key} = {_toml(item)}' for key, item in value.items())} }}"
+    return show_value(value)
 
 
 def _check_model(model: Table) -> Iterator[Mistake]:
@@ -165,10 +174,13 @@ def _check_quotas(cluster: Table, search: Table) -> Iterator[Mistake]:
         yield Mistake("search.minimum_ranks", what, f"write at most {usable}, or raise a quota")
 
 
-def _check_spot(cluster: Table, job: Table) -> Iterator[Mistake]:
+def _check_spot(cluster: Table, job: Table, search: Table) -> Iterator[Mistake]:
     """A spot price goes with how often it ends, and with what an interruption costs."""
     both = ("spot_price", "time_between_interruptions")
     offered = False
+    if search.get("spot") == "always" and not any(_has(node, both[0]) for _, node in _tables(cluster, "nodes")):
+        cure = 'give a node spot_price = "0.9 USD/h" and time_between_interruptions = "6 h", or leave spot out'
+        yield Mistake("search.spot", 'is "always", but no node has a spot price', cure)
     for place, node in _tables(cluster, "nodes"):
         given = [_has(node, key) for key in both]
         offered |= all(given)

@@ -442,7 +442,7 @@ def test_limits_of_the_whole_job_need_its_length() -> None:
     (wrong,) = mistakes_of(tables(job=job, search={"budget": 100}))
     assert wrong.startswith("search.budget: 100 has no unit")
     assert mistakes_of(tables(job=job, search={"deadline": "0 s"})) == [
-        'search.deadline: must be more than 0, not "0 s"; write for example "50 us"'
+        'search.deadline: must be more than 0, not "0 s"; write for example "7 d"'
     ]
 
 

@@ -23,6 +23,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chinchilla_sim.errors import why_unreadable
 from chinchilla_sim.graph.builder import GraphBuilder
 from chinchilla_sim.graph.importers.onnx_operators import (
     BUFFERS_FROM,
@@ -87,7 +88,7 @@ def _load(report: Report) -> ModelProto:
 
             model = inline_local_functions(model)
     except OSError as error:
-        raise report.fail("", f"cannot be read: {error}", "check [model] graph") from error
+        raise report.fail("", f"cannot be read: {why_unreadable(error)}", "check [model] graph") from error
     except Exception as error:  # protobuf's own DecodeError cannot be named without importing protobuf
         raise report.fail("", f"is no ONNX model: {error}", NOT_WHOLE) from error
     if not model.graph.node:
