@@ -42,6 +42,7 @@ def find_mistakes(scenario: Table) -> Iterator[Mistake]:
     yield from _check_load(scenario)
     yield from _check_quotas(_table(scenario, "cluster"), _table(scenario, "search"))
     yield from _check_spot(_table(scenario, "cluster"), _table(scenario, "job"), _table(scenario, "search"))
+    yield from _check_variants(_table(scenario, "model"), _table(scenario, "search"))
     formats = [("model.compression", _table(_table(scenario, "model"), "compression"))]
     formats += [(f"search.{place}", variant) for place, variant in _tables(_table(scenario, "search"), "variants")]
     for where, compression in formats:
@@ -190,6 +191,17 @@ def _check_spot(cluster: Table, job: Table, search: Table) -> Iterator[Mistake]:
     for key in ("checkpoint", "restart") if offered else ():
         if not _has(job, key):
             yield Mistake(f"job.{key}", "is missing for nodes with a spot price", _example(JobSpec, key))
+
+
+def _check_variants(model: Table, search: Table) -> Iterator[Mistake]:
+    """Only a model whose tasks say their shapes can be made smaller."""
+    shapeless = model.get("formula") == "chain" or (
+        _has(model, "graph") and model.get("format") in ("pipedream", "dnn-partitioning", "piper")
+    )
+    if shapeless and _has(search, "variants"):
+        title = 'formula "chain"' if model.get("formula") == "chain" else f"a graph file of format {show_value(model['format'])}"
+        what = f"makes smaller variants, but {title} does not say the shapes of its tasks"
+        yield Mistake("search.variants", what, "leave it out, or give the model as a builtin, factory or another formula")
 
 
 def _check_names(cluster: Table) -> Iterator[Mistake]:

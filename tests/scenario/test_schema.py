@@ -450,3 +450,12 @@ def test_the_first_of_steps_and_samples_ends_the_job() -> None:
     """Both may be stated; without either only epochs end it."""
     for job, steps in (({"steps": 5}, 5), ({"target_samples": 1280}, 10), ({"steps": 5, "target_samples": 1280}, 5), ({}, None)):
         assert parse_scenario(tables(job={"global_batch_size": 128, **job}), "x").job.total_steps == steps
+
+
+@pytest.mark.parametrize("shape", [{"graph": "g.txt", "format": "pipedream"}, {"graph": "g.json", "format": "piper"}])
+def test_variants_need_shapes(shape: dict[str, str]) -> None:
+    """A graph file of times alone cannot be made smaller; one with operands may."""
+    (mistake,) = mistakes_of(tables(model=shape, search={"variants": [{"prune": 0.5}]}))
+    assert mistake.startswith(f'search.variants: makes smaller variants, but a graph file of format "{shape["format"]}" does not say')
+    assert parse_scenario(tables(model=shape, search={"variants": []}), "x").search.variants == ()
+    assert len(parse_scenario(tables(model=shape | {"format": "onnx"}, search={"variants": [{"prune": 0.5}]}), "x").search.variants) == 1
