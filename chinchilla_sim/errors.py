@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 
+MOST_SHOWN = 40
+"""A file of another kind altogether has a mistake on every line: nobody reads hundreds."""
+
+
 class ChinchillaError(Exception):
     """Anything a user can cause and cure; `exit_code` is what the command returns."""
 
@@ -46,7 +50,7 @@ def why_unreadable(error: Exception) -> str:
 
 
 class ScenarioError(ChinchillaError):
-    """The input is wrong; str() lists every mistake on its own line, each after the name of its file.
+    """The input is wrong; str() lists the mistakes on lines of their own, each after the name of its file.
 
     >>> print(ScenarioError([Mistake("job.epochs", "must be at least 1, not 0")], source="scenario.toml"))
     scenario.toml: job.epochs: must be at least 1, not 0
@@ -61,7 +65,9 @@ class ScenarioError(ChinchillaError):
 
     def __str__(self) -> str:
         place = f"{self.source}: " if self.source else ""
-        return "\n".join(f"{place}{mistake}" for mistake in self.mistakes)
+        lines = [f"{place}{mistake}" for mistake in self.mistakes[:MOST_SHOWN]]
+        more = len(self.mistakes) - len(lines)
+        return "\n".join([*lines, *([f"{place}and {more} more mistakes like these"] if more else [])])
 
 
 class NoFeasiblePlanError(ChinchillaError):
