@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-
 MOST_SHOWN = 40
 """A file of another kind altogether has a mistake on every line: nobody reads hundreds."""
 
