@@ -37,6 +37,14 @@ def print_json(value: Mapping[str, Any]) -> None:
     print(json.dumps(_finite(value), indent=1, allow_nan=False))
 
 
+def writable_file(file: Path, option: str) -> Path:
+    """A file that can be written, in a folder that is made if need be; anything else is a mistake found before the work starts."""
+    if file.is_dir():
+        raise ScenarioError([Mistake(option, f"{file} is a folder", f"name a file in it, such as {file / 'out.json'}")])
+    writable_folder(file.parent, option)
+    return file
+
+
 def save_json(path: Path, value: Mapping[str, Any]) -> None:
     """One JSON document to a file."""
     path.write_text(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
@@ -56,7 +64,7 @@ def log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def writable_folder(folder: Path) -> Path:
+def writable_folder(folder: Path, option: str = "--output") -> Path:
     """The folder, made if need be; one that cannot be written is a mistake found before the work starts."""
     probe = folder / ".chinchilla-write-test"
     try:
@@ -64,7 +72,7 @@ def writable_folder(folder: Path) -> Path:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise ScenarioError([Mistake("--output", f"cannot write to {folder}: {error.strerror}", "name another folder")]) from error
+        raise ScenarioError([Mistake(option, f"cannot write to {folder}: {error.strerror}", "name another folder")]) from error
     return folder
 
 

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+MOST_SHOWN = 40
+"""A file of another kind altogether has a mistake on every line: nobody reads hundreds."""
+
 
 class ChinchillaError(Exception):
     """Anything a user can cause and cure; `exit_code` is what the command returns."""
@@ -35,8 +38,18 @@ class Mistake:
         return f"{place}{self.what}{cure}"
 
 
+def why_unreadable(error: Exception) -> str:
+    """Why a file cannot be read, in words, without what the operating system adds.
+
+    >>> why_unreadable(FileNotFoundError(2, "No such file or directory", "plan.json"))
+    'there is no such file'
+    """
+    known = {FileNotFoundError: "there is no such file", IsADirectoryError: "it is a folder", UnicodeDecodeError: "it is not UTF-8 text"}
+    return known.get(type(error)) or (error.strerror if isinstance(error, OSError) and error.strerror else str(error))
+
+
 class ScenarioError(ChinchillaError):
-    """The input is wrong; str() lists every mistake on its own line, each after the name of its file.
+    """The input is wrong; str() lists the mistakes on lines of their own, each after the name of its file.
 
     >>> print(ScenarioError([Mistake("job.epochs", "must be at least 1, not 0")], source="scenario.toml"))
     scenario.toml: job.epochs: must be at least 1, not 0
@@ -51,7 +64,9 @@ class ScenarioError(ChinchillaError):
 
     def __str__(self) -> str:
         place = f"{self.source}: " if self.source else ""
-        return "\n".join(f"{place}{mistake}" for mistake in self.mistakes)
+        lines = [f"{place}{mistake}" for mistake in self.mistakes[:MOST_SHOWN]]
+        more = len(self.mistakes) - len(lines)
+        return "\n".join([*lines, *([f"{place}and {more} more mistakes like these"] if more else [])])
 
 
 class NoFeasiblePlanError(ChinchillaError):

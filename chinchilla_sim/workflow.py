@@ -301,21 +301,27 @@ def disturb_plan(setting: Setting, plan: Plan, step_s: float) -> Robustness | No
     return Robustness(spread, goodput)
 
 
+def check_runnable(scenario: Scenario) -> None:
+    """ScenarioError where nothing that is planned for a scenario can be run here; known before anything is measured or planned."""
+    from chinchilla_sim.graph.contract import factory_of
+
+    factory_of(scenario)
+    if scenario.cluster.kind != THIS_MACHINE:
+        cure = 'set cluster.kind = "this-machine" to run it here; plans for other nodes can be planned and simulated'
+        raise ScenarioError([Mistake("cluster.kind", "the scenario describes other machines than this one", cure)])
+    if scenario.job.precision != "fp32":
+        cure = "plan and simulate it, or run it in fp32"
+        raise ScenarioError([Mistake("job.precision", f"the runtime computes in fp32, not in {scenario.job.precision}", cure)])
+    _refuse_compressed(scenario)
+
+
 def run_for_real(
     file: PlanFile, folder: Path, steps: int | None = None, watch: Callable[[Mapping[str, Any]], None] | None = None
 ) -> Measurement:
     """Run a plan on this machine's ranks; `steps` ends the run early."""
-    from chinchilla_sim.graph.contract import factory_of
     from chinchilla_sim.runtime.launch import run_plan
 
-    factory_of(file.scenario)
-    if file.scenario.cluster.kind != THIS_MACHINE:
-        cure = 'set cluster.kind = "this-machine" to run it here; plans for other nodes can be planned and simulated'
-        raise ScenarioError([Mistake("cluster.kind", "the scenario describes other machines than this one", cure)])
-    if file.scenario.job.precision != "fp32":
-        cure = "plan and simulate it, or run it in fp32"
-        raise ScenarioError([Mistake("job.precision", f"the runtime computes in fp32, not in {file.scenario.job.precision}", cure)])
-    _refuse_compressed(file.scenario)
+    check_runnable(file.scenario)
     refused = unplayable(file.plan)
     if refused:
         cure = "plan and simulate it, or leave these out of [search]"

@@ -79,6 +79,7 @@ def test_all_mistakes_of_a_scenario_are_told_with_their_cure(tmp_path: Path) -> 
         (["cluster.nodes.0.memory=100 MB"], ["no feasible plan: device memory", "too little", "more memory"]),
         (["search.pipeline_parallel_degrees=[4]", "model.task_count=3"], ["no feasible plan", "3 possible stages"]),
         (["search.data_parallel_degrees=[3]"], ["no feasible plan", "batch of 64"]),
+        (["search.minimum_ranks=9"], ["no feasible plan: search.minimum_ranks: asks for 9 ranks of 4; write at most 4"]),
     ],
 )
 def test_infeasible_is_an_answer(overrides: list[str], parts: list[str], tmp_path: Path) -> None:
@@ -112,6 +113,14 @@ def test_deadline_changes_the_plan(tmp_path: Path) -> None:
     assert refused.returncode == 1
     for part in ("no feasible plan: search.deadline: the nearest plan", "above the deadline of 1.00 h", 'write deadline = "'):
         assert part in refused.stderr
+
+
+def test_late_mistakes_name_the_file_and_come_before_the_work(tmp_path: Path) -> None:
+    """A device that the catalogue lacks is told with its file; what cannot be run is refused before a plan is made or printed."""
+    unknown = chinchilla("plan", DEADLINE, "--set", "cluster.nodes.0.device=a100", cwd=tmp_path)
+    assert unknown.returncode == 2 and f"{DEADLINE}: cluster.nodes.0.device: 'a100' is not in the catalogue" in unknown.stderr
+    refused = chinchilla("run", DEADLINE, cwd=tmp_path)
+    assert refused.returncode == 2 and refused.stdout == "" and f"{DEADLINE}: model: a formula has no code to run" in refused.stderr
 
 
 def test_objective_without_price_is_refused(tmp_path: Path) -> None:

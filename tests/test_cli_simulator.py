@@ -54,7 +54,9 @@ def test_schedule_draws_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["1f1c"], "did you mean '1f1b'"),
         (["dualpipe-v", "--ranks", "4", "--microbatches", "4"], "needs 8 microbatches"),
-        (["none.csv"], "cannot be read"),
+        (["none.csv"], "there is no such file"),
+        (["1f1b", "--ranks", "0"], "--ranks: must be at least 1, not 0"),
+        (["1f1b", "--transfer=-1"], "must not be negative"),
     ],
 )
 def test_schedule_refuses_with_a_cure(words: list[str], what: str) -> None:
@@ -140,3 +142,32 @@ search = {{ {lists}, microbatch_counts = [8], schedules = ["1f1b"] }}
     call(capsys, "report", scenario, "-o", tmp_path / "report")
     assert summary.split(",")[0] in (tmp_path / "report" / "report.html").read_text()
     assert summary in (tmp_path / "report" / "summary.txt").read_text()
+
+
+def test_simulate_says_what_a_plan_breaks(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On devices with too little memory and within a limit that is too tight the plan is simulated, and both are said."""
+    assert "does not fit" not in call(capsys, "simulate", plan)
+    sets = ("--set", "cluster.nodes.0.memory=1 MB", "--set", "search.maximum_step_time=1 us")
+    text = call(capsys, "simulate", plan, *sets)
+    assert "does not fit into memory: rank" in text and "maximum step time 1.00 us: takes" in text and "which is beyond" in text
+    (told,) = json.loads(call(capsys, "simulate", plan, *sets, "--json"))["plans"]
+    assert told["fits"] is False and [limit["holds"] for limit in told["limits"]] == [False]
+    (told,) = json.loads(call(capsys, "simulate", plan, "--json"))["plans"]
+    assert told["fits"] is True and "limits" not in told
+
+
+def test_files_that_cannot_be_written_are_mistakes(plan: Path, tmp_path: Path) -> None:
+    """A folder where a file is to be written is refused before the work starts, and nothing is left behind."""
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.iterdir())
+    for words in (["plan", tmp_path / "s.toml", "-o"], ["simulate", plan, "--trace"]):
+        with pytest.raises(ScenarioError, match="folder is a folder; name a file in it, such as"):
+            app([*map(str, words), str(tmp_path / "folder")], exit_on_error=False, result_action="return_value")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_run_of_no_steps_is_a_mistake(plan: Path) -> None:
+    """--steps counts from 1, in `run` and in `validate run`."""
+    for words in (["run", plan, "--steps", "0"], ["validate", "run", plan, "--steps", "0"]):
+        with pytest.raises(ScenarioError, match="--steps: must be at least 1, not 0"):
+            app(list(map(str, words)), exit_on_error=False, result_action="return_value")

@@ -47,3 +47,9 @@ def test_every_error_has_its_exit_code_and_survives_pickling(error: ChinchillaEr
     """Ranks send their errors to the launcher; bad input exits 2, everything else 1."""
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy), copy.exit_code) == (type(error), str(error), exit_code)
+
+
+def test_hundreds_of_mistakes_are_cut_short() -> None:
+    """A file of another kind is wrong on every line: the first forty are told, and how many are left."""
+    lines = str(ScenarioError([Mistake(f"line {number}", "is no JSON") for number in range(250)], "README.md")).splitlines()
+    assert len(lines) == 41 and lines[-1] == "README.md: and 210 more mistakes like these"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from chinchilla_sim.cli.app import AsJson, Force, Output, Overrides, app, bench, validate
-from chinchilla_sim.cli.shared import calibrate_tasks, load_plan_file, seconds_of
+from chinchilla_sim.cli.shared import at_least, calibrate_tasks, load_plan_file, seconds_of
 from chinchilla_sim.console import busy, log, print_json, print_tables, searching, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
 
@@ -30,6 +33,7 @@ def validate_run(plan: Path, *, steps: int = VALIDATION_STEPS, as_json: AsJson =
     from chinchilla_sim.validation.compare import compare
     from chinchilla_sim.workflow import open_plan, run_for_real, simulate_plan
 
+    at_least("--steps", steps)
     file = load_plan_file(plan)
     setting = open_plan(file, str(plan), force=force)
     candidate = simulate_plan(setting, file)
@@ -263,7 +267,7 @@ def bench_planner(*, most_devices: int = 16384, as_json: AsJson = False) -> None
 
 
 @bench.command(name="ledger")
-def bench_ledger(rows: Path, *, leave_one_out: bool = False, as_json: AsJson = False) -> None:
+def bench_ledger(rows: Path, *, leave_one_out: Annotated[bool, Parameter(negative=())] = False, as_json: AsJson = False) -> None:
     """Score the simulator on published training steps; with --leave-one-out also on sources that its constants have not seen.
 
     Parameters

@@ -8,11 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from chinchilla_sim.cli.app import AsJson, Force, Output, Overrides, app
-from chinchilla_sim.cli.shared import find_plan, load_plan_file, load_scenario_file, measurement_of, plan_to_run, print_plan, seconds_of
-from chinchilla_sim.console import busy, log, print_json, print_tables, save_json, searching, show_epochs, writable_folder
+from chinchilla_sim.cli.shared import (
+    at_least,
+    find_plan,
+    load_plan_file,
+    load_scenario_file,
+    measurement_of,
+    plan_to_run,
+    print_plan,
+    seconds_of,
+)
+from chinchilla_sim.console import busy, log, print_json, print_tables, save_json, searching, show_epochs, writable_file, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
 
 if TYPE_CHECKING:
+    from chinchilla_sim.planner.candidate import Candidate
     from chinchilla_sim.planner.plan_file import PlanFile
     from chinchilla_sim.setting import Setting
 
@@ -51,8 +61,8 @@ def plan(
     """
     if not scenarios:
         raise ScenarioError([Mistake("", "no scenario named", "chinchilla plan SCENARIO.toml")])
-    if jobs is not None and jobs < 1:
-        raise ScenarioError([Mistake("--jobs", f"must be at least 1, not {jobs}", "write for example --jobs 4")])
+    if jobs is not None:
+        at_least("--jobs", jobs)
     time_limit_s = None if time_limit is None else seconds_of("--time-limit", time_limit)
     if len(scenarios) == 1 and scheduler is None:
         _plan_one(scenarios[0], overrides, output, time_limit_s, front, as_json)
@@ -72,7 +82,7 @@ def _plan_one(scenario: Path, overrides: Overrides, output: Path | None, time_li
     from chinchilla_sim.workflow import plan_file, study_of
 
     if output:
-        writable_folder(output.parent)
+        writable_file(output, "--output")
     started_s = monotonic()
     setting, search = find_plan(scenario, overrides, time_limit_s, front)
     search_s = monotonic() - started_s
@@ -154,6 +164,7 @@ def simulate(
 ) -> None:
     """Simulate one step of given plans, also on another cluster, and compare them in one table.
 
+    Says where one does not fit into memory, or is beyond a limit of its scenario.
     With [disturbances] in the scenario (jitter, stragglers, links that slow down, traffic, failures) a second table tells the
     spread of the step time and the goodput.
 
@@ -166,33 +177,47 @@ def simulate(
     trace
         Write a Chrome trace of all of them (for ui.perfetto.dev): spans, what every idle moment waits for, and the critical path.
     """
-    from chinchilla_sim.report.serving import requests_table
-    from chinchilla_sim.report.simulated import disturbed_dict, disturbed_table, memory_table, simulated_dict, simulated_table
     from chinchilla_sim.report.trace import chrome_trace
-    from chinchilla_sim.workflow import disturb_plan, open_plan, simulate_plan, with_program
+    from chinchilla_sim.workflow import open_plan, simulate_plan, with_program
 
     if not plans:
         raise ScenarioError([Mistake("", "no plan named", "chinchilla simulate PLAN.json")])
-    rows, disturbed = [], []
+    if trace:
+        writable_file(trace, "--trace")
+    rows: list[tuple[str, Candidate, Setting]] = []
     for path in plans:
         file = load_plan_file(path)
         if program:
             file = with_program(file, program)
         # Values that are set on purpose need no hash: the graph's still counts.
         setting = open_plan(file, str(path), overrides or (), force)
-        candidate = simulate_plan(setting, file)
-        rows.append((str(path), candidate))
-        disturbed.append((str(path), disturb_plan(setting, file.plan, candidate.step_s)))
+        rows.append((str(path), simulate_plan(setting, file), setting))
     if trace:
-        save_json(trace, chrome_trace({name: candidate.timeline for name, candidate in rows}))
-    robust = [(name, found.spread, found.goodput) for name, found in disturbed if found]
+        save_json(trace, chrome_trace({name: candidate.timeline for name, candidate, _ in rows}))
+    _print_simulated(rows, as_json)
+
+
+def _print_simulated(rows: list[tuple[str, Candidate, Setting]], as_json: bool) -> None:
+    from chinchilla_sim.report.remarks import remarks, remarks_dict
+    from chinchilla_sim.report.serving import requests_table
+    from chinchilla_sim.report.simulated import disturbed_dict, disturbed_table, memory_table, simulated_dict, simulated_table
+    from chinchilla_sim.workflow import disturb_plan
+
+    disturbed = [disturb_plan(setting, candidate.plan, candidate.step_s) for _, candidate, setting in rows]
     if as_json:
-        spreads = {name: disturbed_dict(spread, goodput) for name, spread, goodput in robust}
-        print_json({"plans": [{"plan": name} | simulated_dict(candidate) | spreads.get(name, {}) for name, candidate in rows]})
-    else:
-        memory = [memory_table(rows[0][1])] if len(rows) == 1 else []
-        served = [requests_table(rows)] if any(candidate.serving for _, candidate in rows) else []
-        print_tables(simulated_table(rows), *served, *memory, *([disturbed_table(robust)] if robust else []))
+        told = [{"plan": name} | simulated_dict(candidate) for name, candidate, _ in rows]
+        told = [one | remarks_dict(row[1], row[2].cluster, row[2].scenario) for one, row in zip(told, rows, strict=True)]
+        spreads = [disturbed_dict(found.spread, found.goodput) if found else {} for found in disturbed]
+        print_json({"plans": [one | spread for one, spread in zip(told, spreads, strict=True)]})
+        return
+    named = [(name, candidate) for name, candidate, _ in rows]
+    memory = [memory_table(rows[0][1])] if len(rows) == 1 else []
+    served = [requests_table(named)] if any(candidate.serving for _, candidate in named) else []
+    robust = [(row[0], found.spread, found.goodput) for row, found in zip(rows, disturbed, strict=True) if found]
+    print_tables(simulated_table(named), *served, *memory, *([disturbed_table(robust)] if robust else []))
+    for name, candidate, setting in rows:
+        for remark in remarks(candidate, setting.cluster, setting.scenario):
+            print(f"{name}: {remark}")
 
 
 @app.command
@@ -202,7 +227,7 @@ def schedule(
     ranks: int = 4,
     microbatches: int = 8,
     stages_per_rank: int | None = None,
-    seconds: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    seconds: Annotated[tuple[float, float, float], Parameter(negative=())] = (1.0, 1.0, 1.0),
     transfer: float = 0.0,
     as_csv: Annotated[bool, Parameter(name="--csv", help="Print the rows as CSV in PyTorch's notation.", negative=())] = False,
     as_json: AsJson = False,
@@ -214,6 +239,10 @@ def schedule(
     name
         1f1b, gpipe, interleaved-1f1b, looped-bfs, zb-h1, zb-h2, interleaved-zb, zb-1p, zb-2p, zb-v, dualpipe-v, forward; or a CSV
         of rows in PyTorch's notation.
+    ranks
+        Ranks of the pipeline.
+    microbatches
+        Microbatches of a step.
     stages_per_rank
         Stages on each rank (default: 2 where the schedule has several).
     seconds
@@ -225,6 +254,11 @@ def schedule(
     from chinchilla_sim.report.sketch import sketch
     from chinchilla_sim.simulator.drawing import draw_schedule
 
+    counts = {"--ranks": ranks, "--microbatches": microbatches, "--stages-per-rank": 1 if stages_per_rank is None else stages_per_rank}
+    for option, count in counts.items():
+        at_least(option, count)
+    if min(*seconds, transfer) < 0 or not sum(seconds):
+        raise ScenarioError([Mistake("--seconds, --transfer", "must not be negative, nor all 0", "write for example --seconds 1 1 1")])
     drawn = draw_schedule(name, ranks, stages_per_rank, microbatches, seconds, transfer)
     if as_csv:
         print("\n".join(",".join(row.split()) for row in drawn.rows))
@@ -260,6 +294,8 @@ def run(
     from chinchilla_sim.validation.compare import compare
     from chinchilla_sim.workflow import run_for_real, simulate_plan
 
+    if steps is not None:
+        at_least("--steps", steps)
     file, setting = plan_to_run(source, overrides, force, as_json)
     folder = writable_folder(output or Path("reports") / setting.scenario.name / "run")
     candidate = simulate_plan(setting, file)

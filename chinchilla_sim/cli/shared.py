@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +33,25 @@ def seconds_of(option: str, text: str) -> float:
         raise ScenarioError([Mistake(option, f"{text!r} is no time", 'write a number with a unit, such as "30s"')]) from error
 
 
+def at_least(option: str, count: int, least: int = 1) -> None:
+    """A ScenarioError for an option that counts too few."""
+    if count < least:
+        raise ScenarioError([Mistake(option, f"must be at least {least}, not {count}", f"write for example {option} {max(4, least)}")])
+
+
 def load_plan_file(path: Path) -> PlanFile:
     from chinchilla_sim.planner.plan_file import load_plan
 
     return load_plan(path)
+
+
+@contextmanager
+def named(source: Path) -> Iterator[None]:
+    """Mistakes that are found after a file has been read, such as an unknown device, are told with its name too."""
+    try:
+        yield
+    except ScenarioError as error:
+        raise ScenarioError(error.mistakes, error.source or str(source)) from error
 
 
 def find_plan(
@@ -43,30 +60,34 @@ def find_plan(
     from chinchilla_sim.setting import prepare
     from chinchilla_sim.workflow import make_best_plan
 
-    setting = prepare(load_scenario_file(path, overrides))
+    with named(path):
+        setting = prepare(load_scenario_file(path, overrides))
     for note in setting.notes:
         log(note)
-    with searching() as progress:
+    with named(path), searching() as progress:
         return make_best_plan(setting, progress, time_limit_s, front)
 
 
 def plan_to_run(source: Path, overrides: list[str] | None, force: bool, quiet: bool) -> tuple[PlanFile, Setting]:
     """The plan to run and its setting; this machine is calibrated first where it was not."""
     from chinchilla_sim.setting import prepare
-    from chinchilla_sim.workflow import ensure_calibration, make_best_plan, open_plan, plan_file
+    from chinchilla_sim.workflow import check_runnable, ensure_calibration, make_best_plan, open_plan, plan_file
 
     is_plan = source.suffix == ".json"
     if is_plan and overrides:
         raise ScenarioError([Mistake("--set", "a plan is run as it is", "set values when planning")])
     file = load_plan_file(source) if is_plan else None
     scenario = file.scenario if file else load_scenario_file(source, overrides)
+    with named(source):
+        check_runnable(scenario)
     with busy("measuring this machine (about 20 s, once)"):
         for note in ensure_calibration(scenario):
             log(note)
     if file:
         return file, open_plan(file, str(source), force=force)
-    setting = prepare(scenario)
-    with searching() as progress:
+    with named(source):
+        setting = prepare(scenario)
+    with named(source), searching() as progress:
         setting, search = make_best_plan(setting, progress)
     if not quiet:
         print_plan(setting, search)

@@ -32,9 +32,16 @@ def search_instead(search: SearchSpec, text: str) -> SearchSpec:
     """
     mistakes: list[Mistake] = []
     changed: dict[str, Any] = {"executable": False, "minimum_ranks": 1, "maximum_ranks": None, "stage_replicas": "equal"}
-    for part in filter(None, (part.strip() for part in text.split(","))):
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        mistakes.append(
+            Mistake("--instead", "names nothing that would be different", f"write pairs such as dp=8,pp=1 of {', '.join(FIELDS)}")
+        )
+    for part in parts:
         key, _, value = (side.strip() for side in part.partition("="))
-        if key not in FIELDS:
+        if FIELDS.get(key) in changed:
+            mistakes.append(Mistake("--instead", f"{part!r} is the second value for {key}", "name each key once"))
+        elif key not in FIELDS:
             mistakes.append(Mistake("--instead", f"{part!r} is not understood", f"write pairs such as dp=8,pp=1 of {', '.join(FIELDS)}"))
         elif key in _TEXTS:
             allowed = _choices(FIELDS[key])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.errors import Mistake, ScenarioError, why_unreadable
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
@@ -18,9 +18,11 @@ from chinchilla_sim.planner.sharing import with_sharing
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.scenario.search import ActivationCodec, Codec, Schedule
+from chinchilla_sim.scenario.translate import translate
 
 FORMAT = "chinchilla-plan"
 VERSION = 1
+MAKE_AGAIN = "make it again with `chinchilla plan SCENARIO -o FILE`"
 
 
 @dataclass(frozen=True)
@@ -102,19 +104,25 @@ def load_plan(path: Path) -> PlanFile:
     try:
         data = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise ScenarioError([Mistake("", f"cannot be read: {error}", "name a plan.json")], source) from error
+        raise ScenarioError([Mistake("", f"cannot be read: {why_unreadable(error)}", "name a plan.json")], source) from error
     except json.JSONDecodeError as error:
+        if path.suffix == ".toml":
+            cure = f"plan it first: `chinchilla plan {path} -o plan.json`"
+            raise ScenarioError([Mistake("", "is a scenario, not a plan", cure)], source) from error
         what = f"line {error.lineno}: {error.msg}; the file is not whole"
-        raise ScenarioError([Mistake("", what, "make it again with `chinchilla plan SCENARIO -o FILE`")], source) from error
+        raise ScenarioError([Mistake("", what, MAKE_AGAIN)], source) from error
     return parse_plan(data, source)
 
 
 def parse_plan(data: Any, source: str) -> PlanFile:
     """A PlanFile from JSON data."""
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ScenarioError([Mistake("format", f"is not {FORMAT!r}: the file holds no plan", MAKE_AGAIN)], source)
     try:
         spec = _FileSpec.model_validate(data)
     except ValidationError as error:
-        mistakes = [Mistake(".".join(map(str, row["loc"])), row["msg"]) for row in error.errors()]
+        found = translate(error, _FileSpec.model_json_schema())
+        mistakes = [mistake if mistake.cure.startswith("did") else replace(mistake, cure=MAKE_AGAIN) for mistake in found]
         raise ScenarioError(mistakes, source) from error
     plan = Plan(**spec.plan.model_dump())
     mistakes = [Mistake(f"plan.{where}", what) for where, what in mistakes_of(plan)]

@@ -249,11 +249,16 @@ class PlanSearch:
         return self.judge.best_of((plan for shape in shapes for plan in self.drafter.plans(shape)), limited=False)
 
     def _no_plan(self, screened: int) -> NoFeasiblePlanError:
+        fewest, most = self.search.minimum_ranks, self.space.maximum_ranks
+        if fewest > most:
+            return NoFeasiblePlanError(
+                "search.minimum_ranks", f"asks for {fewest} ranks of {most}", f"write at most {most}, or add devices"
+            )
         if not screened:
             return NoFeasiblePlanError(
                 "search",
                 f"no split of {self.space.cuts} possible stages and a batch of {self.job.global_batch_size} "
-                f"over {self.search.minimum_ranks} to {self.space.maximum_ranks} ranks is allowed",
+                f"over {fewest} to {most} ranks is allowed",
                 "change global_batch_size, minimum_ranks, or the degrees and microbatch counts that [search] lists",
             )
         shortfall = min(self.judge.shortfalls)[1] if self.judge.shortfalls else "no partition exists"

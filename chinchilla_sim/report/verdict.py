@@ -52,7 +52,7 @@ def counted_by(best: Candidate) -> str:
 
 def no_one_rank(search: SearchResult) -> str:
     """Why there is no plan of one rank to compare with."""
-    return f"one rank alone does not {'carry the load, or not ' if search.best.serving else ''}fit into memory"
+    return f"one rank alone does not {'carry the load, or does not ' if search.best.serving else ''}fit into memory"
 
 
 def _compared(candidate: Candidate, best: Candidate, objective: str) -> str:

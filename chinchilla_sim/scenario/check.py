@@ -31,7 +31,8 @@ def find_mistakes(scenario: Table) -> Iterator[Mistake]:
     yield from _check_limits(scenario)
     yield from _check_load(scenario)
     yield from _check_quotas(_table(scenario, "cluster"), _table(scenario, "search"))
-    yield from _check_spot(_table(scenario, "cluster"), _table(scenario, "job"))
+    yield from _check_spot(_table(scenario, "cluster"), _table(scenario, "job"), _table(scenario, "search"))
+    yield from _check_variants(_table(scenario, "model"), _table(scenario, "search"))
     formats = [("model.compression", _table(_table(scenario, "model"), "compression"))]
     formats += [(f"search.{place}", variant) for place, variant in _tables(_table(scenario, "search"), "variants")]
     for where, compression in formats:
@@ -60,9 +61,18 @@ def write_example(key: str, value: object) -> str:
 
     >>> write_example("widths", [784, 10])
     'write for example widths = [784, 10]'
+    >>> write_example("variants", [{"prune": 0.5}])
+    'write for example variants = [{ prune = 0.5 }]'
     """
-    text = f"[{', '.join(map(show_value, value))}]" if isinstance(value, list) else show_value(value)
-    return f"write for example {key} = {text}"
+    return f"write for example {key} = {_toml(value)}"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict) and value:
+        return f"{{ {', '.join(f'{key} = {_toml(item)}' for key, item in value.items())} }}"
+    return show_value(value)
 
 
 def _check_model(model: Table) -> Iterator[Mistake]:
@@ -158,10 +168,13 @@ def _check_quotas(cluster: Table, search: Table) -> Iterator[Mistake]:
         yield Mistake("search.minimum_ranks", what, f"write at most {usable}, or raise a quota")
 
 
-def _check_spot(cluster: Table, job: Table) -> Iterator[Mistake]:
+def _check_spot(cluster: Table, job: Table, search: Table) -> Iterator[Mistake]:
     """A spot price goes with how often it ends, and with what an interruption costs."""
     both = ("spot_price", "time_between_interruptions")
     offered = False
+    if search.get("spot") == "always" and not any(_has(node, both[0]) for _, node in _tables(cluster, "nodes")):
+        cure = 'give a node spot_price = "0.9 USD/h" and time_between_interruptions = "6 h", or leave spot out'
+        yield Mistake("search.spot", 'is "always", but no node has a spot price', cure)
     for place, node in _tables(cluster, "nodes"):
         given = [_has(node, key) for key in both]
         offered |= all(given)
@@ -171,6 +184,17 @@ def _check_spot(cluster: Table, job: Table) -> Iterator[Mistake]:
     for key in ("checkpoint", "restart") if offered else ():
         if not _has(job, key):
             yield Mistake(f"job.{key}", "is missing for nodes with a spot price", _example(JobSpec, key))
+
+
+def _check_variants(model: Table, search: Table) -> Iterator[Mistake]:
+    """Only a model whose tasks say their shapes can be made smaller."""
+    shapeless = model.get("formula") == "chain" or (
+        _has(model, "graph") and model.get("format") in ("pipedream", "dnn-partitioning", "piper")
+    )
+    if shapeless and _has(search, "variants"):
+        title = 'formula "chain"' if model.get("formula") == "chain" else f"a graph file of format {show_value(model['format'])}"
+        what = f"makes smaller variants, but {title} does not say the shapes of its tasks"
+        yield Mistake("search.variants", what, "leave it out, or give the model as a builtin, factory or another formula")
 
 
 def _check_names(cluster: Table) -> Iterator[Mistake]:

@@ -110,6 +110,8 @@ def _parse_toml(text: str, source: str) -> dict[str, Any]:
         where, what = (match["where"], match["what"]) if match else ("", str(error))
         is_bare = what.startswith("Invalid value")
         cure = 'texts and quantities stand in quotes, for example bandwidth = "10 Gbit/s"' if is_bare else ""
+        if text.lstrip().startswith("{"):
+            cure = "give a scenario, a TOML file; plans (JSON) are read by simulate, explain, run and validate run"
         raise ScenarioError([Mistake(where, f"is not TOML: {what}", cure)], source) from None
 
 

@@ -62,6 +62,9 @@ def _index(place: object, part: str, walked: Sequence[str]) -> int:
     if not isinstance(place, list):
         raise ValueError(Mistake(where, f"override goes into {'.'.join(walked)}, which is {show_value(place)}", "override the whole value"))
     if part not in map(str, range(len(place))):
-        entries = "is 0" if len(place) == 1 else f"runs from 0 to {len(place) - 1}"
-        raise ValueError(Mistake(where, f"override needs an index of {'.'.join(walked)}, which {entries}"))
+        owner = ".".join(walked)
+        if not place:
+            raise ValueError(Mistake(where, f"override needs an entry of {owner}, which is empty", "override the whole list"))
+        entries = "is 0: there is one entry" if len(place) == 1 else f"runs from 0 to {len(place) - 1}"
+        raise ValueError(Mistake(where, f"override needs an index of {owner}, which {entries}", f"write for example {owner}.0"))
     return int(part)

@@ -12,6 +12,7 @@ from chinchilla_sim.scenario.fields import show_value
 
 _EXPECTED = {
     "string_type": "a text in quotes",
+    "bool_type": "true or false",
     "int_type": "a whole number",
     "float_type": "a number",
     "finite_number": "a finite number",
@@ -38,7 +39,7 @@ def _translate_one(details: ErrorDetails, schema: Mapping[str, Any]) -> Iterator
     kind, path, context, value = details["type"], details["loc"], details.get("ctx", {}), details["input"]
     where = ".".join(map(str, path))
     if kind == "value_error":
-        yield from (_place(mistake, where) for mistake in context["error"].args)
+        yield from (_place(_with_own_example(mistake, schema, path), where) for mistake in context["error"].args)
     elif kind == "extra_forbidden":
         known = list(_look_up(schema, path[:-1]).get("properties", {}))
         yield Mistake(where, f"unknown key '{path[-1]}'", suggest(str(path[-1]), known))
@@ -57,6 +58,14 @@ def _translate_one(details: ErrorDetails, schema: Mapping[str, Any]) -> Iterator
         yield Mistake(where, _expectation(kind, context, value), cure)
     else:
         yield Mistake(where, f"{details['msg']}, not {show_value(value)}", _cure(schema, path, ""))
+
+
+def _with_own_example(mistake: object, schema: Mapping[str, Any], path: tuple[int | str, ...]) -> object:
+    """A quantity's cure shows what the key is about: days for a deadline, not microseconds."""
+    examples = _look_up(schema, path).get("examples")
+    if isinstance(mistake, Mistake) and examples and mistake.cure.startswith('write for example "'):
+        return Mistake(mistake.where, mistake.what, f"write for example {show_value(examples[0])}")
+    return mistake
 
 
 def _place(mistake: object, where: str) -> Mistake:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.errors import Mistake, ScenarioError, why_unreadable
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.program import read_order
@@ -22,7 +22,7 @@ def read_order_file(path: Path) -> tuple[str, ...]:
         return read_order(path.read_text())
     except (OSError, ValueError) as error:
         cure = "give one row of actions per rank, such as 0F0,0F1,0B0,0B1"
-        raise ScenarioError([Mistake("", f"cannot be read: {error}", cure)], str(path)) from error
+        raise ScenarioError([Mistake("", f"cannot be read: {why_unreadable(error)}", cure)], str(path)) from error
 
 
 @dataclass(frozen=True)

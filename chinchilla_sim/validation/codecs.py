@@ -28,7 +28,7 @@ from scipy.stats import spearmanr
 
 from chinchilla_sim.cluster.topology import Backend, Link
 from chinchilla_sim.cost.collective import halving_doubling_all_reduce_s, ring_all_gather_s, ring_all_reduce_s
-from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.errors import Mistake, ScenarioError, why_unreadable
 
 OPERATOR_S = 10e-6
 """A GPU operator of TensorFlow 1, launch and executor (assumed: launch 5 us, executor as much)."""
@@ -318,7 +318,8 @@ def read_codec_rows(path: Path) -> tuple[list[CodecRow], Counter[str]]:
             else:
                 rows.append(_row(row, counted))
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        what = f"cannot be read: {type(error).__name__} {error}"
+        said = why_unreadable(error) if isinstance(error, OSError | UnicodeDecodeError) else f"{type(error).__name__} {error}"
+        what = f"cannot be read: {said}"
         raise ScenarioError([Mistake("", what, f"give columns {', '.join(COLUMNS)}")], str(path)) from error
     if not rows:
         raise ScenarioError([Mistake("", f"holds no row of mode {MEASURED_MODE}", "give measured runs")], str(path))

@@ -20,7 +20,7 @@ from chinchilla_sim.cluster.catalogue import find_device
 from chinchilla_sim.cluster.curves import Table
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.collective import collective_s, interpolate_s, measured_table
-from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.errors import Mistake, ScenarioError, why_unreadable
 from chinchilla_sim.scenario.cluster import ClusterSpec
 from chinchilla_sim.validation.published import INTERNODE_LATENCY_S, device_name_of
 from chinchilla_sim.validation.published_model import NotPredictedError
@@ -185,7 +185,8 @@ def read_collectives(path: Path, device: str) -> tuple[dict[Series, dict[float, 
                     series, size, seconds = _measured(row)
                     measured.setdefault(series, {})[size] = seconds
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        what = f"cannot be read: {type(error).__name__} {error}"
+        said = why_unreadable(error) if isinstance(error, OSError | UnicodeDecodeError) else f"{type(error).__name__} {error}"
+        what = f"cannot be read: {said}"
         raise ScenarioError([Mistake("", what, f"give columns {', '.join(NODE_COLUMNS)}; or {', '.join(COLUMNS)}")], str(path)) from error
     if not measured:
         raise ScenarioError([Mistake("", "holds no measured collective", f"op is one of {', '.join(KINDS)}")], str(path))

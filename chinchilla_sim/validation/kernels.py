@@ -11,7 +11,7 @@ import numpy as np
 from chinchilla_sim.cluster.catalogue import find_device
 from chinchilla_sim.cluster.curves import ProductCurve
 from chinchilla_sim.cost.products import ProductTable, curve_seconds, fit_curve
-from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.errors import Mistake, ScenarioError, why_unreadable
 
 COLUMNS = ("m", "n", "k", "latency_ms")
 FOLDS = 5
@@ -48,7 +48,8 @@ def read_products(path: Path) -> ProductTable:
         with path.open(newline="") as file:
             rows = [[float(row[column]) for column in COLUMNS] for row in csv.DictReader(file)]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        what = f"cannot be read: {type(error).__name__} {error}"
+        said = why_unreadable(error) if isinstance(error, OSError | UnicodeDecodeError) else f"{type(error).__name__} {error}"
+        what = f"cannot be read: {said}"
         raise ScenarioError([Mistake("", what, f"give numbers in columns {', '.join(COLUMNS)}")], str(path)) from error
     if len(rows) < 10 * FOLDS or min(min(row) for row in rows) <= 0:
         raise ScenarioError([Mistake("", f"holds {len(rows)} rows", f"give {10 * FOLDS} or more positive ones")], str(path))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.errors import Mistake, ScenarioError, why_unreadable
 from chinchilla_sim.graph.importers import read_graph
 from chinchilla_sim.graph.importers.reading import Fields, Report, is_amount, refuse_twice
 from chinchilla_sim.validation.peer_problems import FORMATS, Solved
@@ -136,7 +136,7 @@ def _rows(path: Path, report: Report) -> Iterator[Fields]:
     try:
         lines: Sequence[str] = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise report.fail("", f"cannot be read: {error}", "name a file of known answers, or a folder of them") from error
+        raise report.fail("", f"cannot be read: {why_unreadable(error)}", "name a file of known answers, or a folder of them") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

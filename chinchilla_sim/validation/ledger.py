@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.errors import Mistake, ScenarioError, why_unreadable
 from chinchilla_sim.validation.published import Prediction, predict
 from chinchilla_sim.validation.published_model import NotPredictedError, Row
 
@@ -78,7 +78,7 @@ def predict_rows(path: Path, progress: Callable[[int, int], None] | None = None)
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ScenarioError([Mistake("", f"cannot be read: {error}", "name a CSV of published rows")], str(path)) from error
+        raise ScenarioError([Mistake("", f"cannot be read: {why_unreadable(error)}", "name a CSV of published rows")], str(path)) from error
     missing = [name for name in NEEDED if not rows or name not in rows[0]]
     if missing:
         raise ScenarioError([Mistake(name, "there is no such column", f"needed are {', '.join(NEEDED)}") for name in missing], str(path))

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.errors import Mistake, ScenarioError, why_unreadable
 from chinchilla_sim.planner.schedules.automatic import PassSeconds
 from chinchilla_sim.simulator.equal_stages import equal_stages_plan, play_equal_stages, row_seconds
 
@@ -50,7 +50,9 @@ def check_profiles(path: Path) -> list[ScheduleResult]:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ScenarioError([Mistake("", f"cannot be read: {error}", "name pipeline_stage_profiles.csv")], str(path)) from error
+        raise ScenarioError(
+            [Mistake("", f"cannot be read: {why_unreadable(error)}", "name pipeline_stage_profiles.csv")], str(path)
+        ) from error
     missing = [name for name in (*COLUMNS, "schedule") if not rows or name not in rows[0]]
     if missing:
         raise ScenarioError([Mistake(name, "there is no such column", f"needed are {', '.join(COLUMNS)}") for name in missing], str(path))

@@ -33,6 +33,13 @@ def test_all_mistakes_at_once() -> None:
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize(("text", "what"), [("", "names nothing"), (" , ", "names nothing"), ("dp=8,dp=4", "second value for dp")])
+def test_nothing_and_twice_are_mistakes(text: str, what: str) -> None:
+    """A comparison with nothing, or with two values of one key, is refused."""
+    with pytest.raises(ScenarioError, match=what):
+        search_instead(SearchSpec(), text)
+
+
 def test_why_not_eight_replicas(capsys: pytest.CaptureFixture[str]) -> None:
     """The command compares time and memory of both; what the search prefers is not slower."""
     app(["explain", str(SEED), "--instead", "dp=4,pp=1,gradients=none", "--json"], result_action="return_value")

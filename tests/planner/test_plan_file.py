@@ -129,6 +129,13 @@ def test_wrong_fields_are_told_by_their_place(saved: Path, edit: Change, places:
     assert mistakes_in(change(saved, edit)) == places
 
 
+def test_a_scenario_is_no_plan(tmp_path: Path) -> None:
+    """Who names the scenario where its plan is read is told to plan it first."""
+    (tmp_path / "s.toml").write_text("[job]\n")
+    with pytest.raises(ScenarioError, match=r"is a scenario, not a plan; plan it first: `chinchilla plan .*s.toml -o plan.json`"):
+        load_plan(tmp_path / "s.toml")
+
+
 @pytest.mark.parametrize("text", ["[]", "null", '"plan"', "3"])
 def test_other_json_is_refused(saved: Path, text: str) -> None:
     """JSON that is no table is a ScenarioError too."""

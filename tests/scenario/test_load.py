@@ -121,7 +121,24 @@ def test_an_override_replaces_one_value(good: Path) -> None:
     [
         ("job.epochs", 'override "job.epochs" has no =; write for example "job.epochs=3"'),
         ("job.epoch=2", "job.epoch: unknown key 'epoch'; did you mean 'epochs'?"),
-        ("cluster.nodes.2.count=2", "cluster.nodes.2: override needs an index of cluster.nodes, which runs from 0 to 1"),
+        (
+            "cluster.nodes.2.count=2",
+            "cluster.nodes.2: override needs an index of cluster.nodes, which runs from 0 to 1; write for example cluster.nodes.0",
+        ),
+        ("search.executable=1", "search.executable: must be true or false, not 1; write for example executable = false"),
+        (
+            "search.maximum_step_time=3 weeks",
+            'search.maximum_step_time: "3 weeks" has the unknown unit "weeks"; write for example "200 ms"',
+        ),
+        (
+            "search.variants=int8",
+            'search.variants: must be a list, not "int8"; write for example variants = [{ prune = 0.5 }, { quantize = "bf16" }]',
+        ),
+        (
+            "search.spot=always",
+            'search.spot: is "always", but no node has a spot price; give a node spot_price = "0.9 USD/h" and '
+            'time_between_interruptions = "6 h", or leave spot out',
+        ),
         ("question.x=1", 'question.x: override goes into question, which is "Does the small node help?"; override the whole value'),
         (
             "search.microbatch_counts=[1",

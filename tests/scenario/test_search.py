@@ -105,5 +105,14 @@ def test_limits_of_the_whole_job_need_its_length() -> None:
     (wrong,) = mistakes_of(tables(job=job, search={"budget": 100}))
     assert wrong.startswith("search.budget: 100 has no unit")
     assert mistakes_of(tables(job=job, search={"deadline": "0 s"})) == [
-        'search.deadline: must be more than 0, not "0 s"; write for example "50 us"'
+        'search.deadline: must be more than 0, not "0 s"; write for example "7 d"'
     ]
+
+
+@pytest.mark.parametrize("shape", [{"graph": "g.txt", "format": "pipedream"}, {"graph": "g.json", "format": "piper"}])
+def test_variants_need_shapes(shape: dict[str, str]) -> None:
+    """A graph file of times alone cannot be made smaller; one with operands may."""
+    (mistake,) = mistakes_of(tables(model=shape, search={"variants": [{"prune": 0.5}]}))
+    assert mistake.startswith(f'search.variants: makes smaller variants, but a graph file of format "{shape["format"]}" does not say')
+    assert parse_scenario(tables(model=shape, search={"variants": []}), "x").search.variants == ()
+    assert len(parse_scenario(tables(model=shape | {"format": "onnx"}, search={"variants": [{"prune": 0.5}]}), "x").search.variants) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from chinchilla_sim.errors import why_unreadable
 from chinchilla_sim.graph.importers.onnx_shapes import infer_types
 from chinchilla_sim.graph.importers.reading import NOT_WHOLE, Report, show
 
@@ -25,7 +26,7 @@ def load_model(report: Report) -> ModelProto:
 
             model = inline_local_functions(model)
     except OSError as error:
-        raise report.fail("", f"cannot be read: {error}", "check [model] graph") from error
+        raise report.fail("", f"cannot be read: {why_unreadable(error)}", "check [model] graph") from error
     except Exception as error:  # protobuf's own DecodeError cannot be named without importing protobuf
         raise report.fail("", f"is no ONNX model: {error}", NOT_WHOLE) from error
     if not model.graph.node:

@@ -12,7 +12,7 @@ from typing import Any
 
 import networkx as nx
 
-from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.errors import Mistake, ScenarioError, why_unreadable
 from chinchilla_sim.scenario.check import suggest
 
 NOT_WHOLE = "the file is not whole, or of another format than [model] format says"
@@ -54,7 +54,7 @@ def read_text(report: Report) -> str:
     except UnicodeDecodeError as error:
         raise report.fail("", "is not a text file", NOT_WHOLE) from error
     except (OSError, ValueError) as error:
-        raise report.fail("", f"cannot be read: {error}", "check [model] graph") from error
+        raise report.fail("", f"cannot be read: {why_unreadable(error)}", "check [model] graph") from error
 
 
 def read_object(report: Report) -> Fields:
