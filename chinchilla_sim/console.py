@@ -98,7 +98,7 @@ def searching(what: str = "searching splits") -> Iterator[Progress]:
         task = bar.add_task("search", gap="")
 
         def show(done: int, total: int, gap: float | None = None) -> None:
-            bar.update(task, completed=done, total=total, gap="" if gap is None else f"within {gap:.1%} of the bound")
+            bar.update(task, completed=done, total=total, gap="" if gap is None else f"within {100 * gap:.1f} % of the bound")
 
         yield show
 

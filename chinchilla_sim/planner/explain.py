@@ -37,7 +37,7 @@ def gap_words(search: SearchResult) -> str:
     bound = f"no plan of the {space} takes less than {format_seconds(search.lower_bound_s)} a step"
     if search.gap is None:
         return bound
-    return f"{bound}; the chosen one is within {search.gap:.1%} of the least that any can reach"
+    return f"{bound}; the chosen one is within {100 * search.gap:.1f} % of the least that any can reach"
 
 
 def _composition(candidate: Candidate) -> str:

@@ -6,7 +6,7 @@ from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.report.study import Study
 from chinchilla_sim.report.table import NONE, NOT_STATED, Table, percent, shorten
-from chinchilla_sim.report.verdict import FORMAT_OBJECTIVE, counted_by, no_one_rank, versus
+from chinchilla_sim.report.verdict import FORMAT_OBJECTIVE, against_chosen, counted_by, no_one_rank
 from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.units import format_bytes, format_seconds
 
@@ -23,7 +23,7 @@ def candidates_table(search: SearchResult, objective: str = "step_time") -> Tabl
     rows = []
     for name, candidate in listed_candidates(search):
         cells = [name, str(len(candidate.plan.slots)), format_seconds(candidate.step_s)]
-        cells.append("chosen" if candidate is best else versus(candidate.step_s, best.step_s, "step_time"))
+        cells.append("chosen" if candidate is best else against_chosen(candidate, best, objective))
         if objective != "step_time":
             cells.append(FORMAT_OBJECTIVE[objective](candidate.objective) if candidate.objective else NOT_STATED)
         rows.append((*cells, *fact_cells(candidate)))

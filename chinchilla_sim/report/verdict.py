@@ -62,6 +62,13 @@ def _compared(candidate: Candidate, best: Candidate, objective: str) -> str:
     return step if objective == "step_time" else f"{versus(candidate.objective, best.objective, objective)} and {step}"
 
 
+def against_chosen(candidate: Candidate, best: Candidate, objective: str) -> str:
+    """What is minimised, compared with the chosen plan; the step where that is worth nothing (no price)."""
+    if best.objective and candidate.objective:
+        return versus(candidate.objective, best.objective, objective)
+    return versus(candidate.step_s, best.step_s, "step_time")
+
+
 def versus(value: float, chosen: float, objective: str) -> str:
     """A value beside that of the chosen plan.
 
