@@ -90,6 +90,15 @@ def test_infeasible_is_an_answer(overrides: list[str], parts: list[str], tmp_pat
         assert part in result.stderr
 
 
+def test_infeasible_is_an_answer_in_json_too(tmp_path: Path) -> None:
+    """With --json the constraint, by how much and the cure stand on standard output, and the exit code is 1."""
+    result = chinchilla("plan", FOUR_NODES, "--set", "search.minimum_ranks=100", "--json", cwd=tmp_path)
+    assert result.returncode == 1
+    told = json.loads(result.stdout)
+    assert (told["plan"], told["status"], told["constraint"]) == (None, "infeasible", "search")
+    assert told["shortfall"] and told["cure"] and told["cure"] in result.stderr
+
+
 def test_front_is_printed_and_in_json(tmp_path: Path) -> None:
     """`plan --front` adds the table of trade-offs; in JSON the chosen plan is one of them; the plan itself is the same without."""
     table = chinchilla("plan", FOUR_NODES, "--front", cwd=tmp_path)

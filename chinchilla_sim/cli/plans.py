@@ -19,7 +19,7 @@ from chinchilla_sim.cli.shared import (
     seconds_of,
 )
 from chinchilla_sim.console import busy, log, print_json, print_tables, save_json, searching, show_epochs, writable_file, writable_folder
-from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 
 if TYPE_CHECKING:
     from chinchilla_sim.planner.candidate import Candidate
@@ -84,7 +84,13 @@ def _plan_one(scenario: Path, overrides: Overrides, output: Path | None, time_li
     if output:
         writable_file(output, "--output")
     started_s = monotonic()
-    setting, search = find_plan(scenario, overrides, time_limit_s, front)
+    try:
+        setting, search = find_plan(scenario, overrides, time_limit_s, front)
+    except NoFeasiblePlanError as answer:
+        if as_json:
+            why = {"constraint": answer.constraint, "shortfall": answer.shortfall, "cure": answer.cure}
+            print_json({"plan": None, "status": "infeasible", **why})
+        raise
     search_s = monotonic() - started_s
     file = plan_file(setting, search)
     if output:
