@@ -95,7 +95,7 @@ def test_infeasible_is_an_answer_in_json_too(tmp_path: Path) -> None:
     result = chinchilla("plan", FOUR_NODES, "--set", "search.minimum_ranks=100", "--json", cwd=tmp_path)
     assert result.returncode == 1
     told = json.loads(result.stdout)
-    assert (told["plan"], told["status"], told["constraint"]) == (None, "infeasible", "search")
+    assert (told["plan"], told["status"], told["constraint"]) == (None, "infeasible", "search.minimum_ranks")
     assert told["shortfall"] and told["cure"] and told["cure"] in result.stderr
 
 
