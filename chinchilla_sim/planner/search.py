@@ -1,11 +1,14 @@
 """The best plan of a space: screened as a whole, cut and priced where it can win, judged by the simulator.
 
-The space: data-parallel degree x pipeline degree x microbatch count x schedule x sharding x placement x gradient
-codec x activation codec. `screen.py` bounds and ranks all configurations at once; stages are cut by `cutting.py`; every plan that
-fits into memory gets a bound of its own (`bound.py`), and what cannot beat the best simulated plan is not simulated.
+The space: data-parallel degree x pipeline degree x microbatch count x schedule x sharding x devices x placement x gradient
+codec x activation codec. `screen.py` bounds and ranks all configurations at once; `drafts.py` makes the plans of one, with stages cut by
+`cutting.py`; every plan that fits into memory gets a bound of its own (`bound.py`), and what cannot beat the best simulated plan is
+not simulated (`judge.py`).
 
 Spaces of up to EXHAUSTIVE configurations are searched whole, split by split, so that the best of every split is known. Larger ones
-are searched in the order of their estimates until no bound is below the best, or EVALUATIONS configurations have been priced. Both
+are searched in the order of their estimates until no bound is below the best, or EVALUATIONS configurations have been priced. The best
+splits then go through a local search (`improve.py`), where single boundaries and stages may differ from the rest, and through stages in
+several pieces (`scattered.py`); stages with replica counts of their own have a space beside this one (`free_space.py`). All
 budgets count, so that the same scenario gives the same plan; `until` (seconds of the clock) only cuts off, and the result says so.
 The least bound of the space says how far from the best the plan can be at most.
 """
@@ -71,6 +74,8 @@ def find_plans(
 
 
 class PlanSearch:
+    """One search; `served_search.py` builds on it for jobs under load."""
+
     evaluations = EVALUATIONS
 
     def __init__(self, pricer: Pricer, search: SearchSpec, judge: Judge) -> None:
