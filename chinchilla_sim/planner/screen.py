@@ -269,7 +269,8 @@ class Screener:
         )
         pricer, device = self.pricer.for_devices(plan), self.cluster.device(slot, busy)
         tasks = pricer.graph.compute_tasks
-        self._payloads[sharding] = pricer.least_payloads(self.search.gradient_codecs, tasks)
+        if sharding not in self._payloads:
+            self._payloads[sharding] = pricer.least_payloads(self.search.gradient_codecs, tasks)
         seconds = [pricer.task_s(task, size, device, busy) for task in tasks]
         passes = self._with_host(pricer, device, np.array([row[:2] for row in seconds]) * [1.0, training])
         self._passes[sharding, size, busy, slot] = passes
