@@ -18,6 +18,7 @@ from typing import TypeVar
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.codec import GRADIENTS_ONLY
 from chinchilla_sim.cost.rounds import can_do
+from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.candidate import Candidate
 from chinchilla_sim.planner.configuration import RECOMPUTE, microbatch_counts
 from chinchilla_sim.planner.plan import Plan
@@ -116,7 +117,7 @@ def _other_codecs(candidate: Candidate, search: SearchSpec) -> Iterator[Plan]:
 def _moved_cuts(candidate: Candidate, can_end: dict[str, bool]) -> Iterator[Plan]:
     """Every cut one allowed place down and up, those around the busiest stage first."""
     plan, stages = candidate.plan, candidate.plan.stages
-    busy_s = [sum(price.action_s.values()) for price in (row[0] for row in candidate.pricing.stages)]
+    busy_s = [row[0].action_s[Op.F] + row[0].action_s[Op.B] * plan.training for row in candidate.pricing.stages]
     for upper in sorted(range(1, len(stages)), key=lambda upper: (-max(busy_s[upper - 1], busy_s[upper]), upper)):
         both = (*stages[upper - 1], *stages[upper])
         ends = [index for index, name in enumerate(both[:-1], start=1) if can_end[name]]

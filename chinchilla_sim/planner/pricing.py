@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -15,16 +14,13 @@ from chinchilla_sim.cost.collective import collective_s, measured_table
 from chinchilla_sim.cost.compute import (
     FP32_BYTES,
     accumulation_s,
-    backward_s,
-    forward_s,
     launches,
     optimizer_s,
-    weight_gradient_share,
     weight_launches,
     with_host_s,
 )
 from chinchilla_sim.cost.memory import state_parts
-from chinchilla_sim.graph.profile import ACCELERATOR, ANY_DEVICE, Profile
+from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.shard import Collective, PassCollectives, shard_graph
 from chinchilla_sim.graph.task import Task, TaskGraph
 from chinchilla_sim.planner.action import Op
@@ -35,6 +31,7 @@ from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import NO_EXCHANGE, Bucket, Exchange, Pricing, StagePrice
 from chinchilla_sim.planner.recompute import Blocks, Kept, keep_all
 from chinchilla_sim.planner.sharing import shared_exchanges
+from chinchilla_sim.planner.task_seconds import TaskSeconds
 from chinchilla_sim.scenario.job import JobSpec
 
 
@@ -56,13 +53,10 @@ class Pricer:
         self.collectives = collectives or {}
         self._device_pricers: dict[tuple[int, bool, int, int], Pricer] = {}
         self.value_bytes = graph.value_bytes
-        self._seconds: dict[tuple[str, int, int, Device], tuple[float, float, float]] = {}
+        self._task_seconds = TaskSeconds(graph.batch_size, self.profile)
         self._holdings_from: dict[tuple[int, str], list[Holding]] = {}
         self._stage_prices: dict[tuple[object, ...], StagePrice] = {}
         self._exchanges = Exchanges(cluster)
-        self._kinds: dict[Task, int] = {}
-        self._alike: dict[str, int] = {}
-        self._kernels: dict[tuple[int, int, Device], tuple[float, float]] = {}
         self._matrices: dict[tuple[str, str, int], Matrices] = {}
 
     def scale(self, microbatch_size: int) -> float:
@@ -71,31 +65,7 @@ class Pricer:
 
     def task_s(self, task: Task, microbatch_size: int, device: Device, busy_ranks: int) -> tuple[float, float, float]:
         """Seconds of one task (or group) while so many ranks are busy: forward, backward, and the backward's weight gradients."""
-        key = task.name, microbatch_size, busy_ranks, device
-        if key not in self._seconds:
-            forward = backward = weights = 0.0
-            for kernel in task.kernels:
-                kernel_forward_s, kernel_backward_s = self._kernel_s(kernel, microbatch_size, device, busy_ranks)
-                forward += kernel_forward_s
-                backward += kernel_backward_s
-                weights += kernel_backward_s * weight_gradient_share(kernel)
-            self._seconds[key] = forward, backward, weights
-        return self._seconds[key]
-
-    def _kernel_s(self, task: Task, microbatch_size: int, device: Device, busy_ranks: int) -> tuple[float, float]:
-        for kind in (ANY_DEVICE, ACCELERATOR) if self.profile.times else ():
-            measured = self.profile.seconds(task.name, microbatch_size, kind, busy_ranks)
-            if measured:
-                return measured
-        # Repeated layers have kernels that differ in nothing but names.
-        if task.name not in self._alike:
-            plain = replace(task, name="", parameters=(), saved=(), operands=(), module="")
-            self._alike[task.name] = self._kinds.setdefault(plain, len(self._kinds))
-        key = self._alike[task.name], microbatch_size, device
-        if key not in self._kernels:
-            scale = self.scale(microbatch_size)
-            self._kernels[key] = forward_s(task, scale, device), backward_s(task, scale, device)
-        return self._kernels[key]
+        return self._task_seconds.of_task(task, microbatch_size, device, busy_ranks)
 
     def tasks_of(self, plan: Plan, stage: int) -> list[Task]:
         """Task objects of a stage."""
@@ -296,7 +266,7 @@ class Pricer:
         whole = [task for task in tasks if task.name in again]
         inside = [kernel for task in tasks if task.name not in again for kernel in task.members if kernel.name in again]
         seconds = sum(self.task_s(task, microbatch_size, device, busy_ranks)[0] for task in whole)
-        return seconds + sum(self._kernel_s(kernel, microbatch_size, device, busy_ranks)[0] for kernel in inside)
+        return seconds + sum(self._task_seconds.of_kernel(kernel, microbatch_size, device, busy_ranks)[0] for kernel in inside)
 
     def _blocking_s(self, plan: Plan, stage: int, tasks: Sequence[Task]) -> dict[Op, float]:
         """Seconds of collectives inside a forward and a backward pass (of which I has all)."""

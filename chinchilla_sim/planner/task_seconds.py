@@ -1,0 +1,56 @@
+"""Seconds of single tasks and kernels: measured where a profile has them, else by the formulas of `cost/`, each kept for all plans.
+
+Repeated layers have kernels that differ in nothing but names: those are computed once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from chinchilla_sim.cluster.topology import Device
+from chinchilla_sim.cost.compute import backward_s, forward_s, weight_gradient_share
+from chinchilla_sim.graph.profile import ACCELERATOR, ANY_DEVICE, Profile
+from chinchilla_sim.graph.task import Task
+
+
+class TaskSeconds:
+    """Of one graph, whose batch has `batch_size` samples, on any device; times that the `profile` measured come before formulas."""
+
+    def __init__(self, batch_size: int, profile: Profile) -> None:
+        self.batch_size, self.profile = batch_size, profile
+        self._tasks: dict[tuple[str, int, int, Device], tuple[float, float, float]] = {}
+        self._kinds: dict[Task, int] = {}
+        self._kind_of: dict[str, int] = {}
+        self._kernels: dict[tuple[int, int, Device], tuple[float, float]] = {}
+
+    def of_task(self, task: Task, microbatch_size: int, device: Device, busy_ranks: int) -> tuple[float, float, float]:
+        """Forward, backward, and the backward's weight gradients, of a task or group while so many ranks are busy."""
+        key = task.name, microbatch_size, busy_ranks, device
+        if key not in self._tasks:
+            forward = backward = weights = 0.0
+            for kernel in task.kernels:
+                kernel_forward_s, kernel_backward_s = self.of_kernel(kernel, microbatch_size, device, busy_ranks)
+                forward += kernel_forward_s
+                backward += kernel_backward_s
+                weights += kernel_backward_s * weight_gradient_share(kernel)
+            self._tasks[key] = forward, backward, weights
+        return self._tasks[key]
+
+    def of_kernel(self, kernel: Task, microbatch_size: int, device: Device, busy_ranks: int) -> tuple[float, float]:
+        """Forward and backward of one operator."""
+        for kind in (ANY_DEVICE, ACCELERATOR) if self.profile.times else ():
+            measured = self.profile.seconds(kernel.name, microbatch_size, kind, busy_ranks)
+            if measured:
+                return measured
+        key = self._kind(kernel), microbatch_size, device
+        if key not in self._kernels:
+            scale = microbatch_size / self.batch_size
+            self._kernels[key] = forward_s(kernel, scale, device), backward_s(kernel, scale, device)
+        return self._kernels[key]
+
+    def _kind(self, kernel: Task) -> int:
+        """One number for all kernels that cost the same."""
+        if kernel.name not in self._kind_of:
+            plain = replace(kernel, name="", parameters=(), saved=(), operands=(), module="")
+            self._kind_of[kernel.name] = self._kinds.setdefault(plain, len(self._kinds))
+        return self._kind_of[kernel.name]
