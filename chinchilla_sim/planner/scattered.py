@@ -85,7 +85,7 @@ def _problem(cutter: Cutter, plan: Plan) -> tuple[AssignmentProblem, list[list[s
     codec = plan.activation_codecs[0] if plan.activation_codecs else "none"
     scale = pricer.scale(size)
     crossing = [payload_bytes(codec, scale * cutter.crossing_bytes[end], pricer.value_bytes) / plan.group_width for end in ends]
-    output_s = [count * 2 * (link.latency_s + sent / link.bandwidth_bytes_per_s) for sent in crossing]
+    output_s = [count * 2 * link.idle_transfer_s(sent) for sent in crossing]
     in_flight = min(count, len(plan.placement))
     held = [cutter.run_bytes(plan, first, end, in_flight) for first, end in pairwise((0, *ends))]
     limit = min(cutter.cluster.device(slot).usable_memory_bytes for slot in plan.slots)
