@@ -26,6 +26,7 @@ from chinchilla_sim.graph.trace import DTYPE_OF, as_tuple, export_module, graph_
 from chinchilla_sim.planner.buckets import bucket_ends, trained_sizes
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.recompute import Blocks
+from chinchilla_sim.planner.sharing import shared_names
 from chinchilla_sim.runtime.codecs import TensorSpec
 from chinchilla_sim.runtime.deferred import WeightTape, defer
 
@@ -52,7 +53,7 @@ class Stage:
 
     `*_specs` describe the tensors of the boundaries, `*_needs_gradient` says which of them have a gradient. The
     last stage's outputs are the leaves of the model's; `restore` gives them the model's own structure. With split backward passes the
-    weight gradients are on `tape` after I.
+    weight gradients are on `tape` after I. `shared` are its parameters that other stages train too, by number of their set.
     """
 
     segments: tuple[Segment, ...]
@@ -64,6 +65,7 @@ class Stage:
     number: int = 0
     last: bool = True
     tape: WeightTape = field(default_factory=WeightTape)
+    shared: dict[int, list[nn.Parameter]] = field(default_factory=dict)
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         tensors = inputs
@@ -107,6 +109,7 @@ def cut_stages(job: TrainingJob, model: nn.Module, plan: Plan, numbers: Sequence
     cutter = _Cutter(exported, graph, plan)
     stages = [cutter.cut(number) for number in numbers]
     _separate_gradients(stages)
+    _find_shared(stages, dict(model.named_parameters(remove_duplicate=False)), plan, graph)
     return stages
 
 
@@ -205,7 +208,9 @@ class _Cutter:
             return copied[node]
 
         for name in names:
-            node = copied[self.nodes[name]] = graph.node_copy(self.nodes[name], copy_of)
+            node = graph.node_copy(self.nodes[name], copy_of)
+            copied[self.nodes[name]] = node
+            _keep_inputs(graph, node)
             if self.plan.splits_backward and callable(node.target) and any(operand.op == "get_attr" for operand in node.all_input_nodes):
                 node.target = defer(node.target, tape)
         if outputs is None:
@@ -214,6 +219,16 @@ class _Cutter:
         else:
             graph.output(tuple(copy_of(self.nodes[task.name]) for task in outputs))
         return GraphModule(self.exported, graph)
+
+
+def _keep_inputs(graph: Graph, node: Node) -> None:
+    """An operator that works in place gets a copy of what another segment made: that is a leaf here, which autograd protects."""
+    if getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+        for operand in node.all_input_nodes:
+            if operand.op == "placeholder":
+                with graph.inserting_before(node):
+                    copy = graph.call_function(torch.ops.aten.clone.default, (operand,))
+                operand.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)  # type: ignore[misc]
 
 
 def _is_random(module: GraphModule) -> bool:
@@ -243,3 +258,24 @@ def _separate_gradients(stages: Sequence[Stage]) -> None:
                 twin = own.setdefault(parameter, nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad))
                 path, _, attribute = name.rpartition(".")
                 setattr(module.get_submodule(path), attribute, twin)
+
+
+def _find_shared(stages: Sequence[Stage], parameters: dict[str, nn.Parameter], plan: Plan, graph: TaskGraph) -> None:
+    """Fill in `shared`: a stage's parameters lie where the model's do."""
+    names_of = shared_names(graph, plan.stages)
+    for stage in stages:
+        own = {parameter.data_ptr(): parameter for parameter in stage.parameters()}
+        for number, group in enumerate(plan.shared_stages):
+            if stage.number in group:
+                stage.shared[number] = [own[parameters[name].data_ptr()] for name in names_of[group]]
+
+
+def own_parameters(stages: Sequence[Stage]) -> list[list[nn.Parameter]]:
+    """What each stage updates: a weight that several stages of a rank share is one tensor, and the first one's."""
+    seen: set[int] = set()
+    found = []
+    for stage in stages:
+        fresh = [parameter for parameter in stage.parameters() if parameter.data_ptr() not in seen]
+        seen.update(parameter.data_ptr() for parameter in fresh)
+        found.append(fresh)
+    return found

@@ -79,11 +79,6 @@ def test_tied_head_joins_first_and_last_stage() -> None:
     assert plan.shared_stages == ((0, 3),)
     assert shared_bytes(graph, plan.stages) == {(0, 3): TABLE_BYTES}
     assert allowed_cuts(graph, training=True).count(True) > 4
-    # Without sharing only the loss can be a stage of its own.
-    assert [task.name for task, cut in zip(graph.compute_tasks, allowed_cuts(graph, True, shared=False), strict=True) if cut] == [
-        "linear_16",
-        "loss",
-    ]
 
 
 def test_blocks_that_share_all_weights_join_all_stages() -> None:
