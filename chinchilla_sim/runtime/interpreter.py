@@ -6,7 +6,7 @@ beside the computation; an action waits only for what it needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
@@ -22,7 +22,7 @@ from chinchilla_sim.runtime.passes import Loss, Passes, last_backward_of
 from chinchilla_sim.runtime.recorder import Recorder
 from chinchilla_sim.runtime.stages import Stage
 
-Optimizers = dict[int, torch.optim.Optimizer]
+Optimizers = Mapping[int, torch.optim.Optimizer]
 
 
 class Interpreter:
