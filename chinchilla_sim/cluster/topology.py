@@ -119,6 +119,14 @@ class SpotOffer:
     between_interruptions_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Cores that several slots share: ranks that compute, and all that their communication takes of processor time."""
+
+    slots: tuple[int, ...]
+    cores: float
+
+
 @dataclass(frozen=True)
 class Cluster:
     """Device slots in rank order, and the network between them.
@@ -127,7 +135,8 @@ class Cluster:
     `node_collectives[node]` are measured tables of collectives among devices of that node alone. `provenance` says where the
     figures are from. Vertices of `graph` are slots, nodes and switches; `fixed_routes` come before the shortest paths.
     The priorities are weights of flows that share a link: messages between stages, and exchanges of replicas.
-    `quotas` limit which slots may be used together; `spot_offers[node]` is the other way to rent that node.
+    `quotas` limit which slots may be used together; `spot_offers[node]` is the other way to rent that node. Slots of one of the `hosts`
+    have no core of their own.
     """
 
     graph: nx.DiGraph[str]
@@ -143,6 +152,7 @@ class Cluster:
     fixed_routes: Mapping[tuple[int, int], tuple[tuple[str, str], ...]] = field(default_factory=dict)
     quotas: tuple[Quota, ...] = ()
     spot_offers: Mapping[str, SpotOffer] = field(default_factory=dict)
+    hosts: tuple[Host, ...] = ()
 
     @property
     def rank_count(self) -> int:
@@ -285,6 +295,7 @@ class Cluster:
             "edges": sorted((a, b, *astuple(link)) for a, b, link in self.graph.edges(data="link")),
             "backend": asdict(self.backend),
             "crowded": {str(count): asdict(device) for count, device in self.crowded.items()},
+            "hosts": [asdict(host) for host in self.hosts],
             "priorities": [self.activation_priority, self.gradient_priority],
             "collectives": sorted((node, *key, table) for node, tables in self.node_collectives.items() for key, table in tables.items()),
         }

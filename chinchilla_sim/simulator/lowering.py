@@ -65,7 +65,7 @@ class _Lowering:
     def __init__(self, program: Program, pricing: Pricing, cluster: Cluster, folded: bool) -> None:
         self.program, self.plan, self.pricing, self.cluster, self.folded = program, program.plan, pricing, cluster, folded
         ranks = self.plan.rank_count
-        self.graph = ActivityGraph(ranks, holdings=[[] for _ in range(ranks)])
+        self.graph = ActivityGraph(ranks, holdings=[[] for _ in range(ranks)], slots=[self.plan.slots_of(rank) for rank in range(ranks)])
         self.graph.held_bytes = [pricing.held_bytes(self.plan, rank) for rank in range(ranks)]
         self.tail = [NO_ACTIVITY] * ranks
         self.rank_of_slot = {slot: rank for rank in range(ranks) for slot in self.plan.slots_of(rank)}
