@@ -54,7 +54,8 @@ class Device:
     curve from the peak rates, and sustained rates and launch times do not count for them. Within a long job products
     run at `sustained_share` of the curve's speed, other kernels at `streaming_share`. A program takes `host_launch_s` to start each kernel
     and `host_microbatch_s` for each microbatch beside. `quantized_flop_per_s` is the peak of products with weights where they run in fp8
-    (0: they do not).
+    (0: they do not). A device with a `core_share` below 1 is a core that the kernel gives out in portions: full speed until its share
+    of a period is used up, then none until the next; its rates are what it sustains.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Device:
     peak_flop_per_s: float = 0.0
     quantized_flop_per_s: float = 0.0
     peak_bytes_per_s: float = 0.0
+    core_share: float = 1.0
 
     @property
     def usable_memory_bytes(self) -> float:

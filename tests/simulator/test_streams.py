@@ -91,3 +91,19 @@ def test_no_core_second_is_lost(seconds: list[float], cores: int) -> None:
     assert end_s <= sum(seconds) / cores + max(seconds) + 1e-6
     if cores == 1:
         assert end_s == pytest.approx(sum(seconds))
+
+
+def test_share_of_a_core_comes_in_portions() -> None:
+    """A quarter of a core does the 10 ms of a period within 2.5; the first period ends after 5 ms, and every other takes 10."""
+    quarter = replace(DEVICE, core_share=0.25)
+    assert play_on_host(2.0, 0.001, device=quarter).finish_s == pytest.approx([0.00025])
+    assert play_on_host(2.0, 0.020, device=quarter).finish_s == pytest.approx([0.0075])
+    assert play_on_host(2.0, 0.100, device=quarter).finish_s == pytest.approx([0.0875])
+
+
+@given(st.floats(0.0001, 0.2), st.floats(0.1, 0.9))
+def test_portions_add_up_to_the_share(work_s: float, share: float) -> None:
+    """Work takes its sustained seconds, give or take a period."""
+    end_s = play_on_host(2.0, work_s, device=replace(DEVICE, core_share=share)).finish_s[0]
+    assert work_s * share - 1e-9 <= end_s <= work_s + 0.01
+    assert end_s >= work_s - 0.015
