@@ -54,7 +54,7 @@ class Device:
     curve from the peak rates, and sustained rates and launch times do not count for them. Within a long job products
     run at `sustained_share` of the curve's speed, other kernels at `streaming_share`. A program takes `host_launch_s` to start each kernel
     and `host_microbatch_s` for each microbatch beside. `quantized_flop_per_s` is the peak of products with weights where they run in fp8
-    (0: they do not).
+    (0: they do not). Of a core of this machine the device has `core_share`: what was measured on a whole one takes 1 / that.
     """
 
     name: str
@@ -82,11 +82,36 @@ class Device:
     peak_flop_per_s: float = 0.0
     quantized_flop_per_s: float = 0.0
     peak_bytes_per_s: float = 0.0
+    core_share: float = 1.0
+
+    def with_core_share(self, share: float) -> Device:
+        """The same device with only that share of its core's time: lower rates, longer fixed times.
+
+        >>> Device("core", flop_per_s=1e9, memory_bytes=1e9, step_fixed_s=0.001).with_core_share(0.5).step_fixed_s
+        0.002
+        """
+        rates = {name: getattr(self, name) * share for name in _CORE_RATES}
+        return replace(self, **rates, **{name: getattr(self, name) / share for name in _CORE_SECONDS}, core_share=self.core_share * share)
 
     @property
     def usable_memory_bytes(self) -> float:
         """What tensors can have: an accelerator's context comes out of its memory first."""
         return self.memory_bytes - (CONTEXT_BYTES if self.products else 0.0)
+
+
+_CORE_RATES = ("flop_per_s", "memory_bandwidth_bytes_per_s", "optimizer_bandwidth_bytes_per_s", "elementwise_bandwidth_bytes_per_s")
+_CORE_SECONDS = (
+    "forward_launch_s",
+    "backward_launch_s",
+    "forward_fixed_s",
+    "backward_fixed_s",
+    "step_fixed_s",
+    "optimizer_launch_s",
+    "elementwise_launch_s",
+    "communication_s_per_byte",
+    "host_launch_s",
+    "host_microbatch_s",
+)
 
 
 @dataclass(frozen=True, slots=True)
