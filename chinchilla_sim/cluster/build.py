@@ -43,6 +43,13 @@ def this_machine_ranks(spec: ClusterSpec) -> int:
     return (spec.ranks or core_count()) if spec.kind == THIS_MACHINE else math.ceil(emulated_cores(spec) - 1e-9)
 
 
+def slot_nodes(spec: ClusterSpec) -> tuple[str, ...]:
+    """Name of the node of every device slot."""
+    if spec.kind == THIS_MACHINE:
+        return (THIS_MACHINE,) * this_machine_ranks(spec)
+    return tuple(name for node in spec.nodes for name in node.names() for _ in range(node.devices))
+
+
 def emulated_cores(spec: ClusterSpec) -> float:
     """Cores of this machine that its emulated nodes take together."""
     return sum(node.count * node.devices * node.cpu_share for node in spec.nodes if node.device == THIS_MACHINE)
@@ -123,7 +130,10 @@ def _nodes(spec: ClusterSpec, precision: str, calibration: Calibration | None) -
         _cable(graph, *cable.between, link)
     check_connected(graph, slots)
     measured = {} if spec.intra_node else _measured_collectives(spec)
-    provenance = [*_provenance(spec, calibration), *(source_of("collectives", name) for name in dict.fromkeys(name for name, _ in measured.values()))]
+    provenance = [
+        *_provenance(spec, calibration),
+        *(source_of("collectives", name) for name in dict.fromkeys(name for name, _ in measured.values())),
+    ]
     return Cluster(
         graph, tuple(slots), tuple(devices), find_backend(spec.network.backend), tuple(provenance),
         node_collectives={node: tables for node, (_, tables) in measured.items()},

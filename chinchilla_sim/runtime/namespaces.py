@@ -6,6 +6,7 @@ process left behind is found again.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -14,7 +15,7 @@ import signal
 import struct
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from chinchilla_sim.errors import RunError
@@ -52,8 +53,9 @@ def why_unavailable() -> str | None:
     """Why this process cannot emulate a cluster, or None where it can."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return "needs root, for network namespaces"
-    if not shutil.which("ip"):
-        return "needs the ip command (package iproute2)"
+    for command, package in (("ip", "iproute2"), ("nsenter", "util-linux"), ("sysctl", "procps")):
+        if not shutil.which(command):
+            return f"needs the {command} command (package {package})"
     if not TUN.exists():
         return f"needs {TUN} (modprobe tun)"
     name = f"csprobe{os.getpid()}"
@@ -134,10 +136,8 @@ def remove_node(name: str) -> None:
     deadline = time.monotonic() + END_S
     while (pids := processes_in(name)) and time.monotonic() < deadline:
         for pid in pids:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         time.sleep(0.01)
     if any((folder / name).exists() for folder in NAMESPACES):
         subprocess.run(["ip", "netns", "del", name], capture_output=True)
@@ -169,10 +169,8 @@ def _cgroups(name: str) -> list[Path]:
 def leftovers() -> Iterator[str]:
     """Names of nodes whose guardian is dead."""
     folders = [*NAMESPACES[:1]]
-    try:
+    with contextlib.suppress(RunError):
         folders.append(cpu_controller()[0])
-    except RunError:
-        pass
     names = sorted({path.name for folder in folders if folder.exists() for path in folder.iterdir()})
     for name in names:
         match = NAME.fullmatch(name)
@@ -193,9 +191,3 @@ def _run(*command: str) -> str:
     if done.returncode:
         raise RunError(f"the testbed cannot be set up: `{' '.join(command)}`: {done.stderr.strip()}")
     return done.stdout
-
-
-def join_cgroup(folders: Sequence[str]) -> None:
-    """Put this process into cgroups; its children follow."""
-    for folder in folders:
-        Path(folder, "cgroup.procs").write_text(str(os.getpid()))

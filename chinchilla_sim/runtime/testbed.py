@@ -11,8 +11,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from typing import IO, Any
 
 from chinchilla_sim.cluster.build import build_cluster, emulated
@@ -36,7 +36,11 @@ class Host:
 
     def command(self, command: Sequence[str]) -> list[str]:
         """The command, to be run inside the node's network."""
-        return ["ip", "netns", "exec", self.namespace, *command]
+        return ["nsenter", f"--net=/run/netns/{self.namespace}", *command]
+
+    def to_dict(self) -> dict[str, str | None]:
+        """JSON-ready form."""
+        return asdict(self)
 
     def processes(self) -> list[int]:
         """What runs in it."""
@@ -50,6 +54,10 @@ class Traffic:
     wire_bytes: Mapping[str, int]
     wire_packets: Mapping[str, int]
     drops: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return asdict(self)
 
 
 class Testbed:
@@ -117,9 +125,10 @@ def wiring_of(cluster: Cluster) -> Wiring:
     slots = set(cluster.slots)
     edges = [edge for edge in cluster.graph.edges if not slots & set(edge)]
     wires = []
-    for edge in edges:
-        link = cluster.link(edge)
-        wires.append(Wire(*edge, link.latency_s, link.bandwidth_bytes_per_s, link.medium or " -> ".join(edge)))
+    for source_name, target_name in edges:
+        link = cluster.link((source_name, target_name))
+        medium = link.medium or f"{source_name} -> {target_name}"
+        wires.append(Wire(source_name, target_name, link.latency_s, link.bandwidth_bytes_per_s, medium))
     number = {edge: index for index, edge in enumerate(edges)}
     first = [cluster.first_slot(node) or 0 for node in nodes]
     routes = {
@@ -167,10 +176,8 @@ def _hear(guardian: subprocess.Popen[str]) -> dict[str, Any]:
 
 def _part(guardian: subprocess.Popen[str]) -> None:
     """Close its input and wait until it has cleaned up."""
-    try:
+    with suppress(BrokenPipeError):
         _pipe(guardian.stdin).close()
-    except BrokenPipeError:
-        pass
     try:
         guardian.wait(END_S)
     except subprocess.TimeoutExpired:
@@ -183,4 +190,3 @@ def _part(guardian: subprocess.Popen[str]) -> None:
 def _pipe(stream: IO[str] | None) -> IO[str]:
     assert stream is not None
     return stream
-
