@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from chinchilla_sim.cluster.build import THIS_MACHINE, build_cluster, this_machine_ranks
-from chinchilla_sim.cluster.calibration import Calibration, cache_path, describe_machine, load_calibration, stale_entries
+from chinchilla_sim.cluster.build import build_cluster, emulated, emulated_cores, this_machine_ranks
+from chinchilla_sim.cluster.calibration import Calibration, cache_path, core_count, describe_machine, load_calibration, stale_entries
 from chinchilla_sim.cluster.catalogue import catalogue_digest
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.errors import Mistake, ScenarioError
@@ -18,11 +18,14 @@ from chinchilla_sim.graph.importers import read_graph
 from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import VALUE_BYTES, TaskGraph
 from chinchilla_sim.graph.zoo import FORMULAS, PRESETS, chain, mlp
+from chinchilla_sim.scenario.cluster import THIS_MACHINE
 from chinchilla_sim.scenario.model import ModelSpec
 from chinchilla_sim.scenario.schema import Scenario
 
 BUILTIN_WIDTHS = (784, 512, 10)
 CALIBRATION_VARIABLE = "CHINCHILLA_CALIBRATION"
+CORES_TO_EMULATE = 0.8
+"""Share of the cores that emulated nodes may ask for: the fabric and the ranks' own threads need the rest."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +50,33 @@ class Setting:
 def prepare(scenario: Scenario, calibration: Calibration | None = None) -> Setting:
     """Graph and cluster of a scenario; without a `calibration` the cached one of this machine is used, if there is one."""
     notes: tuple[str, ...] = ()
-    if scenario.cluster.kind == THIS_MACHINE and calibration is None:
-        calibration, notes = find_calibration(this_machine_ranks(scenario.cluster))
+    busy_here = this_machine_ranks(scenario.cluster)
+    if busy_here and calibration is None:
+        calibration, notes = find_calibration(busy_here)
+    notes = (*notes, *_crowding(scenario))
     graph, profile = build_graph(scenario)
     if scenario.cluster.kind == THIS_MACHINE and not profile.times:
         profile = find_profile(graph)
+    elif emulated(scenario.cluster) and not profile.times:
+        profile = _while_busy(find_profile(graph), busy_here)
     if profile.times:
         notes = (*notes, _share_measured(graph, profile))
     cluster = build_cluster(scenario.cluster, scenario.job.precision, calibration)
     return Setting(scenario, graph, cluster, calibration, profile, (*notes, *graph.notes))
+
+
+def _crowding(scenario: Scenario) -> tuple[str, ...]:
+    """A warning where emulated nodes leave too little for what moves their packets."""
+    asked = emulated_cores(scenario.cluster)
+    if asked <= CORES_TO_EMULATE * core_count():
+        return ()
+    what = f"the emulated nodes ask for {asked:g} of {core_count()} cores and get less while all are busy"
+    return (f"{what}: keep the sum of their cpu_share below {CORES_TO_EMULATE * core_count():g}",)
+
+
+def _while_busy(profile: Profile, busy_ranks: int) -> Profile:
+    """The times that were measured with so many busy ranks, as those of any number: emulated nodes are all counted in it."""
+    return replace(profile, times=tuple(replace(row, busy_ranks=0) for row in profile.times if row.busy_ranks == busy_ranks))
 
 
 def _published(model: ModelSpec, batch_size: int, training: bool, value_bytes: float) -> TaskGraph:

@@ -22,7 +22,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from chinchilla_sim.cluster.build import THIS_MACHINE
+from chinchilla_sim.cluster.build import this_machine_ranks
 from chinchilla_sim.errors import ChinchillaError, Mistake, NoFeasiblePlanError, RunError, ScenarioError
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.report.result import search_dict
@@ -158,8 +158,8 @@ def _collect(executor: Executor, questions: Sequence[Question]) -> Iterator[tupl
 
 def plan_on_dask(questions: Sequence[Question], address: str) -> Iterator[Outcome]:
     """Outcomes as they finish, from the workers of an existing Dask cluster; ScenarioError where none answers at the address."""
-    here = [question for question in questions if question.scenario.cluster.kind == THIS_MACHINE]
-    there = [question for question in questions if question.scenario.cluster.kind != THIS_MACHINE]
+    here = [question for question in questions if this_machine_ranks(question.scenario.cluster)]
+    there = [question for question in questions if not this_machine_ranks(question.scenario.cluster)]
     with _dask_client(address) as client, client.get_executor(pure=False, retries=0) as executor:
         asked = {executor.submit(answer_question, question): question for question in there}
         yield from map(answer_question, here)

@@ -9,7 +9,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from chinchilla_sim.cluster.build import THIS_MACHINE, this_machine_ranks
+from chinchilla_sim.cluster.build import emulated, this_machine_ranks
 from chinchilla_sim.cluster.calibration import Calibration, save_calibration
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.graph.coarsen import coarsen, expand
@@ -31,6 +31,7 @@ from chinchilla_sim.planner.program import folds, lower
 from chinchilla_sim.planner.search import find_plans
 from chinchilla_sim.planner.served_search import find_served_plans
 from chinchilla_sim.planner.serving import Serving, load_of, tandems_of
+from chinchilla_sim.scenario.cluster import THIS_MACHINE
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.model import CompressionSpec
 from chinchilla_sim.scenario.overrides import apply_overrides
@@ -45,6 +46,7 @@ from chinchilla_sim.simulator.requests import simulate_requests
 
 if TYPE_CHECKING:
     from chinchilla_sim.report.study import Study
+    from chinchilla_sim.runtime.rendezvous import Rendezvous
     from chinchilla_sim.validation.compare import Measurement
 
 PLANNED_TASKS = 64
@@ -60,9 +62,9 @@ def calibrate(rank_count: int) -> tuple[Calibration, Path]:
 
 def ensure_calibration(scenario: Scenario) -> tuple[str, ...]:
     """Calibrate this machine if the scenario runs on it and no calibration holds; returns what there is to say."""
-    if scenario.cluster.kind != THIS_MACHINE:
-        return ()
     ranks = this_machine_ranks(scenario.cluster)
+    if not ranks:
+        return ()
     found, _ = find_calibration(ranks)
     if found:
         return ()
@@ -301,13 +303,15 @@ def disturb_plan(setting: Setting, plan: Plan, step_s: float) -> Robustness | No
     return Robustness(spread, goodput)
 
 
-def check_runnable(scenario: Scenario) -> None:
+def check_runnable(scenario: Scenario, several_machines: bool = False) -> None:
     """ScenarioError where nothing that is planned for a scenario can be run here; known before anything is measured or planned."""
     from chinchilla_sim.graph.contract import factory_of
 
     factory_of(scenario)
-    if scenario.cluster.kind != THIS_MACHINE:
-        cure = 'set cluster.kind = "this-machine" to run it here; plans for other nodes can be planned and simulated'
+    if not (several_machines or scenario.cluster.kind == THIS_MACHINE or emulated(scenario.cluster)):
+        cure = (
+            'set cluster.kind = "this-machine", or device = "this-machine" for every node, to run it here; to run on them give --rendezvous'
+        )
         raise ScenarioError([Mistake("cluster.kind", "the scenario describes other machines than this one", cure)])
     if scenario.job.precision != "fp32":
         cure = "plan and simulate it, or run it in fp32"
@@ -318,10 +322,29 @@ def check_runnable(scenario: Scenario) -> None:
 def run_for_real(
     file: PlanFile, folder: Path, steps: int | None = None, watch: Callable[[Mapping[str, Any]], None] | None = None
 ) -> Measurement:
-    """Run a plan on this machine's ranks; `steps` ends the run early."""
+    """Run a plan on this machine's ranks, or on nodes that it emulates; `steps` ends the run early."""
     from chinchilla_sim.runtime.launch import run_plan
 
     check_runnable(file.scenario)
+    return run_plan(_with_steps(file, steps), folder, watch)
+
+
+def join_for_real(
+    file: PlanFile,
+    folder: Path,
+    rendezvous: Rendezvous,
+    steps: int | None = None,
+    watch: Callable[[Mapping[str, Any]], None] | None = None,
+) -> Measurement | None:
+    """Run this machine's part of a plan for several; the measurement on the first node, None on the others."""
+    from chinchilla_sim.runtime.launch import join_run
+
+    check_runnable(file.scenario, several_machines=True)
+    return join_run(_with_steps(file, steps), folder, rendezvous, watch)
+
+
+def _with_steps(file: PlanFile, steps: int | None) -> PlanFile:
+    """A plan that the runtime plays, for so many steps."""
     refused = unplayable(file.plan)
     if refused:
         cure = "plan and simulate it, or leave these out of [search]"
@@ -329,7 +352,7 @@ def run_for_real(
     if steps is not None:
         job = file.scenario.job.model_copy(update={"steps": steps, "target_samples": None})
         file = replace(file, scenario=file.scenario.model_copy(update={"job": job}))
-    return run_plan(file, folder, watch)
+    return file
 
 
 def study_of(setting: Setting, search: SearchResult, measurement: Measurement | None = None) -> Study:

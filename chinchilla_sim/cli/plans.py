@@ -18,6 +18,7 @@ from chinchilla_sim.cli.shared import (
     print_plan,
     seconds_of,
 )
+from chinchilla_sim.cli.testbed import run_this_node
 from chinchilla_sim.console import busy, log, print_json, print_tables, save_json, searching, show_epochs, writable_file, writable_folder
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 
@@ -284,8 +285,12 @@ def run(
     as_json: AsJson = False,
     force: Force = False,
     steps: int | None = None,
+    rendezvous: str | None = None,
+    node_rank: int | None = None,
 ) -> None:
     """Plan, simulate and run a job for real on this machine, and compare prediction and measurement.
+
+    Nodes with device = "this-machine" are emulated (Linux, root). Over several machines every one runs its own ranks of the same plan.
 
     Parameters
     ----------
@@ -295,6 +300,10 @@ def run(
         Folder for plan.json, weights.pt, metrics.jsonl and measurement.json (default: reports/NAME/run).
     steps
         Stop after so many optimizer steps.
+    rendezvous
+        HOST:PORT where the machines of a plan meet: an address of node 0 that all others reach. Trust the network: it is not encrypted.
+    node_rank
+        Which of the plan's nodes this machine is, in the order in which the plan uses them (default: the only one).
     """
     from chinchilla_sim.report.measured import categories_table, comparison_table, metrics_table
     from chinchilla_sim.validation.compare import compare
@@ -302,6 +311,9 @@ def run(
 
     if steps is not None:
         at_least("--steps", steps)
+    if rendezvous is not None:
+        run_this_node(source, rendezvous, node_rank, output, steps, force, as_json)
+        return
     file, setting = plan_to_run(source, overrides, force, as_json)
     folder = writable_folder(output or Path("reports") / setting.scenario.name / "run")
     candidate = simulate_plan(setting, file)

@@ -120,12 +120,13 @@ def print_plan(setting: Setting, search: SearchResult) -> None:
 
 def calibrate_tasks(scenario: Path, overrides: list[str] | None, ranks: int | None, as_json: bool) -> None:
     """Measure the tasks of a scenario's model."""
+    from chinchilla_sim.cluster.build import this_machine_ranks
     from chinchilla_sim.report.machine import profile_table
     from chinchilla_sim.scenario.load import load_scenario
     from chinchilla_sim.workflow import profile_scenario
 
     loaded = load_scenario(scenario, [*(overrides or ()), *([f"cluster.ranks={ranks}"] if ranks else ())])
-    if loaded.cluster.kind != "this-machine":
+    if not this_machine_ranks(loaded.cluster):
         cure = 'set cluster.kind = "this-machine"; other machines are described by the catalogue'
         raise ScenarioError([Mistake("cluster.kind", "only this machine's tasks can be measured here", cure)], str(scenario))
     with busy("measuring every task of the model"):

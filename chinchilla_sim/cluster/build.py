@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -20,11 +21,10 @@ from chinchilla_sim.cluster.catalogue import (
     source_of,
 )
 from chinchilla_sim.cluster.curves import CollectiveTables
-from chinchilla_sim.cluster.topology import Cluster, Device, Link, Quota, SpotOffer, check_connected
+from chinchilla_sim.cluster.topology import Cluster, Device, Host, Link, Quota, SpotOffer, check_connected
 from chinchilla_sim.errors import Mistake, ScenarioError
-from chinchilla_sim.scenario.cluster import ClusterSpec, IntraNodeSpec, LinkSpec, NetworkSpec, NodeSpec
+from chinchilla_sim.scenario.cluster import THIS_MACHINE, ClusterSpec, IntraNodeSpec, LinkSpec, NetworkSpec, NodeSpec
 
-THIS_MACHINE = "this-machine"
 SWITCH = "network/switch"
 
 
@@ -32,12 +32,32 @@ def build_cluster(spec: ClusterSpec, precision: str, calibration: Calibration | 
     """The cluster of a scenario at one precision; `calibration` replaces the catalogue's figures on this machine."""
     if spec.kind == THIS_MACHINE:
         return _this_machine(spec, precision, calibration)
-    return _nodes(spec, precision)
+    return _nodes(spec, precision, calibration)
 
 
 def this_machine_ranks(spec: ClusterSpec) -> int:
-    """Ranks of `kind = "this-machine"`: as named, else one per core."""
-    return spec.ranks or core_count()
+    """How many ranks are busy on this machine when a cluster is: as named for `kind = "this-machine"`, else one per core.
+
+    Of nodes that are emulated here, as many as their shares of cores add up to (rounded up); 0 where there are none.
+    """
+    return (spec.ranks or core_count()) if spec.kind == THIS_MACHINE else math.ceil(emulated_cores(spec) - 1e-9)
+
+
+def slot_nodes(spec: ClusterSpec) -> tuple[str, ...]:
+    """Name of the node of every device slot."""
+    if spec.kind == THIS_MACHINE:
+        return (THIS_MACHINE,) * this_machine_ranks(spec)
+    return tuple(name for node in spec.nodes for name in node.names() for _ in range(node.devices))
+
+
+def emulated_cores(spec: ClusterSpec) -> float:
+    """Cores of this machine that its emulated nodes take together."""
+    return sum(node.count * node.devices * node.cpu_share for node in spec.nodes if node.device == THIS_MACHINE)
+
+
+def emulated(spec: ClusterSpec) -> bool:
+    """Whether the cluster is one of nodes that this machine emulates, all of them."""
+    return bool(spec.nodes) and all(node.device == THIS_MACHINE for node in spec.nodes)
 
 
 def _this_machine(spec: ClusterSpec, precision: str, calibration: Calibration | None) -> Cluster:
@@ -48,17 +68,12 @@ def _this_machine(spec: ClusterSpec, precision: str, calibration: Calibration | 
     if calibration is None:
         core = find_device(CPU_CORE, precision, "cluster")
         link = find_link("loopback")
-        provenance: tuple[str, ...] = (
-            source_of("devices", CPU_CORE),
-            source_of("links", "loopback"),
-            "not calibrated: run `chinchilla calibrate`",
-        )
         crowded: dict[int, Device] = {}
     else:
         crowded = {count: _with_expense(device, share) for count, device in calibration.devices.items()}
         core = crowded[min(crowded)]
         link = Link(calibration.transfer_latency_s, calibration.transfer_bandwidth_bytes_per_s)
-        provenance = (f"calibration of {calibration.date}: {calibration.key.cpu}, torch {calibration.key.torch}",)
+    provenance = tuple(_core_provenance(calibration))
     devices = tuple(_with_expense(core, share) for _ in slots)
     for slot in slots:
         _cable(graph, slot, THIS_MACHINE, Link(link.latency_s / 2, link.bandwidth_bytes_per_s))
@@ -71,11 +86,19 @@ def _this_machine(spec: ClusterSpec, precision: str, calibration: Calibration | 
     )  # fmt: skip
 
 
+def _core_provenance(calibration: Calibration | None) -> Iterator[str]:
+    """Where the figures of this machine are from."""
+    if calibration:
+        yield f"calibration of {calibration.date}: {calibration.key.cpu}, torch {calibration.key.torch}"
+    else:
+        yield from (source_of("devices", CPU_CORE), source_of("links", "loopback"), "not calibrated: run `chinchilla calibrate`")
+
+
 def _with_expense(device: Device, share: dict[str, float]) -> Device:
     return replace(device, power_watt=share["power_watt"] or device.power_watt, usd_per_s=share["usd_per_s"] or device.usd_per_s)
 
 
-def _nodes(spec: ClusterSpec, precision: str) -> Cluster:
+def _nodes(spec: ClusterSpec, precision: str, calibration: Calibration | None) -> Cluster:
     graph: nx.DiGraph[str] = nx.DiGraph()
     mistakes: list[Mistake] = []
     slots: list[str] = []
@@ -85,7 +108,7 @@ def _nodes(spec: ClusterSpec, precision: str) -> Cluster:
     inner, network, cables = _links(spec, mistakes)
     for index, node in enumerate(spec.nodes):
         try:
-            device = _device(node, precision, f"cluster.nodes.{index}")
+            device = _device(node, precision, f"cluster.nodes.{index}", _core(spec, precision, calibration))
         except ScenarioError as error:
             mistakes += error.mistakes
             continue
@@ -98,7 +121,7 @@ def _nodes(spec: ClusterSpec, precision: str) -> Cluster:
             node_slots = [f"{name}/{number}" for number in range(node.devices)]
             slots += node_slots
             devices += [device] * node.devices
-            _cable_devices(graph, name, node_slots, inner or node_link(node.device or ""))
+            _cable_devices(graph, name, node_slots, inner or _inner_link(node, calibration))
     if mistakes:
         raise ScenarioError(mistakes)
     if network:
@@ -107,23 +130,53 @@ def _nodes(spec: ClusterSpec, precision: str) -> Cluster:
         _cable(graph, *cable.between, link)
     check_connected(graph, slots)
     measured = {} if spec.intra_node else _measured_collectives(spec)
-    provenance = [*_provenance(spec), *(source_of("collectives", name) for name in dict.fromkeys(name for name, _ in measured.values()))]
+    provenance = [
+        *_provenance(spec, calibration),
+        *(source_of("collectives", name) for name in dict.fromkeys(name for name, _ in measured.values())),
+    ]
     return Cluster(
         graph, tuple(slots), tuple(devices), find_backend(spec.network.backend), tuple(provenance),
         node_collectives={node: tables for node, (_, tables) in measured.items()},
         grid_kg_per_joule=spec.grid_intensity_kg_per_joule, activation_priority=spec.network.activation_priority,
         gradient_priority=spec.network.gradient_priority, quotas=tuple(quotas), spot_offers=spot_offers,
+        hosts=_hosts(spec, slots, calibration),
     )  # fmt: skip
 
 
-def _provenance(spec: ClusterSpec) -> Iterator[str]:
+def _hosts(spec: ClusterSpec, slots: Sequence[str], calibration: Calibration | None) -> tuple[Host, ...]:
+    """This machine, whose cores all nodes share that it emulates."""
+    here = {name for node in spec.nodes if node.device == THIS_MACHINE for name in node.names()}
+    shared = tuple(number for number, slot in enumerate(slots) if slot.rpartition("/")[0] in here)
+    return (Host(shared, calibration.key.cores if calibration else core_count()),) if shared else ()
+
+
+def _core(spec: ClusterSpec, precision: str, calibration: Calibration | None) -> Device:
+    """A core of this machine while all nodes that it emulates are busy: as measured, else the catalogue's."""
+    return calibration.device(this_machine_ranks(spec)) if calibration else find_device(CPU_CORE, precision, "cluster")
+
+
+def _inner_link(node: NodeSpec, calibration: Calibration | None) -> Link:
+    """What joins the devices of a node where the scenario does not say."""
+    if node.device != THIS_MACHINE:
+        return node_link(node.device or "")
+    if calibration:
+        return Link(calibration.transfer_latency_s, calibration.transfer_bandwidth_bytes_per_s)
+    return find_link("loopback")
+
+
+def _provenance(spec: ClusterSpec, calibration: Calibration | None) -> Iterator[str]:
     """Where each figure of the catalogue that the cluster uses is from."""
-    yield from (source_of("devices", name) for name in dict.fromkeys(node.device for node in spec.nodes) if name)
+    for name in dict.fromkeys(node.device for node in spec.nodes):
+        if name == THIS_MACHINE:
+            yield from _core_provenance(calibration)
+        elif name:
+            yield source_of("devices", name)
     yield from (f"{node.name}: as the scenario states" for node in spec.nodes if not node.device)
     yield from (
         f"{node.name}: spot price and time between interruptions as the scenario states" for node in spec.nodes if node.spot_price_usd_per_s
     )
-    unpriced = dict.fromkeys(node.device for node in spec.nodes if node.device and node.price_usd_per_s is None)
+    catalogued = [node for node in spec.nodes if node.device and node.device != THIS_MACHINE]
+    unpriced = dict.fromkeys(node.device for node in catalogued if node.device and node.price_usd_per_s is None)
     yield from filter(None, map(price_source_of, unpriced))
     named = dict.fromkeys(table.link for table in (spec.network, *spec.links, spec.intra_node) if table and table.link)
     yield from (source_of("links", name) for name in named)
@@ -153,11 +206,12 @@ def _links(spec: ClusterSpec, mistakes: list[Mistake]) -> tuple[Link | None, Lin
 
 def _measured_collectives(spec: ClusterSpec) -> dict[str, tuple[str, CollectiveTables]]:
     """Tables of every node whose devices and their link are the catalogue's, with the name of their source."""
-    found = {node.device: node_collectives(node.device, spec.network.backend) for node in spec.nodes if node.device and node.devices > 1}
+    several = [node for node in spec.nodes if node.device != THIS_MACHINE and node.devices > 1]
+    found = {node.device: node_collectives(node.device, spec.network.backend) for node in several if node.device}
     return {name: entry for node in spec.nodes if node.device in found and (entry := found[node.device]) for name in node.names()}
 
 
-def _device(node: NodeSpec, precision: str, where: str) -> Device:
+def _device(node: NodeSpec, precision: str, where: str, core: Device) -> Device:
     usd_per_s = (node.price_usd_per_s or 0.0) / node.devices
     if node.device is None:
         assert node.peak_flop_per_s is not None and node.memory_bytes is not None
@@ -174,7 +228,8 @@ def _device(node: NodeSpec, precision: str, where: str) -> Device:
             overlap_slowdown=node.overlap_slowdown or 0.0,
             communication_s_per_byte=node.communication_s_per_megabyte / 1e6,
         )
-    device = find_device(node.device, precision, f"{where}.device")
+    here = node.device == THIS_MACHINE
+    device = core.with_core_share(node.cpu_share) if here else find_device(node.device, precision, f"{where}.device")
     return replace(
         device,
         # Figures of the user's own take the place of the measured curve.
@@ -184,7 +239,7 @@ def _device(node: NodeSpec, precision: str, where: str) -> Device:
         memory_bandwidth_bytes_per_s=node.memory_bandwidth_bytes_per_s or device.memory_bandwidth_bytes_per_s,
         power_watt=device.power_watt if node.power_watt is None else node.power_watt,
         usd_per_s=device.usd_per_s if node.price_usd_per_s is None else usd_per_s,
-        communication_s_per_byte=node.communication_s_per_megabyte / 1e6,
+        communication_s_per_byte=node.communication_s_per_megabyte / 1e6 or device.communication_s_per_byte,
         overlap_slowdown=device.overlap_slowdown if node.overlap_slowdown is None else node.overlap_slowdown,
     )
 

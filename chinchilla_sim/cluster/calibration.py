@@ -67,6 +67,10 @@ class Calibration:
     collective_s: Mapping[tuple[str, int], Table]
     fit_error: Mapping[int, float] = field(default_factory=dict)
 
+    def device(self, busy_ranks: int) -> Device:
+        """A rank's device while so many are busy: as measured with so many or the next higher count."""
+        return self.devices[min((count for count in self.devices if count >= busy_ranks), default=max(self.devices))]
+
     def covers(self, rank_count: int) -> bool:
         """Whether every rank count up to `rank_count` was measured, or one above it."""
         return max(self.devices, default=0) >= rank_count
@@ -109,8 +113,8 @@ class Calibration:
 
 
 def _figures_of(device: Device) -> dict[str, Any]:
-    """Name and numbers of a device; this machine's have no curves."""
-    return {key: value for key, value in asdict(device).items() if value is not None}
+    """Name and numbers of a device; this machine's have no curves, and are whole cores."""
+    return {key: value for key, value in asdict(device).items() if value is not None and key != "core_share"}
 
 
 def _device_of(data: Mapping[str, Any]) -> Device:

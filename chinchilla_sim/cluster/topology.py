@@ -55,7 +55,7 @@ class Device:
     run at `sustained_share` of the curve's speed, other kernels at `streaming_share`. A program takes `host_launch_s` to start each kernel
     and `host_microbatch_s` for each microbatch beside. `quantized_flop_per_s` is the peak of products with weights where they run in fp8
     (0: they do not). A device with a `core_share` below 1 is a core that the kernel gives out in portions: full speed until its share
-    of a period is used up, then none until the next; its rates are what it sustains.
+    of a period is used up, then none until the next; its rates are what it sustains, what was measured on a whole core takes 1 / that.
     """
 
     name: str
@@ -85,10 +85,33 @@ class Device:
     peak_bytes_per_s: float = 0.0
     core_share: float = 1.0
 
+    def with_core_share(self, share: float) -> Device:
+        """The same device with only that share of its core's time: lower rates, longer fixed times.
+
+        >>> Device("core", flop_per_s=1e9, memory_bytes=1e9, step_fixed_s=0.001).with_core_share(0.5).step_fixed_s
+        0.002
+        """
+        rates = {name: getattr(self, name) * share for name in _CORE_RATES}
+        return replace(self, **rates, **{name: getattr(self, name) / share for name in _CORE_SECONDS}, core_share=self.core_share * share)
+
     @property
     def usable_memory_bytes(self) -> float:
         """What tensors can have: an accelerator's context comes out of its memory first."""
         return self.memory_bytes - (CONTEXT_BYTES if self.products else 0.0)
+
+
+_CORE_RATES = ("flop_per_s", "memory_bandwidth_bytes_per_s", "optimizer_bandwidth_bytes_per_s", "elementwise_bandwidth_bytes_per_s")
+_CORE_SECONDS = (
+    "forward_launch_s",
+    "backward_launch_s",
+    "forward_fixed_s",
+    "backward_fixed_s",
+    "step_fixed_s",
+    "optimizer_launch_s",
+    "elementwise_launch_s",
+    "host_launch_s",
+    "host_microbatch_s",
+)
 
 
 @dataclass(frozen=True, slots=True)

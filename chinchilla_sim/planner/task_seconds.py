@@ -41,7 +41,7 @@ class TaskSeconds:
         for kind in (ANY_DEVICE, ACCELERATOR) if self.profile.times else ():
             measured = self.profile.seconds(kernel.name, microbatch_size, kind, busy_ranks)
             if measured:
-                return measured
+                return measured[0] / device.core_share, measured[1] / device.core_share
         key = self._kind(kernel), microbatch_size, device
         if key not in self._kernels:
             scale = microbatch_size / self.batch_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from chinchilla_sim.cluster.build import emulated
 from chinchilla_sim.cluster.catalogue import catalogue_digest
 from chinchilla_sim.report.cost import cost_table
 from chinchilla_sim.report.front import front_table
@@ -14,6 +15,7 @@ from chinchilla_sim.report.serving import serving_tables
 from chinchilla_sim.report.study import Study
 from chinchilla_sim.report.table import percent, signed_percent
 from chinchilla_sim.report.verdict import answer
+from chinchilla_sim.scenario.cluster import THIS_MACHINE
 from chinchilla_sim.units import format_bytes, format_flop, format_seconds
 
 TEMPLATE = "page.html.jinja"
@@ -50,7 +52,7 @@ def _context(study: Study) -> dict[str, Any]:
         "provenance": study.cluster.provenance,
         "graph_facts": _graph_facts(study),
         "hashes": {"graph": study.graph.digest, "cluster": study.cluster.digest, "catalogue": catalogue_digest()},
-        "can_run": scenario.cluster.kind == "this-machine" and scenario.model.kind in ("builtin", "factory"),
+        "can_run": (scenario.cluster.kind == THIS_MACHINE or emulated(scenario.cluster)) and scenario.model.kind in ("builtin", "factory"),
         "scenario_json": json.dumps(scenario.to_dict(), indent=1, ensure_ascii=False),
         **_figures(study),
     }

@@ -1,4 +1,7 @@
-"""Start one process per rank through torchrun, wait, and read what they recorded."""
+"""Start one process per rank through torchrun, wait, and read what they recorded.
+
+A run is on this machine, on nodes that it emulates (a testbed), or on several machines, each of which starts its own ranks.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chinchilla_sim.errors import RunError
+from chinchilla_sim.cluster.build import emulated, slot_nodes
+from chinchilla_sim.errors import Mistake, RunError, ScenarioError
 from chinchilla_sim.planner.plan_file import PlanFile
+from chinchilla_sim.runtime.namespaces import INTERFACE
 from chinchilla_sim.runtime.recorder import representative_timeline, step_seconds
+from chinchilla_sim.runtime.rendezvous import INTERFACE_VARIABLE, Rendezvous, check_first_node, interface_towards
+from chinchilla_sim.runtime.start import CGROUP_VARIABLE, PROCESSES_VARIABLE
+from chinchilla_sim.runtime.testbed import Host, Testbed, open_testbed
 from chinchilla_sim.validation.compare import Measurement
 
 RANK_ENVIRONMENT = {
     # An idle OpenMP thread that spins beside a busy core made a step 30 times slower.
     "OMP_WAIT_POLICY": "passive",
     "OMP_NUM_THREADS": "1",
-    "GLOO_SOCKET_IFNAME": "lo",
     # Keep freed memory: returning it to the kernel and faulting it in again makes steps uneven.
     "MALLOC_TRIM_THRESHOLD_": "1000000000",
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
@@ -31,22 +39,108 @@ RANK_ENVIRONMENT = {
 GRACE_S = 5.0
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 POLL_S = 0.1
+TESTBED_PORT = 29500
+"""Where launchers meet in a testbed: its nodes have no other programs."""
+
 PEER_DIED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
 Watch = Callable[[dict[str, Any]], None]
 
 
-def run_plan(file: PlanFile, folder: Path, watch: Watch | None = None) -> Measurement:
+@dataclass(frozen=True)
+class NodeLaunch:
+    """What one launcher starts: some processes of the run, on this machine or in an emulated node, and where launchers meet."""
+
+    processes: tuple[int, ...]
+    node_rank: int = 0
+    node_count: int = 1
+    endpoint: str = "127.0.0.1:0"
+    interface: str = "lo"
+    host: Host | None = None
+
+    def command(self, module: str, arguments: Sequence[str]) -> list[str]:
+        """The launcher's command line."""
+        start = ["chinchilla_sim.runtime.start"] if self.node_count > 1 or self.host else []
+        command = [
+            sys.executable, "-m", "chinchilla_sim.runtime.agent", f"--nnodes={self.node_count}",
+            f"--nproc-per-node={len(self.processes)}", "--rdzv-backend=one-address", f"--rdzv-endpoint={self.endpoint}",
+            f"--rdzv-conf=rank={self.node_rank}", "--monitor-interval=0.2", "-m", *start, module, *arguments,
+        ]  # fmt: skip
+        return self.host.command(command) if self.host else command
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What its ranks must know."""
+        own = {"PYTHONPATH": _python_path(), INTERFACE_VARIABLE: self.interface, PROCESSES_VARIABLE: ",".join(map(str, self.processes))}
+        share = {CGROUP_VARIABLE: self.host.cgroup} if self.host and self.host.cgroup else {}
+        return RANK_ENVIRONMENT | own | share
+
+    def log(self, folder: Path) -> Path:
+        """Where the launcher's and its ranks' output goes."""
+        return folder / (f"launcher{self.node_rank}.log" if self.node_count > 1 else "launcher.log")
+
+
+def run_plan(file: PlanFile, folder: Path, watch: Watch | None = None, testbed: Testbed | None = None) -> Measurement:
     """Run the plan on this machine; raises RunError with the failed rank's own traceback.
 
-    `watch` is called with every line of metrics as soon as an epoch is done.
+    `watch` is called with every line of metrics as soon as an epoch is done. Where the scenario's nodes are emulated, the plan
+    runs in `testbed`, or in one that is set up for it.
     """
+    spec = file.scenario.cluster
+    if testbed is None and emulated(spec):
+        with open_testbed(spec) as own:
+            return run_plan(file, folder, watch, own)
+    _prepare_folder(file, folder)
+    launches = testbed_launches(file, testbed) if testbed else [NodeLaunch(tuple(range(len(file.plan.slots))))]
+    launch_nodes("chinchilla_sim.runtime.worker", [str(folder)], launches, folder, watch)
+    return _read_measurement(file, folder)
+
+
+def testbed_launches(file: PlanFile, testbed: Testbed) -> list[NodeLaunch]:
+    """A launcher in every emulated node that the plan uses."""
+    nodes = node_processes(file)
+    hosts = [testbed.hosts[node] for node in nodes]
+    endpoint = f"{hosts[0].address}:{TESTBED_PORT}"
+    return [
+        NodeLaunch(processes, number, len(nodes), endpoint, INTERFACE, host)
+        for number, (processes, host) in enumerate(zip(nodes.values(), hosts, strict=True))
+    ]
+
+
+def join_run(file: PlanFile, folder: Path, rendezvous: Rendezvous, watch: Watch | None = None) -> Measurement | None:
+    """Run this machine's part of a plan for several; the measurement on the first node, None on the others."""
+    nodes = node_processes(file)
+    if rendezvous.node_rank >= len(nodes):
+        names = ", ".join(f"{number} is {node}" for number, node in enumerate(nodes))
+        raise ScenarioError([Mistake("--node-rank", f"is {rendezvous.node_rank}, but the plan uses {len(nodes)} nodes", names)])
+    check_first_node(rendezvous)
+    _prepare_folder(file, folder)
+    processes = list(nodes.values())[rendezvous.node_rank]
+    interface = interface_towards(rendezvous.host)
+    launch = NodeLaunch(processes, rendezvous.node_rank, len(nodes), rendezvous.endpoint, interface)
+    launch_nodes("chinchilla_sim.runtime.worker", [str(folder)], [launch], folder, watch)
+    return None if rendezvous.node_rank else _read_measurement(file, folder)
+
+
+def node_processes(file: PlanFile) -> dict[str, tuple[int, ...]]:
+    """Processes of the run on every node that the plan uses; the node of process 0 comes first."""
+    names = slot_nodes(file.scenario.cluster)
+    nodes: dict[str, list[int]] = {}
+    for process, slot in enumerate(file.plan.slots):
+        nodes.setdefault(names[slot], []).append(process)
+    return {node: tuple(processes) for node, processes in nodes.items()}
+
+
+def _prepare_folder(file: PlanFile, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for old in [*folder.glob("rank*.json"), *folder.glob("rank*.error"), *folder.glob("metrics.jsonl")]:
-        old.unlink()
+    for pattern in ("rank*.json", "rank*.error", "metrics.jsonl", "launcher*.log"):
+        for old in folder.glob(pattern):
+            old.unlink()
     file.save(folder / "plan.json")
-    launch_ranks("chinchilla_sim.runtime.worker", [str(folder)], file.plan.rank_count, folder, watch)
+
+
+def _read_measurement(file: PlanFile, folder: Path) -> Measurement:
     records = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(file.plan.rank_count)]
     return _measurement(file, records, folder)
 
@@ -66,39 +160,49 @@ def _measurement(file: PlanFile, records: Sequence[dict[str, Any]], folder: Path
 
 
 def launch_ranks(module: str, arguments: Sequence[str], rank_count: int, folder: Path, watch: Watch | None = None) -> None:
-    """Run `python -m module arguments` on every rank; when one fails the others are stopped within seconds."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={rank_count}",
-        "--monitor-interval=0.2", "-m", module, *arguments,
-    ]  # fmt: skip
-    environment = os.environ | RANK_ENVIRONMENT | {"PYTHONPATH": _python_path()}
-    log = folder / "launcher.log"
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
-            start_new_session=True, preexec_fn=lambda: die_with_parent(signal.SIGTERM),
-        )  # fmt: skip
-        try:
-            code = _wait(process, folder / "metrics.jsonl", watch)
-        except BaseException:
+    """Run `python -m module arguments` on every rank here; when one fails the others are stopped within seconds."""
+    launch_nodes(module, arguments, [NodeLaunch(tuple(range(rank_count)))], folder, watch)
+
+
+def launch_nodes(module: str, arguments: Sequence[str], launches: Sequence[NodeLaunch], folder: Path, watch: Watch | None = None) -> None:
+    """Run `python -m module arguments` on the ranks of all nodes that this process starts; when one fails all are stopped."""
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for launch in launches:
+            with launch.log(folder).open("w") as stream:
+                started.append(
+                    subprocess.Popen(
+                        launch.command(module, arguments), env=os.environ | launch.environment,
+                        stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
+                        start_new_session=True, preexec_fn=lambda: die_with_parent(signal.SIGTERM),
+                    )
+                )  # fmt: skip
+        failed = _wait(started, folder / "metrics.jsonl", watch)
+    finally:
+        for process in started:
             _stop(process)
-            raise
-    if code:
-        raise RunError(_failure(folder, rank_count, log))
+    if failed:
+        raise RunError(_failure(folder, launches))
 
 
-def _wait(process: subprocess.Popen[bytes], metrics: Path, watch: Watch | None) -> int:
-    seen = 0
+def _wait(started: Sequence[subprocess.Popen[bytes]], metrics: Path, watch: Watch | None) -> bool:
+    """Wait for all launchers, or for the first that fails; whether one did.
+
+    What the ranks of the others have to say of a failure they say within GRACE_S.
+    """
+    seen, until_s = 0, float("inf")
     while True:
-        code = process.poll()
+        codes = [process.poll() for process in started]
         if watch and metrics.exists():
             text = metrics.read_text()
             lines = text[: text.rfind("\n") + 1].splitlines()  # without a line that is being written
             for line in lines[seen:]:
                 watch(json.loads(line))
             seen = len(lines)
-        if code is not None:
-            return code
+        if any(codes):
+            until_s = min(until_s, time.monotonic() + GRACE_S)
+        if None not in codes or time.monotonic() > until_s:
+            return any(codes)
         time.sleep(POLL_S)
 
 
@@ -114,7 +218,7 @@ def die_with_parent(with_signal: signal.Signals) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the launcher, which ends its ranks (they also die with it)."""
+    """End a launcher that still runs, which ends its ranks (they also die with it)."""
     process.terminate()
     deadline = time.monotonic() + GRACE_S
     while process.poll() is None and time.monotonic() < deadline:
@@ -124,14 +228,15 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _failure(folder: Path, rank_count: int, log: Path) -> str:
+def _failure(folder: Path, launches: Sequence[NodeLaunch]) -> str:
     """What to tell the user: the traceback of the rank that failed first, or that one was killed."""
-    errors = [path for rank in range(rank_count) if (path := folder / f"rank{rank}.error").exists()]
+    processes = [process for launch in launches for process in launch.processes]
+    errors = [path for process in processes if (path := folder / f"rank{process}.error").exists()]
     # A rank whose peer has died fails too; that is not the reason.
     first_hand = [path for path in errors if not any(symptom in path.read_text() for symptom in PEER_DIED)]
     if first_hand:
         first = min(first_hand, key=lambda path: path.stat().st_mtime)
         return f"{first.stem} failed:\n{first.read_text().rstrip()}"
-    lines = log.read_text().splitlines()
+    lines = [line for launch in launches for line in launch.log(folder).read_text().splitlines()]
     told = [line.strip() for line in lines if "exitcode" in line or "Signal" in line] or lines[-15:]
     return "a rank died without a traceback (killed, or out of memory); the launcher said:\n" + "\n".join(told)

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from chinchilla_sim.planner.plan_file import load_plan
 from chinchilla_sim.runtime.launch import die_with_parent
+from chinchilla_sim.runtime.records import share_records
 from chinchilla_sim.runtime.training import RankRun
 
 TIMEOUT = timedelta(seconds=120)
@@ -31,6 +32,7 @@ def main(folder: Path) -> int:
         device = choose_device()
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
         RankRun(load_plan(folder / "plan.json"), folder, device).run()
+        share_records(folder)
         dist.destroy_process_group()
     except BaseException:
         (folder / f"rank{rank}.error").write_text(traceback.format_exc())

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from chinchilla_sim.errors import Mistake
-from chinchilla_sim.scenario.cluster import CLUSTER_KEYS, IntraNodeSpec, LinkSpec, NetworkSpec, NodeSpec, expand_name
+from chinchilla_sim.scenario.cluster import CLUSTER_KEYS, THIS_MACHINE, IntraNodeSpec, LinkSpec, NetworkSpec, NodeSpec, expand_name
 from chinchilla_sim.scenario.fields import show_value
 from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.scenario.model import FORMULAS, MODEL_KEYS, MODEL_KINDS, ModelSpec
@@ -148,6 +148,9 @@ def _check_node(where: str, node: Table) -> Iterator[Mistake]:
         yield Mistake(where, "has neither device nor peak", 'write a device of the catalogue, or peak = "10 Tflop/s" and memory = "16 GiB"')
     elif not _has(node, "memory"):
         yield Mistake(f"{where}.memory", "is missing for a node with peak", _example(NodeSpec, "memory"))
+    if _has(node, "cpu_share") and node.get("device") != THIS_MACHINE:
+        cure = f'leave it out, or write device = "{THIS_MACHINE}"'
+        yield Mistake(f"{where}.cpu_share", "is for nodes that are emulated on this machine", cure)
 
 
 def _check_quotas(cluster: Table, search: Table) -> Iterator[Mistake]:

@@ -20,6 +20,9 @@ from chinchilla_sim.scenario.fields import (
 )
 from chinchilla_sim.scenario.table import Table
 
+THIS_MACHINE = "this-machine"
+"""Kind of a cluster of this computer's cores, and the device of nodes that it emulates."""
+
 CLUSTER_KEYS: Mapping[str, frozenset[str]] = {
     "this-machine": frozenset({"kind", "ranks", "price", "power", "grid_intensity"}),
     "nodes": frozenset({"kind", "nodes", "network", "switches", "links", "intra_node", "grid_intensity"}),
@@ -33,7 +36,17 @@ class NodeSpec(Table):
     count: int = Field(default=1, ge=1, le=100_000, description="How many equal nodes.", examples=[4])
     devices: int = Field(default=1, ge=1, le=100_000, description="Devices per node.", examples=[8])
     device: str | None = Field(
-        default=None, min_length=1, description="Device name from the catalogue; or give peak and memory.", examples=["a100-sxm-80gb"]
+        default=None,
+        min_length=1,
+        description='Device name from the catalogue, or "this-machine" for cores of this computer; or give peak and memory.',
+        examples=["a100-sxm-80gb"],
+    )
+    cpu_share: float = Field(
+        default=1.0,
+        ge=0.01,
+        le=1,
+        description='Share of a core that each device gets where device = "this-machine"; `chinchilla run` emulates it.',
+        examples=[0.5],
     )
     peak_flop_per_s: FlopPerSecond | None = Field(default=None, alias="peak", description="Peak speed per device.", examples=["10 Tflop/s"])
     memory_bytes: MemoryBytes | None = Field(

@@ -1,0 +1,35 @@
+"""A rank of a run over several nodes: `python -m chinchilla_sim.runtime.start MODULE ARGUMENTS`, started by torchrun.
+
+torchrun numbers ranks node by node; a plan may deal them out otherwise. Here the rank takes the number that the plan gives it, and
+its node's share of the cores, before the module runs; what every module imports first is not slowed down by that.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from pathlib import Path
+
+PROCESSES_VARIABLE = "CHINCHILLA_PROCESSES"
+"""Numbers of the node's processes in the run, in the order of their local ranks."""
+
+CGROUP_VARIABLE = "CHINCHILLA_CGROUP"
+
+
+def main(module: str) -> None:
+    """Run the module as this rank's main program."""
+    import torch.distributed
+    import torch.export  # noqa: F401
+
+    processes = os.environ[PROCESSES_VARIABLE].split(",")
+    os.environ["RANK"] = processes[int(os.environ["LOCAL_RANK"])]
+    cgroup = os.environ.get(CGROUP_VARIABLE)
+    if cgroup:
+        Path(cgroup, "cgroup.procs").write_text(str(os.getpid()))
+    sys.argv = sys.argv[1:]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
