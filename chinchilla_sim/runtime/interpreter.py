@@ -168,8 +168,9 @@ class Interpreter:
 
     def _wait(self, key: MessageKey) -> Tensor:
         work, buffer = self._step.pending.pop(key)
+        since_s = monotonic()
         work.wait()
-        self.recorder.received(key)
+        self.recorder.received(key, since_s)
         return buffer
 
     def _decode_message(self, action: Action) -> None:
@@ -258,10 +259,11 @@ class Interpreter:
     def _wait_for_collective(self) -> None:
         if self._step.bucket is None:
             return
+        since_s = monotonic()
         if self._step.collective is not None:
             self._step.collective.wait()
             self._step.collective = None
-        self.recorder.joined(self.position)
+        self.recorder.joined(self.position, since_s)
 
     def _decode_gradients(self, action: Action) -> None:
         self._wait_for_collective()
