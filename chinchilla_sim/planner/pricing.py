@@ -24,6 +24,7 @@ from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.shard import Collective, PassCollectives, shard_graph
 from chinchilla_sim.graph.task import Task, TaskGraph
 from chinchilla_sim.planner.action import Op
+from chinchilla_sim.planner.buckets import bucket_ends, trained_sizes
 from chinchilla_sim.planner.exchanges import Exchanges
 from chinchilla_sim.planner.holdings import Holding, growing
 from chinchilla_sim.planner.packing import boundary_codec_s, gradient_codec_s
@@ -302,15 +303,13 @@ class Pricer:
         if plan.gradient_buckets == 1 and plan.zero_stage < 3:
             return ()
         totals = [sum(column) or 1.0 for column in zip(*times, strict=True)]
-        sizes = [self.graph.trained_bytes_of([task]) for task in tasks]
+        sizes = trained_sizes(self.graph, tasks)
         buckets: list[Bucket] = []
-        limit, run, filled = sum(sizes) / plan.gradient_buckets, [0.0, 0.0, 0.0], 0.0
-        for index, (size, seconds) in enumerate(zip(sizes, times, strict=True)):
-            run = [run[0] + seconds[0] / totals[0], run[1] + seconds[1] / totals[1], run[2] + size]
-            filled += size
-            if index == len(tasks) - 1 or filled >= limit * (len(buckets) + 1):
-                buckets.append(Bucket(*run))
-                run = [0.0, 0.0, 0.0]
+        start = 0
+        for end in bucket_ends(sizes, plan.gradient_buckets):
+            forward_s, backward_s = (sum(row[column] for row in times[start:end]) for column in (0, 1))
+            buckets.append(Bucket(forward_s / totals[0], backward_s / totals[1], sum(sizes[start:end])))
+            start = end
         return tuple(buckets)
 
     @staticmethod

@@ -20,7 +20,10 @@ KEPT_STEPS = 64
 WARM_UP_STEPS = 5
 
 MessageKey = tuple[str, int, int, int]
-"""Direction, boundary, microbatch and replica of a message."""
+"""Direction, boundary, microbatch and lane of a message (`Plan.lane_of`)."""
+
+CollectiveKey = tuple[str, int, int, int]
+"""What is exchanged, the stage (or set of shared weights), bucket, and the replica where replicas exchange apart."""
 
 
 @dataclass(slots=True)
@@ -30,7 +33,7 @@ class StepRecord:
     compute: list[tuple[str, str, float, float]] = field(default_factory=list)
     sends: dict[MessageKey, tuple[str, float, int]] = field(default_factory=dict)
     receives: dict[MessageKey, list[Any]] = field(default_factory=dict)
-    collectives: dict[int, list[Any]] = field(default_factory=dict)
+    collectives: dict[CollectiveKey, list[Any]] = field(default_factory=dict)
 
 
 class Recorder:
@@ -66,13 +69,13 @@ class Recorder:
         """The message was waited for (`since_s`) and is here."""
         self._step.receives[key][2:] = monotonic(), since_s
 
-    def join(self, stage: int, label: str, sent_bytes: float) -> None:
+    def join(self, key: CollectiveKey, label: str, sent_bytes: float) -> None:
         """A collective was issued now."""
-        self._step.collectives[stage] = [label, monotonic(), None, sent_bytes, None]
+        self._step.collectives[key] = [label, monotonic(), None, sent_bytes, None]
 
-    def joined(self, stage: int, since_s: float | None = None) -> None:
+    def joined(self, key: CollectiveKey, since_s: float | None = None) -> None:
         """The collective was waited for (`since_s`) and is done."""
-        row = self._step.collectives[stage]
+        row = self._step.collectives[key]
         row[2], row[4] = monotonic(), since_s
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,7 +87,7 @@ class Recorder:
                     "compute": step.compute,
                     "sends": [[*key, *value] for key, value in step.sends.items()],
                     "receives": [[*key, *value] for key, value in step.receives.items()],
-                    "collectives": [[stage, *value] for stage, value in step.collectives.items()],
+                    "collectives": [[*key, *value] for key, value in step.collectives.items()],
                 }
                 for step in self.steps
             ],
@@ -134,13 +137,15 @@ def merge_step(steps: Sequence[dict[str, Any]]) -> Timeline:
             spans.append(Span(sender, "send", "transfer", send_label, start_s, end_s, message_bytes))
             spans.append(Span(rank, "receive", "transfer", label, start_s, end_s, message_bytes))
             waits += _wait(rank, label, since_s, end_s, sender)
-    joined: dict[int, float] = {}
+    joined: dict[tuple[Any, ...], float] = {}
     for step in steps:
-        for stage, _, issued_s, *_ in step["collectives"]:
-            joined[stage] = max(joined.get(stage, issued_s), issued_s)
+        for row in step["collectives"]:
+            key, issued_s = tuple(row[:4]), row[5]
+            joined[key] = max(joined.get(key, issued_s), issued_s)
     for rank, step in enumerate(steps):
-        for stage, label, _, end_s, sent_bytes, *since_s in step["collectives"]:
-            spans.append(Span(rank, "collective", "collective", label, min(joined[stage], end_s), end_s, sent_bytes))
+        for row in step["collectives"]:
+            label, _, end_s, sent_bytes, *since_s = row[4:]
+            spans.append(Span(rank, "collective", "collective", label, min(joined[tuple(row[:4])], end_s), end_s, sent_bytes))
             waits += _wait(rank, label, since_s, end_s)
     spans.sort(key=lambda span: (span.rank, span.stream, span.start_s))
     return Timeline(len(steps), tuple(spans), waits=tuple(waits))
