@@ -9,14 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from chinchilla_sim.errors import RunError
 from chinchilla_sim.planner.plan_file import PlanFile
-from chinchilla_sim.runtime.recorder import representative_timeline, step_seconds
+from chinchilla_sim.runtime.recorder import kept_timelines, representative_timeline, step_seconds
 from chinchilla_sim.validation.compare import Measurement
+from chinchilla_sim.validation.peaks import MeasuredPeak
 
 RANK_ENVIRONMENT = {
     # An idle OpenMP thread that spins beside a busy core made a step 30 times slower.
@@ -28,6 +29,8 @@ RANK_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
     "MALLOC_TOP_PAD_": "67108864",
 }
+COUNT_VARIABLE = "CHINCHILLA_COUNT_MEMORY"
+"""Set to 1 where a rank shall count the tensors of one step."""
 GRACE_S = 5.0
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 POLL_S = 0.1
@@ -37,16 +40,18 @@ PEER_DIED = ("Connection closed by peer", "Connection reset by peer", "Broken pi
 Watch = Callable[[dict[str, Any]], None]
 
 
-def run_plan(file: PlanFile, folder: Path, watch: Watch | None = None) -> Measurement:
+def run_plan(file: PlanFile, folder: Path, watch: Watch | None = None, count_memory: bool = False) -> Measurement:
     """Run the plan on this machine; raises RunError with the failed rank's own traceback.
 
-    `watch` is called with every line of metrics as soon as an epoch is done.
+    `watch` is called with every line of metrics as soon as an epoch is done; `count_memory` counts tensors in a warm-up step.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for old in [*folder.glob("rank*.json"), *folder.glob("rank*.error"), *folder.glob("metrics.jsonl")]:
         old.unlink()
     file.save(folder / "plan.json")
-    launch_ranks("chinchilla_sim.runtime.worker", [str(folder)], file.plan.rank_count, folder, watch)
+    launch_ranks(
+        "chinchilla_sim.runtime.worker", [str(folder)], file.plan.rank_count, folder, watch, {COUNT_VARIABLE: str(int(count_memory))}
+    )
     records = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(file.plan.rank_count)]
     return _measurement(file, records, folder)
 
@@ -62,16 +67,25 @@ def _measurement(file: PlanFile, records: Sequence[dict[str, Any]], folder: Path
         metrics=records[0]["metrics"],
         epoch_s=tuple(records[0]["epoch_s"]),
         weights=str(weights) if file.plan.training and weights.exists() else None,
+        peaks=tuple(MeasuredPeak(rank, **record["memory"]) for rank, record in enumerate(records)),
+        kept=tuple(kept_timelines(records)),
     )
 
 
-def launch_ranks(module: str, arguments: Sequence[str], rank_count: int, folder: Path, watch: Watch | None = None) -> None:
+def launch_ranks(
+    module: str,
+    arguments: Sequence[str],
+    rank_count: int,
+    folder: Path,
+    watch: Watch | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> None:
     """Run `python -m module arguments` on every rank; when one fails the others are stopped within seconds."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={rank_count}",
         "--monitor-interval=0.2", "-m", module, *arguments,
     ]  # fmt: skip
-    environment = os.environ | RANK_ENVIRONMENT | {"PYTHONPATH": _python_path()}
+    environment = os.environ | RANK_ENVIRONMENT | {"PYTHONPATH": _python_path()} | dict(variables or {})
     log = folder / "launcher.log"
     with log.open("w") as stream:
         process = subprocess.Popen(

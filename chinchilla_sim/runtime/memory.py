@@ -8,8 +8,7 @@ distinct storages. Scratch memory of libraries and what gloo buffers are in the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chinchilla_sim.runtime.launch import COUNT_VARIABLE
+
 COUNTED_STEP = 2
 """Counted from 0: the optimizer's state is there by then, and steps up to recorder.WARM_UP_STEPS are in no median."""
-COUNT_VARIABLE = "CHINCHILLA_COUNT_MEMORY"
-"""Set to 1 where a launcher wants the counted step."""
+
+Inputs = Sequence[tuple[Tensor, ...]]
+Step = Callable[[Inputs, Sequence[Any]], float]
 
 
 class MemoryProbe:
@@ -32,15 +34,17 @@ class MemoryProbe:
         self._played = 0
         self.tensor_bytes = self.held_bytes = 0.0
 
-    def play(self, step: Callable[[], float], held: Callable[[], Iterable[Tensor]]) -> float:
-        """What `step` returns; `held` are the tensors that outlive a step."""
+    def play(self, step: Step, inputs: Inputs, targets: Sequence[Any], held: Callable[[], Iterable[Tensor]]) -> float:
+        """What `step` returns; `held` are the tensors that outlive a step. Of a batch only what this rank was given counts."""
         self._played += 1
         if not self.counting or self._played != COUNTED_STEP + 1:
-            return step()
-        self.held_bytes = storage_bytes(held())
-        counted = count_allocations(step)
-        self.tensor_bytes = self.held_bytes + counted.peak_bytes
-        return counted.result
+            return step(inputs, targets)
+        given = [part for batch in (*inputs, *targets) for part in (batch if isinstance(batch, tuple | list) else (batch,))]
+        self.held_bytes = storage_bytes(held()) + sum(part.nbytes for part in given)
+        loss: float
+        loss, peak_bytes = count_allocations(lambda: step(inputs, targets))
+        self.tensor_bytes = self.held_bytes + peak_bytes
+        return loss
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form of the peaks so far."""
@@ -52,16 +56,8 @@ class MemoryProbe:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """What a call returned, and how far tensors grew beyond those that were there before."""
-
-    result: Any
-    peak_bytes: float
-
-
-def count_allocations(call: Callable[[], Any]) -> Counted:
-    """Run something and count what PyTorch's CPU allocator gives and takes meanwhile, on all threads."""
+def count_allocations(call: Callable[[], Any]) -> tuple[Any, float]:
+    """What a call returns, and how many bytes tensors grew meanwhile beyond those that were there, on all threads."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -69,7 +65,7 @@ def count_allocations(call: Callable[[], Any]) -> Counted:
     recorded: Any = profiler.profiler
     events = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
-    return Counted(result, max(accumulate((event.nbytes() for event in events), initial=0)))
+    return result, float(max(accumulate((event.nbytes() for event in events), initial=0)))
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> float:

@@ -20,6 +20,7 @@ from chinchilla_sim.planner.program import lower
 from chinchilla_sim.runtime.batches import Shares, batch_length, global_batches
 from chinchilla_sim.runtime.groups import Groups, make_groups, process_of, seat_of
 from chinchilla_sim.runtime.interpreter import Interpreter
+from chinchilla_sim.runtime.memory import MemoryProbe, optimizer_tensors
 from chinchilla_sim.runtime.optimizers import make_optimizer, set_learning_rate
 from chinchilla_sim.runtime.recorder import Recorder
 from chinchilla_sim.runtime.stages import Stage, cut_stages, own_parameters, run_dtype
@@ -30,6 +31,7 @@ class RankRun:
 
     def __init__(self, file: PlanFile, folder: Path, device: torch.device) -> None:
         self.file, self.folder, self.device = file, folder, device
+        self.memory = MemoryProbe()
         self.plan, self.spec = file.plan, file.scenario.job
         self.seat = seat_of(self.plan, dist.get_rank())
         self.groups: Groups = make_groups(self.plan, self.seat, ordered_messages=device.type == "cuda")
@@ -89,6 +91,7 @@ class RankRun:
         if not self.steps:
             raise RunError(f"the data has fewer than {self.spec.global_batch_size} samples: no step was made")
         record = self.recorder.to_dict() | {"losses": self.losses, "epoch_s": self.epoch_s, "metrics": self.metrics}
+        record["memory"] = self.memory.to_dict()
         (self.folder / f"rank{self.seat.process}.json").write_text(json.dumps(record))
         dist.barrier()
 
@@ -99,9 +102,16 @@ class RankRun:
                 return
             for optimizer in self.optimizers.values():
                 set_learning_rate(optimizer, self.spec, self.steps, self.total_steps)
-            loss = self.interpreter.step(self.shares.inputs(inputs), self.shares.targets(targets))
+            loss = self.memory.play(self.interpreter.step, self.shares.inputs(inputs), self.shares.targets(targets), self._held)
             if self.interpreter.last and self.plan.training:
                 self.losses.append(loss)
+
+    def _held(self) -> Iterator[Tensor]:
+        """Tensors that this rank holds between its steps."""
+        for stage in self.stages:
+            yield from stage.state().values()
+        for optimizer in self.optimizers.values():
+            yield from optimizer_tensors(optimizer)
 
     def _report(self, epoch: int) -> None:
         """Gather the weights on the first process, evaluate, and write one line of metrics."""

@@ -24,7 +24,7 @@ from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.planner.action import CATEGORY, Op, parse_action
 from chinchilla_sim.planner.prices import Pricing, StagePrice
 from chinchilla_sim.planner.program import Program
-from chinchilla_sim.simulator.activities import ActivityGraph, Times
+from chinchilla_sim.simulator.activities import ActivityGraph, Times, timeline_of
 from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.validation.matching import Observations, Observed
 
@@ -43,6 +43,11 @@ class Simulated:
     cluster: Cluster
     graph: ActivityGraph
     times: Times
+
+    @property
+    def timeline(self) -> Timeline:
+        """Spans and memory."""
+        return timeline_of(self.graph, self.times)
 
 
 def recalibrate(simulated: Simulated, steps: Sequence[Timeline], earlier: Recalibration | None = None, date: str = "") -> Recalibration:

@@ -1,6 +1,7 @@
 """Simulated steps that stand for real ones: rendered as the recorder would have seen them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from chinchilla_sim.cluster.topology import Cluster
@@ -27,7 +28,7 @@ class World:
     graph: TaskGraph
     cluster: Cluster
     job: JobSpec
-    profile: Profile = Profile()
+    profile: Profile = field(default_factory=Profile)
 
     def simulate(self, plan: Plan) -> Simulated:
         """One step of a plan, in full."""
@@ -46,7 +47,7 @@ def plan_of(graph: TaskGraph, edges: list[int], replicas: int = 1, microbatches:
     """A pipeline cut behind the compute tasks at `edges`, in some replicas."""
     names = [task.name for task in graph.compute_tasks]
     cuts = [0, *edges, len(names)]
-    stages = tuple(tuple(names[start:end]) for start, end in zip(cuts, cuts[1:], strict=False))
+    stages = tuple(tuple(names[start:end]) for start, end in pairwise(cuts))
     count = len(stages)
     placement = tuple(tuple(range(stage * replicas, (stage + 1) * replicas)) for stage in range(count))
     codecs = {"gradient_codecs": ("none",) * count, "activation_codecs": ("none",) * (count - 1)} | changes
