@@ -8,7 +8,7 @@ distinct storages. Scratch memory of libraries and what gloo buffers are in the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,6 @@ from chinchilla_sim.runtime.launch import COUNT_VARIABLE
 COUNTED_STEP = 2
 """Counted from 0: the optimizer's state is there by then, and steps up to recorder.WARM_UP_STEPS are in no median."""
 
-Inputs = Sequence[tuple[Tensor, ...]]
-Step = Callable[[Inputs, Sequence[Any]], float]
-
 
 class MemoryProbe:
     """Plays a rank's steps and counts one of them, where the launcher asked for it."""
@@ -34,15 +31,14 @@ class MemoryProbe:
         self._played = 0
         self.tensor_bytes = self.held_bytes = 0.0
 
-    def play(self, step: Step, inputs: Inputs, targets: Sequence[Any], held: Callable[[], Iterable[Tensor]]) -> float:
-        """What `step` returns; `held` are the tensors that outlive a step. Of a batch only what this rank was given counts."""
+    def play(self, step: Callable[[], float], held_bytes: Callable[[], float]) -> float:
+        """What `step` returns; `held_bytes` counts the tensors that are there before it."""
         self._played += 1
         if not self.counting or self._played != COUNTED_STEP + 1:
-            return step(inputs, targets)
-        given = [part for batch in (*inputs, *targets) for part in (batch if isinstance(batch, tuple | list) else (batch,))]
-        self.held_bytes = storage_bytes(held()) + sum(part.nbytes for part in given)
+            return step()
+        self.held_bytes = held_bytes()
         loss: float
-        loss, peak_bytes = count_allocations(lambda: step(inputs, targets))
+        loss, peak_bytes = count_allocations(step)
         self.tensor_bytes = self.held_bytes + peak_bytes
         return loss
 
@@ -77,6 +73,15 @@ def storage_bytes(tensors: Iterable[Tensor]) -> float:
     """
     storages = {storage.data_ptr(): storage.nbytes() for storage in map(Tensor.untyped_storage, tensors)}
     return float(sum(storages.values()))
+
+
+def batch_bytes(batch: Any) -> float:
+    """Bytes of what was cut out of a data set, however large that is.
+
+    >>> batch_bytes([(torch.zeros(4, 10)[:2], torch.zeros(2))])
+    88.0
+    """
+    return sum(map(batch_bytes, batch), 0.0) if isinstance(batch, list | tuple) else float(batch.nbytes)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer | None) -> Iterator[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -20,7 +21,7 @@ from chinchilla_sim.planner.program import lower
 from chinchilla_sim.runtime.batches import Shares, batch_length, global_batches
 from chinchilla_sim.runtime.groups import Groups, make_groups, process_of, seat_of
 from chinchilla_sim.runtime.interpreter import Interpreter
-from chinchilla_sim.runtime.memory import MemoryProbe, optimizer_tensors
+from chinchilla_sim.runtime.memory import MemoryProbe, batch_bytes, optimizer_tensors, storage_bytes
 from chinchilla_sim.runtime.optimizers import make_optimizer, set_learning_rate
 from chinchilla_sim.runtime.recorder import Recorder
 from chinchilla_sim.runtime.stages import Stage, cut_stages, own_parameters, run_dtype
@@ -102,16 +103,17 @@ class RankRun:
                 return
             for optimizer in self.optimizers.values():
                 set_learning_rate(optimizer, self.spec, self.steps, self.total_steps)
-            loss = self.memory.play(self.interpreter.step, self.shares.inputs(inputs), self.shares.targets(targets), self._held)
+            given, wanted = self.shares.inputs(inputs), self.shares.targets(targets)
+            loss = self.memory.play(partial(self.interpreter.step, given, wanted), partial(self._held_bytes, given, wanted))
             if self.interpreter.last and self.plan.training:
                 self.losses.append(loss)
 
-    def _held(self) -> Iterator[Tensor]:
-        """Tensors that this rank holds between its steps."""
-        for stage in self.stages:
-            yield from stage.state().values()
-        for optimizer in self.optimizers.values():
-            yield from optimizer_tensors(optimizer)
+    def _held_bytes(self, inputs: Any, targets: Any) -> float:
+        """What this rank's stages need before a step begins: weights and optimizer state, and of the batch what the ends take."""
+        tensors = [tensor for stage in self.stages for tensor in stage.state().values()]
+        tensors += [tensor for optimizer in self.optimizers.values() for tensor in optimizer_tensors(optimizer)]
+        first, last = 0 in self.seat.stages, self.interpreter.last
+        return storage_bytes(tensors) + (batch_bytes(inputs) if first else 0.0) + (batch_bytes(targets) if last else 0.0)
 
     def _report(self, epoch: int) -> None:
         """Gather the weights on the first process, evaluate, and write one line of metrics."""
