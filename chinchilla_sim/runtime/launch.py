@@ -15,6 +15,7 @@ from typing import Any
 
 from chinchilla_sim.errors import RunError
 from chinchilla_sim.planner.plan_file import PlanFile
+from chinchilla_sim.runtime.alignment import align
 from chinchilla_sim.runtime.recorder import kept_timelines, representative_timeline, step_seconds
 from chinchilla_sim.validation.compare import Measurement
 from chinchilla_sim.validation.peaks import MeasuredPeak
@@ -52,7 +53,7 @@ def run_plan(file: PlanFile, folder: Path, watch: Watch | None = None, count_mem
     launch_ranks(
         "chinchilla_sim.runtime.worker", [str(folder)], file.plan.rank_count, folder, watch, {COUNT_VARIABLE: str(int(count_memory))}
     )
-    records = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(file.plan.rank_count)]
+    records = [align(json.loads((folder / f"rank{rank}.json").read_text())) for rank in range(file.plan.rank_count)]
     return _measurement(file, records, folder)
 
 

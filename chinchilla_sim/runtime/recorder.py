@@ -1,6 +1,6 @@
 """Timestamps of what a rank did, and the measured timeline that all ranks' records make together.
 
-Every rank of a machine reads the same CLOCK_MONOTONIC, so records merge without alignment. A message's span runs
+Every rank of a machine reads the same CLOCK_MONOTONIC; records of other machines are aligned first. A message's span runs
 from the moment it could leave (sent and its receive posted) to the end of the receiver's wait; where the receiver
 was computing meanwhile, the end is when it looked.
 """

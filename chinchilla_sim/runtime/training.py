@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -19,6 +20,7 @@ from chinchilla_sim.graph.contract import TrainingJob, factory_of, load_job
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.planner.program import lower
 from chinchilla_sim.runtime.batches import Shares, batch_length, global_batches
+from chinchilla_sim.runtime.clock import clock_name, read_offset
 from chinchilla_sim.runtime.groups import Groups, make_groups, process_of, seat_of
 from chinchilla_sim.runtime.interpreter import Interpreter
 from chinchilla_sim.runtime.memory import MemoryProbe, batch_bytes, optimizer_tensors, storage_bytes
@@ -82,6 +84,7 @@ class RankRun:
     def run(self) -> None:
         """All epochs, then the records."""
         limit = self.spec.total_steps or sys.maxsize
+        clock = [read_offset(clock_name(), self.device)]
         for epoch in range(self.spec.epochs):
             start_s = monotonic()
             self._epoch(epoch, limit)
@@ -92,7 +95,8 @@ class RankRun:
         if not self.steps:
             raise RunError(f"the data has fewer than {self.spec.global_batch_size} samples: no step was made")
         record = self.recorder.to_dict() | {"losses": self.losses, "epoch_s": self.epoch_s, "metrics": self.metrics}
-        record["memory"] = self.memory.to_dict()
+        clock.append(read_offset(clock_name(), self.device))
+        record |= {"memory": self.memory.to_dict(), "clock": [astuple(reading) for reading in clock]}
         (self.folder / f"rank{self.seat.process}.json").write_text(json.dumps(record))
         dist.barrier()
 
