@@ -235,6 +235,20 @@ def bench_planner(*, most_devices: int = 16384, as_json: AsJson = False) -> None
         print_tables(speed_table(figures, "Speed of planning on this machine"))
 
 
+@bench.command(name="recorder")
+def bench_recorder(*, as_json: AsJson = False) -> None:
+    """Measure by how much recording every action slows a step of small ones here: the same steps with and without, in turns."""
+    from chinchilla_sim.report.machine import figures_dict, speed_table
+    from chinchilla_sim.runtime.recording_cost import measure_recorder
+
+    with busy("running steps in turns (about 10 s)"):
+        figures = list(measure_recorder())
+    if as_json:
+        print_json(figures_dict(figures))
+    else:
+        print_tables(speed_table(figures, "What recording costs on this machine"))
+
+
 @bench.command(name="ledger")
 def bench_ledger(rows: Path, *, leave_one_out: Annotated[bool, Parameter(negative=())] = False, as_json: AsJson = False) -> None:
     """Score the simulator on published training steps; with --leave-one-out also on sources that its constants have not seen.

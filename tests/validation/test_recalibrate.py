@@ -15,6 +15,7 @@ from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.zoo import mlp
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.scenario.load import parse_scenario
+from chinchilla_sim.setting import prepare, recalibration_path
 from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.validation.recalibrate import recalibrate
 from tests.validation.reality import World, as_measured, plan_of, step_s
@@ -121,3 +122,20 @@ def test_recalibration_survives_its_file_and_a_damaged_one_is_told(tmp_path: Pat
     path.write_text(json.dumps({"format": "else"}))
     with pytest.raises(ScenarioError, match="--recalibrate"):
         load_recalibration(path)
+
+
+def test_prepare_uses_what_was_learnt(tmp_path: Path) -> None:
+    """A stored recalibration of a model changes its predictions on this machine, is part of a plan's hashes, and is told."""
+    text = {"name": "here", "model": {"formula": "mlp", "widths": WIDTHS}, "job": {"global_batch_size": 256}}
+    scenario = parse_scenario(text | {"cluster": {"kind": "this-machine", "ranks": 2}}, "test")
+    before = prepare(scenario)
+    assert before.recalibration is None and "recalibration" not in before.hashes
+    save_recalibration(replace(TRUTH, date="2026-11-28"), recalibration_path(before.graph))
+    after = prepare(scenario)
+    assert after.hashes["recalibration"] != "none" and any("2026-11-28" in note for note in after.notes)
+    link, corrected_link = (setting.cluster.idle_link(0, 1) for setting in (before, after))
+    assert corrected_link.latency_s == pytest.approx(3 * link.latency_s)
+    other = parse_scenario(
+        text | {"model": {"formula": "mlp", "widths": [784, 10]}, "cluster": {"kind": "this-machine", "ranks": 2}}, "test"
+    )
+    assert prepare(other).recalibration is None
