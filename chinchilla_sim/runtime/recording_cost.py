@@ -14,6 +14,7 @@ from time import monotonic, perf_counter
 import torch
 
 from chinchilla_sim.graph.contract import factory_of, load_job
+from chinchilla_sim.graph.zoo import mlp
 from chinchilla_sim.planner.action import CATEGORY, Action
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.program import lower
@@ -24,12 +25,12 @@ from chinchilla_sim.runtime.optimizers import make_optimizer
 from chinchilla_sim.runtime.recorder import WARM_UP_STEPS, Recorder
 from chinchilla_sim.runtime.stages import cut_stages, own_parameters
 from chinchilla_sim.scenario.load import parse_scenario
-from chinchilla_sim.setting import build_graph
 from chinchilla_sim.simulator.benchmark import Figure
 
 PAIRS = 200
 MOST_PERCENT = 1.0
 SCENARIO = {"name": "recorder", "model": {"builtin": "mnist_mlp"}, "job": {"global_batch_size": 256}, "cluster": {"kind": "this-machine"}}
+WIDTHS = (784, 512, 10)
 MICROBATCHES = 8
 
 
@@ -99,7 +100,7 @@ def _give(interpreter: Interpreter, recorder: Recorder) -> None:
 def _interpreter() -> Interpreter:
     """One rank that holds the whole model, with a batch to repeat."""
     scenario, cpu = parse_scenario(SCENARIO, "recorder"), torch.device("cpu")
-    names = tuple(task.name for task in build_graph(scenario)[0].compute_tasks)
+    names = tuple(task.name for task in mlp(WIDTHS, scenario.job.global_batch_size).compute_tasks)
     plan = Plan((names,), ((0,),), (0,), scenario.job.global_batch_size, MICROBATCHES, "1f1b", ("none",), ())
     job = load_job(*factory_of(scenario), to_run=True)
     torch.manual_seed(scenario.job.seed)
