@@ -61,7 +61,9 @@ def prepare(scenario: Scenario, calibration: Calibration | None = None) -> Setti
     cluster = build_cluster(scenario.cluster, scenario.job.precision, calibration)
     taught = find_recalibration(graph) if scenario.cluster.kind == THIS_MACHINE else None
     if taught:
-        cluster, profile = taught.correct_cluster(cluster), replace(profile, scales=taught.task_scales)
+        # A profile has measured by itself how long getting a batch takes.
+        profile = replace(profile, scales=taught.task_scales, input_s=profile.input_s or taught.input_s)
+        cluster = taught.correct_cluster(cluster)
         notes = (*notes, f"times are corrected by what a run of {taught.date} taught (validate run --recalibrate)")
     return Setting(scenario, graph, cluster, calibration, profile, (*notes, *graph.notes), taught)
 

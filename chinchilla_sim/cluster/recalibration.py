@@ -26,7 +26,8 @@ class Recalibration:
 
     `task_scales` are of each task's forward and backward seconds, `optimizer_scale` of an update with what is fixed per step,
     `codec_scale` of all elementwise kernels beside the model's own. Messages have a factor for their latency and one for the seconds
-    of their bytes; `collective_scales["all_reduce/2"]` is of measured tables of two ranks.
+    of their bytes; `collective_scales["all_reduce/2"]` is of measured tables of two ranks. A rank
+    takes `input_s` to get its part of a batch.
     """
 
     task_scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -36,6 +37,7 @@ class Recalibration:
     latency_scale: float = 1.0
     byte_scale: float = 1.0
     collective_scales: Mapping[str, float] = field(default_factory=dict)
+    input_s: float = 0.0
     date: str = ""
 
     def correct_cluster(self, cluster: Cluster) -> Cluster:
@@ -88,6 +90,7 @@ class Recalibration:
             collective_scales={
                 name: self.collective_scales.get(name, 1.0) * earlier.collective_scales.get(name, 1.0) for name in collectives
             },
+            input_s=self.input_s,
             date=self.date or earlier.date,
         )
 

@@ -68,11 +68,8 @@ class Profile:
     colocated: Mapping[str, str] = field(default_factory=dict)
     variants: Mapping[str, tuple[Variant, ...]] = field(default_factory=dict)
     source: str = ""
-<<<<<<< HEAD
-    scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-=======
     input_s: float = 0.0
->>>>>>> main
+    scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @cached_property
     def _rows(self) -> dict[tuple[str, str, int], list[TaskTime]]:

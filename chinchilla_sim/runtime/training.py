@@ -111,12 +111,7 @@ class RankRun:
             inputs, targets = self.shares.inputs(batch[0]), self.shares.targets(batch[1])
             for optimizer in self.optimizers.values():
                 set_learning_rate(optimizer, self.spec, self.steps, self.total_steps)
-<<<<<<< HEAD
-            given, wanted = self.shares.inputs(inputs), self.shares.targets(targets)
-            loss = self.memory.play(partial(self.interpreter.step, given, wanted), partial(self._held_bytes, given, wanted))
-=======
-            loss = self.interpreter.step(inputs, targets, begun_s)
->>>>>>> main
+            loss = self.memory.play(partial(self.interpreter.step, inputs, targets, begun_s), partial(self._held_bytes, inputs, targets))
             if self.interpreter.last and self.plan.training:
                 self.losses.append(loss)
 

@@ -57,6 +57,9 @@ class Observations:
         self.observed, self.unmatched = match_spans(graph, simulated, measured)
         self._owner = {number: one for one in self.observed for number in range(one.first, one.last + 1)}
         self._arrivals: dict[int, float] = {}
+        computing = [span for span in measured.spans if span.stream == "compute"]
+        # Before its first simulated action a rank may have done something that was not simulated, such as getting the batch.
+        self._begun_s = {rank: min((s.start_s for s in computing if s.rank == rank), default=0.0) for rank in range(graph.rank_count)}
         # In the order of their starts, so that what came before on a connection is known.
         for one in sorted((one for one in self.observed if not one.compute), key=lambda one: (one.start_s, one.last)):
             self.arrival_s(one)
@@ -90,7 +93,11 @@ class Observations:
     def follows_own(self, one: Observed) -> bool:
         """Whether a computation started when the rank's action before was over, rather than when something arrived."""
         last = self.last_source(one)
-        return one.compute and last is not None and last[1] >= 0 and self.graph.ranks[last[1]] == one.rank
+        if not one.compute or last is None:
+            return False
+        if last[1] == NO_ACTIVITY:
+            return one.start_s > self._begun_s[one.rank]
+        return self.graph.ranks[last[1]] == one.rank
 
     def transfer_s(self, one: Observed) -> float:
         """Measured seconds of a transfer from both ends ready, and the connection free, to the arrival."""

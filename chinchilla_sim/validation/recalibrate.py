@@ -2,6 +2,7 @@
 
     tasks         of a stage: median seconds of its passes over simulated ones, without what is fixed per pass
     between       median seconds between the end of an action of a rank and the pass behind it that waited for nothing else
+    input         median seconds of getting the batch
     optimizer,    median over simulated seconds of their spans
     codec
     messages      of those that were waited for: factors x and y on latency and bytes that minimise the squared relative errors of
@@ -25,6 +26,7 @@ from chinchilla_sim.planner.action import CATEGORY, Op, parse_action
 from chinchilla_sim.planner.prices import Pricing, StagePrice
 from chinchilla_sim.planner.program import Program
 from chinchilla_sim.simulator.activities import ActivityGraph, Times, timeline_of
+from chinchilla_sim.simulator.lowering import INPUT
 from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.validation.matching import Observations, Observed
 
@@ -66,6 +68,7 @@ def recalibrate(simulated: Simulated, steps: Sequence[Timeline], earlier: Recali
         latency_scale=latency,
         byte_scale=byte,
         collective_scales={name: median(ratios) for name, ratios in sorted(collectives.items())},
+        input_s=median([seconds for (_, label), seconds in spans.items() if label == INPUT] or [earlier.input_s]),
         date=date,
     )
     return own.after(earlier)
@@ -91,9 +94,10 @@ def _median_spans(steps: Sequence[Timeline]) -> Spans:
 
 
 def _simulated_spans(simulated: Simulated) -> Spans:
+    """The same of the simulated step, of the actions of its program."""
     totals: dict[tuple[int, str], float] = {}
     for record in simulated.graph.records:
-        if record.stream == "compute":
+        if record.stream == "compute" and record.category != "input":
             key = record.rank, record.label
             seconds = simulated.times.finish_s[record.last] - simulated.times.start_s[record.first]
             totals[key] = totals.get(key, 0.0) + seconds

@@ -187,3 +187,13 @@ def test_work_between_passes_that_was_simulated_is_fixed_cost() -> None:
     spans = (Span(0, "compute", "forward", "0F0", 0.0, 2.0), Span(0, "compute", "backward", "0B0", 2.5, 6.5))
     told = attribute(graph, replay(graph), Timeline(1, spans), 6.5, between_s=[0.5])
     assert shares_of(told) == {"computation": -1.0, "transfer": 0.0, "waiting": 0.0, "fixed cost": 0.5, "codec": 0.0}
+
+
+def test_getting_the_batch_that_was_not_simulated_is_fixed_cost() -> None:
+    """A rank that first does what the simulation knows nothing of starts late by that: 2 s of fixed cost, no waiting."""
+    graph = ActivityGraph(1, held_bytes=[0.0], holdings=[[]])
+    one = graph.add(3.0, 0)
+    graph.records.append(Record(0, "compute", "forward", "0F0", one, one))
+    spans = (Span(0, "compute", "input", "INPUT", 7.0, 9.0), Span(0, "compute", "forward", "0F0", 9.0, 12.0))
+    told = attribute(graph, replay(graph), Timeline(1, spans), 5.0)
+    assert shares_of(told) == {"computation": 0.0, "transfer": 0.0, "waiting": 0.0, "fixed cost": -2.0, "codec": 0.0}

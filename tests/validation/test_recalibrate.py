@@ -139,3 +139,16 @@ def test_prepare_uses_what_was_learnt(tmp_path: Path) -> None:
         text | {"model": {"formula": "mlp", "widths": [784, 10]}, "cluster": {"kind": "this-machine", "ranks": 2}}, "test"
     )
     assert prepare(other).recalibration is None
+
+
+def test_getting_the_batch_is_learnt(stored_calibration: Path) -> None:
+    """What a run took before its first pass to get the batch is what the next prediction counts for it."""
+    world, real = worlds(stored_calibration)
+    real = replace(real, profile=replace(real.profile, input_s=3e-3))
+    plan = plan_of(world.graph, [4], microbatches=4)
+    taught = taught_by(world, real, plan)
+    assert taught.input_s == pytest.approx(3e-3)
+    after = replace(
+        world, cluster=taught.correct_cluster(world.cluster), profile=Profile(input_s=taught.input_s, scales=taught.task_scales)
+    )
+    assert error(after, real, plan) < 0.02 < error(world, real, plan)
