@@ -33,16 +33,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     try:
         chinchilla("plan", str(SCENARIO), *(word for value in PIPELINE for word in ("--set", value)), "-o", "plan.json", cwd=folder)
         first = chinchilla("validate", "run", "plan.json", "--steps", "50", "-o", "out", "--recalibrate", "--json", cwd=folder)
-        second = chinchilla("validate", "run", "plan.json", "--steps", "50", cwd=folder)
-        told = chinchilla("simulate", "plan.json", "--json", cwd=folder)
+        second = chinchilla("validate", "run", "plan.json", "--steps", "20", "--json", cwd=folder)
     finally:
         patch.undo()
     return {
         "folder": folder,
         "first": json.loads(first.stdout),
         "log": first.stderr,
-        "second": second.stdout,
-        "simulated": json.loads(told.stdout),
+        "second": json.loads(second.stdout),
     }
 
 
@@ -78,10 +76,9 @@ def test_page_shows_both_steps(runs: dict[str, Any]) -> None:
 def test_a_run_brings_the_next_prediction_nearer(runs: dict[str, Any]) -> None:
     """Against the first run's measurement the prediction that it taught is better than the one before."""
     before, measured_s = runs["first"]["simulated_step_s"], runs["first"]["measured_step_s"]
-    after = runs["simulated"]["simulated_step_s"]
+    after = runs["second"]["simulated_step_s"]
     assert "stored what the run taught" in runs["log"]
     assert abs(after / measured_s - 1) < max(0.5 * abs(before / measured_s - 1), 0.05)
-    assert "Error of the step by cause" in runs["second"] and "Peak memory, simulated and measured" in runs["second"]
 
 
 def test_recording_costs_less_than_one_percent() -> None:
