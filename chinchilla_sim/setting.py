@@ -11,6 +11,7 @@ from pathlib import Path
 from chinchilla_sim.cluster.build import build_cluster, emulated, emulated_cores, this_machine_ranks
 from chinchilla_sim.cluster.calibration import Calibration, cache_path, core_count, describe_machine, load_calibration, stale_entries
 from chinchilla_sim.cluster.catalogue import catalogue_digest
+from chinchilla_sim.cluster.recalibration import Recalibration, load_recalibration
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.graph.compress import Variant, compress
@@ -38,13 +39,16 @@ class Setting:
     calibration: Calibration | None
     profile: Profile = field(default_factory=Profile)
     notes: tuple[str, ...] = ()
+    recalibration: Recalibration | None = None
+    """What real runs of this model taught, where there were any; graph, profile and cluster are corrected by it already."""
 
     @property
     def hashes(self) -> dict[str, str]:
         """What a plan made here depends on."""
         calibration = self.calibration.digest if self.calibration else "none"
         hashes = {"graph": self.graph.digest, "catalogue": catalogue_digest(), "calibration": calibration}
-        return hashes | ({"profile": self.profile.digest} if self.profile.times else {})
+        hashes |= {"profile": self.profile.digest} if self.profile.times else {}
+        return hashes | ({"recalibration": self.recalibration.digest} if self.recalibration else {})
 
 
 def prepare(scenario: Scenario, calibration: Calibration | None = None) -> Setting:
@@ -62,7 +66,13 @@ def prepare(scenario: Scenario, calibration: Calibration | None = None) -> Setti
     if profile.times:
         notes = (*notes, _share_measured(graph, profile))
     cluster = build_cluster(scenario.cluster, scenario.job.precision, calibration)
-    return Setting(scenario, graph, cluster, calibration, profile, (*notes, *graph.notes))
+    taught = find_recalibration(graph) if scenario.cluster.kind == THIS_MACHINE else None
+    if taught:
+        # A profile has measured by itself how long getting a batch takes.
+        profile = replace(profile, scales=taught.task_scales, input_s=profile.input_s or taught.input_s)
+        cluster = taught.correct_cluster(cluster)
+        notes = (*notes, f"times are corrected by what a run of {taught.date} taught (validate run --recalibrate)")
+    return Setting(scenario, graph, cluster, calibration, profile, (*notes, *graph.notes), taught)
 
 
 def _crowding(scenario: Scenario) -> tuple[str, ...]:
@@ -165,5 +175,20 @@ def find_profile(graph: TaskGraph) -> Profile:
 
 def profile_path(graph: TaskGraph) -> Path:
     """File of the measured times of one graph on this machine."""
+    return _path_of("profile", graph)
+
+
+def find_recalibration(graph: TaskGraph) -> Recalibration | None:
+    """What `chinchilla validate run --recalibrate` has learnt from runs of this graph on this machine, if any."""
+    path = recalibration_path(graph)
+    return load_recalibration(path) if path.exists() else None
+
+
+def recalibration_path(graph: TaskGraph) -> Path:
+    """File of what runs of one graph on this machine taught."""
+    return _path_of("recalibration", graph)
+
+
+def _path_of(kind: str, graph: TaskGraph) -> Path:
     machine = cache_path(describe_machine(version("torch")))
-    return machine.with_name(f"profile-{graph.digest[:16]}-{machine.stem.removeprefix('calibration-')}.json")
+    return machine.with_name(f"{kind}-{graph.digest[:16]}-{machine.stem.removeprefix('calibration-')}.json")

@@ -58,8 +58,9 @@ class Wait:
 class Timeline:
     """All spans of one step over `rank_count` ranks; times share one clock whose zero is arbitrary.
 
-    A rank stands for a group of devices where they work in lockstep. Only a simulated timeline that was asked for them
-    has `waits` and a `critical_path` (positions of spans, in order).
+    A rank stands for a group of devices where they work in lockstep. A simulated timeline that was asked for them has
+    `waits` and a `critical_path` (positions of spans, in order); in a measured one a wait's cause is the label of what was
+    waited for.
     """
 
     rank_count: int

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from chinchilla_sim.cluster.build import emulated, this_machine_ranks
 from chinchilla_sim.cluster.calibration import Calibration, save_calibration
+from chinchilla_sim.cluster.recalibration import save_recalibration
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.graph.coarsen import coarsen, expand
 from chinchilla_sim.graph.profile import Profile
@@ -36,10 +37,10 @@ from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.model import CompressionSpec
 from chinchilla_sim.scenario.overrides import apply_overrides
 from chinchilla_sim.scenario.schema import Scenario
-from chinchilla_sim.setting import Setting, build_graph, find_calibration, prepare, profile_path
+from chinchilla_sim.setting import Setting, build_graph, find_calibration, prepare, profile_path, recalibration_path
 from chinchilla_sim.simulator.disturbance import Spread, disturbances_of, draw_steps
 from chinchilla_sim.simulator.drawing import read_order_file
-from chinchilla_sim.simulator.engine import devices_of, simulate
+from chinchilla_sim.simulator.engine import devices_of, play_events, simulate
 from chinchilla_sim.simulator.goodput import Goodput, simulate_goodput
 from chinchilla_sim.simulator.lowering import activities_of
 from chinchilla_sim.simulator.requests import simulate_requests
@@ -47,7 +48,8 @@ from chinchilla_sim.simulator.requests import simulate_requests
 if TYPE_CHECKING:
     from chinchilla_sim.report.study import Study
     from chinchilla_sim.runtime.rendezvous import Rendezvous
-    from chinchilla_sim.validation.compare import Measurement
+    from chinchilla_sim.validation.compare import Comparison, Measurement
+    from chinchilla_sim.validation.recalibrate import Simulated
 
 PLANNED_TASKS = 64
 
@@ -320,13 +322,20 @@ def check_runnable(scenario: Scenario, several_machines: bool = False) -> None:
 
 
 def run_for_real(
-    file: PlanFile, folder: Path, steps: int | None = None, watch: Callable[[Mapping[str, Any]], None] | None = None
+    file: PlanFile,
+    folder: Path,
+    steps: int | None = None,
+    watch: Callable[[Mapping[str, Any]], None] | None = None,
+    count_memory: bool = False,
 ) -> Measurement:
-    """Run a plan on this machine's ranks, or on nodes that it emulates; `steps` ends the run early."""
+    """Run a plan on this machine's ranks, or on nodes that it emulates.
+
+    `steps` ends the run early, `count_memory` counts the tensors of a warm-up step.
+    """
     from chinchilla_sim.runtime.launch import run_plan
 
     check_runnable(file.scenario)
-    return run_plan(_with_steps(file, steps), folder, watch)
+    return run_plan(_with_steps(file, steps), folder, watch, count_memory=count_memory)
 
 
 def join_for_real(
@@ -355,10 +364,44 @@ def _with_steps(file: PlanFile, steps: int | None) -> PlanFile:
     return file
 
 
+def simulate_fully(setting: Setting, plan: Plan) -> Simulated:
+    """A step with everything that was priced and played, every rank on its own."""
+    from chinchilla_sim.validation.recalibrate import Simulated
+
+    pricing = Pricer(setting.graph, setting.cluster, setting.scenario.job, setting.profile).price(plan)
+    program = lower(plan)
+    graph = activities_of(program, pricing, setting.cluster)
+    times = play_events(graph, setting.cluster, devices_of(plan, setting.cluster))
+    return Simulated(program, pricing, setting.cluster, graph, times)
+
+
+def judge_run(setting: Setting, simulated: Simulated, measurement: Measurement) -> Comparison:
+    """A run against the simulation of its plan, with the error of the step by cause."""
+    from chinchilla_sim.validation.attribute import attribute
+    from chinchilla_sim.validation.compare import compare
+
+    between_s = setting.recalibration.between_passes_s if setting.recalibration else 0.0
+    graph, times, recorded = simulated.graph, simulated.times, measurement.timeline
+    told = attribute(graph, times, recorded, measurement.median_step_s, [between_s] * graph.rank_count)
+    return compare(simulated.timeline, measurement, told)
+
+
+def learn_from_run(setting: Setting, simulated: Simulated, measurement: Measurement) -> Path:
+    """Store what a run teaches about its model on this machine, on top of what is known already; `prepare` uses it from then on."""
+    from datetime import UTC, datetime
+
+    from chinchilla_sim.validation.recalibrate import recalibrate
+
+    steps = measurement.kept or (measurement.timeline,)
+    taught = recalibrate(simulated, steps, setting.recalibration, datetime.now(UTC).date().isoformat())
+    path = recalibration_path(setting.graph)
+    save_recalibration(taught, path)
+    return path
+
+
 def study_of(setting: Setting, search: SearchResult, measurement: Measurement | None = None) -> Study:
     """Everything that a report shows."""
     from chinchilla_sim.report.study import Study
-    from chinchilla_sim.validation.compare import compare
 
-    comparison = compare(search.best.timeline, measurement) if measurement else None
+    comparison = judge_run(setting, simulate_fully(setting, search.best.plan), measurement) if measurement else None
     return Study(setting.scenario, setting.graph, setting.cluster, search, explain_choice(search), measurement, comparison)

@@ -8,41 +8,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from chinchilla_sim.cli.app import AsJson, Force, Output, Overrides, app, bench, validate
-from chinchilla_sim.cli.shared import at_least, calibrate_tasks, load_plan_file, seconds_of
+from chinchilla_sim.cli.app import AsJson, Output, Overrides, app, bench, validate
+from chinchilla_sim.cli.shared import calibrate_tasks, seconds_of
 from chinchilla_sim.console import busy, log, print_json, print_tables, searching, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
-
-VALIDATION_STEPS = 200
-
-
-@validate.command(name="run")
-def validate_run(plan: Path, *, steps: int = VALIDATION_STEPS, as_json: AsJson = False, force: Force = False) -> None:
-    """Run a plan again for some steps and print simulated against measured, with the spread of the measurement.
-
-    Parameters
-    ----------
-    plan
-        A plan file (plan.json).
-    steps
-        Optimizer steps to measure.
-    """
-    import tempfile
-
-    from chinchilla_sim.report.measured import categories_table, comparison_table
-    from chinchilla_sim.validation.compare import compare
-    from chinchilla_sim.workflow import open_plan, run_for_real, simulate_plan
-
-    at_least("--steps", steps)
-    file = load_plan_file(plan)
-    setting = open_plan(file, str(plan), force=force)
-    candidate = simulate_plan(setting, file)
-    with tempfile.TemporaryDirectory(prefix="chinchilla-") as folder:
-        comparison = compare(candidate.timeline, run_for_real(file, Path(folder), steps))
-    if as_json:
-        print_json(comparison.to_dict())
-    else:
-        print_tables(comparison_table(comparison), categories_table(comparison))
 
 
 @validate.command(name="network")
@@ -264,6 +233,20 @@ def bench_planner(*, most_devices: int = 16384, as_json: AsJson = False) -> None
         print_json(figures_dict(figures))
     else:
         print_tables(speed_table(figures, "Speed of planning on this machine"))
+
+
+@bench.command(name="recorder")
+def bench_recorder(*, as_json: AsJson = False) -> None:
+    """Measure by how much recording every action slows a step of small ones here: the same steps with and without, in turns."""
+    from chinchilla_sim.report.machine import figures_dict, speed_table
+    from chinchilla_sim.runtime.recording_cost import measure_recorder
+
+    with busy("running steps in turns (about 10 s)"):
+        figures = list(measure_recorder())
+    if as_json:
+        print_json(figures_dict(figures))
+    else:
+        print_tables(speed_table(figures, "What recording costs on this machine"))
 
 
 @bench.command(name="ledger")

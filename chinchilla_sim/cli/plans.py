@@ -305,9 +305,8 @@ def run(
     node_rank
         Which of the plan's nodes this machine is, in the order in which the plan uses them (default: the only one).
     """
-    from chinchilla_sim.report.measured import categories_table, comparison_table, metrics_table
-    from chinchilla_sim.validation.compare import compare
-    from chinchilla_sim.workflow import run_for_real, simulate_plan
+    from chinchilla_sim.report.measured import attribution_table, comparison_table, metrics_table
+    from chinchilla_sim.workflow import judge_run, run_for_real, simulate_fully
 
     if steps is not None:
         at_least("--steps", steps)
@@ -316,17 +315,17 @@ def run(
         return
     file, setting = plan_to_run(source, overrides, force, as_json)
     folder = writable_folder(output or Path("reports") / setting.scenario.name / "run")
-    candidate = simulate_plan(setting, file)
+    simulated = simulate_fully(setting, file.plan)
     (folder / "measurement.json").unlink(missing_ok=True)
     with show_epochs(file.scenario.job.epochs) as watch:
         measurement = run_for_real(file, folder, steps, watch)
-    comparison = compare(candidate.timeline, measurement)
+    comparison = judge_run(setting, simulated, measurement)
     save_json(folder / "measurement.json", measurement.to_dict())
     if as_json:
         summary = {"plan": file.to_dict(), **comparison.to_dict(), **measurement.metrics, "weights": measurement.weights}
         print_json(summary)
     else:
-        print_tables(comparison_table(comparison), categories_table(comparison), metrics_table(measurement))
+        print_tables(comparison_table(comparison), *attribution_table(comparison), metrics_table(measurement))
         log(f"weights, metrics and measurement are in {folder}; `chinchilla report` shows them")
 
 

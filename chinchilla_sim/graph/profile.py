@@ -57,6 +57,7 @@ class Variant:
 class Profile:
     """Measured times and constraints by task name; empty where nothing was measured.
 
+    `scales` are factors on a task's forward and backward seconds, wherever those are from: what runs taught, kept in a file of its own.
     `memory_bytes` is what a task occupies on its device, `colocated` puts tasks of the same class on one device,
     `variants` are choices per task, `source` says where the figures come from. Before a step a rank takes `input_s` to get its part of the
     global batch.
@@ -68,6 +69,7 @@ class Profile:
     variants: Mapping[str, tuple[Variant, ...]] = field(default_factory=dict)
     source: str = ""
     input_s: float = 0.0
+    scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @cached_property
     def _rows(self) -> dict[tuple[str, str, int], list[TaskTime]]:
@@ -115,7 +117,7 @@ class Profile:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the content, or "none"."""
+        """SHA-256 of what was measured of tasks, or "none"."""
         content = {key: value for key, value in self.to_dict().items() if key != "source"}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest() if any(content.values()) else "none"
 

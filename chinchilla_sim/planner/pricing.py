@@ -84,7 +84,8 @@ class Pricer:
         if key not in self._device_pricers:
             part = shard_graph(self.graph, *key)
             # What was measured was measured whole.
-            self._device_pricers[key] = Pricer(part.graph, self.cluster, self.job, None, part.collectives)
+            scaled = Profile(scales=self.profile.scales)
+            self._device_pricers[key] = Pricer(part.graph, self.cluster, self.job, scaled, part.collectives)
         return self._device_pricers[key]
 
     def price(self, plan: Plan) -> Pricing:

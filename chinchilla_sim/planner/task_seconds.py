@@ -38,6 +38,11 @@ class TaskSeconds:
 
     def of_kernel(self, kernel: Task, microbatch_size: int, device: Device, busy_ranks: int) -> tuple[float, float]:
         """Forward and backward of one operator."""
+        forward, backward = self._unscaled(kernel, microbatch_size, device, busy_ranks)
+        forward_scale, backward_scale = self.profile.scales.get(kernel.name, (1.0, 1.0))
+        return forward * forward_scale, backward * backward_scale
+
+    def _unscaled(self, kernel: Task, microbatch_size: int, device: Device, busy_ranks: int) -> tuple[float, float]:
         for kind in (ANY_DEVICE, ACCELERATOR) if self.profile.times else ():
             measured = self.profile.seconds(kernel.name, microbatch_size, kind, busy_ranks)
             if measured:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from chinchilla_sim.cluster.build import emulated
 from chinchilla_sim.cluster.catalogue import catalogue_digest
 from chinchilla_sim.report.cost import cost_table
 from chinchilla_sim.report.front import front_table
-from chinchilla_sim.report.measured import categories_table, comparison_table, metrics_table
+from chinchilla_sim.report.measured import attribution_table, categories_table, comparison_table, metrics_table
 from chinchilla_sim.report.plans import candidates_table, plan_table, ranks_table
 from chinchilla_sim.report.serving import serving_tables
 from chinchilla_sim.report.study import Study
@@ -23,11 +24,23 @@ TEMPLATE = "page.html.jinja"
 
 def render_page(study: Study) -> str:
     """The whole report as HTML; every text from outside is escaped."""
+    return fill_template(TEMPLATE, _context(study))
+
+
+def fill_template(name: str, context: Mapping[str, Any]) -> str:
+    """A template of this package with its gaps filled; text is escaped, Markup is not."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("chinchilla_sim.report", "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template(TEMPLATE).render(_context(study))
+    return environment.get_template(name).render(context)
+
+
+def inside_html(svg: str) -> Any:
+    """A figure as a part of a page: the namespace is implied there, and its texts were escaped when it was written."""
+    from markupsafe import Markup
+
+    return Markup(svg.replace(' xmlns="http://www.w3.org/2000/svg"', "", 1))
 
 
 def _context(study: Study) -> dict[str, Any]:
@@ -40,6 +53,7 @@ def _context(study: Study) -> dict[str, Any]:
         "plan_facts": _plan_facts(study),
         "plan_table": plan_table(study),
         "comparison_table": comparison_table(study.comparison) if study.comparison else None,
+        "attribution_table": attribution_table(study.comparison) if study.comparison else (),
         "categories_table": categories_table(study.comparison) if study.comparison else None,
         "metrics_table": metrics_table(study.measurement) if study.measurement else None,
         "cost_table": cost_table(study),
@@ -59,8 +73,6 @@ def _context(study: Study) -> dict[str, Any]:
 
 
 def _figures(study: Study) -> dict[str, Any]:
-    from markupsafe import Markup
-
     from chinchilla_sim.report.figures import alternatives_svg, gantt_svg, memory_svg
     from chinchilla_sim.report.front_figure import front_svg
 
@@ -73,8 +85,7 @@ def _figures(study: Study) -> dict[str, Any]:
     }
     if len(study.search.front) > 1:
         drawn["front"] = front_svg(study)
-    # Inside HTML the namespace is implied. The texts of an SVG were escaped when it was written.
-    return {name: Markup(svg.replace(' xmlns="http://www.w3.org/2000/svg"', "", 1)) for name, svg in drawn.items()}
+    return {name: inside_html(svg) for name, svg in drawn.items()}
 
 
 def _key_figures(study: Study) -> list[tuple[str, str]]:

@@ -65,8 +65,9 @@ class StageGradients:
     def wait(self) -> None:
         """Wait for what is under way."""
         for bucket in self._under_way:
+            since_s = monotonic()
             self.buckets[bucket].wait()
-            self.recorder.joined(("gradients", self.number, bucket, 0))
+            self.recorder.joined(("gradients", self.number, bucket, 0), since_s)
 
     def finish(self) -> None:
         """Let every parameter's gradient be the sum over the replicas."""
@@ -123,8 +124,9 @@ class SharedWeights:
     def finish(self, recorder: Recorder) -> None:
         """Wait for the sum, and give it to every stage."""
         if self._work is not None:
+            since_s = monotonic()
             self._work.wait()
-            recorder.joined(self.key)
+            recorder.joined(self.key, since_s)
             self._work = None
         else:
             self.add_up()

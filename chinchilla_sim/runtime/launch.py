@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ from typing import Any
 from chinchilla_sim.cluster.build import emulated, slot_nodes
 from chinchilla_sim.errors import Mistake, RunError, ScenarioError
 from chinchilla_sim.planner.plan_file import PlanFile
+from chinchilla_sim.runtime.alignment import align
 from chinchilla_sim.runtime.namespaces import INTERFACE
-from chinchilla_sim.runtime.recorder import representative_timeline, step_seconds
+from chinchilla_sim.runtime.recorder import kept_timelines, representative_timeline, step_seconds
 from chinchilla_sim.runtime.rendezvous import INTERFACE_VARIABLE, Rendezvous, check_first_node, interface_towards
 from chinchilla_sim.runtime.start import CGROUP_VARIABLE, PROCESSES_VARIABLE
 from chinchilla_sim.runtime.testbed import Host, Testbed, open_testbed
 from chinchilla_sim.validation.compare import Measurement
+from chinchilla_sim.validation.peaks import MeasuredPeak
 
 RANK_ENVIRONMENT = {
     # An idle OpenMP thread that spins beside a busy core made a step 30 times slower.
@@ -36,6 +38,8 @@ RANK_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
     "MALLOC_TOP_PAD_": "67108864",
 }
+COUNT_VARIABLE = "CHINCHILLA_COUNT_MEMORY"
+"""Set to 1 where a rank shall count the tensors of one step."""
 GRACE_S = 5.0
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 POLL_S = 0.1
@@ -81,19 +85,22 @@ class NodeLaunch:
         return folder / (f"launcher{self.node_rank}.log" if self.node_count > 1 else "launcher.log")
 
 
-def run_plan(file: PlanFile, folder: Path, watch: Watch | None = None, testbed: Testbed | None = None) -> Measurement:
+def run_plan(
+    file: PlanFile, folder: Path, watch: Watch | None = None, testbed: Testbed | None = None, count_memory: bool = False
+) -> Measurement:
     """Run the plan on this machine; raises RunError with the failed rank's own traceback.
 
     `watch` is called with every line of metrics as soon as an epoch is done. Where the scenario's nodes are emulated, the plan
-    runs in `testbed`, or in one that is set up for it.
+    runs in `testbed`, or in one that is set up for it. `count_memory` counts tensors in a warm-up step.
     """
     spec = file.scenario.cluster
     if testbed is None and emulated(spec):
         with open_testbed(spec) as own:
-            return run_plan(file, folder, watch, own)
+            return run_plan(file, folder, watch, own, count_memory)
     _prepare_folder(file, folder)
     launches = testbed_launches(file, testbed) if testbed else [NodeLaunch(tuple(range(len(file.plan.slots))))]
-    launch_nodes("chinchilla_sim.runtime.worker", [str(folder)], launches, folder, watch)
+    variables = {COUNT_VARIABLE: str(int(count_memory))}
+    launch_nodes("chinchilla_sim.runtime.worker", [str(folder)], launches, folder, watch, variables)
     return _read_measurement(file, folder)
 
 
@@ -141,7 +148,7 @@ def _prepare_folder(file: PlanFile, folder: Path) -> None:
 
 
 def _read_measurement(file: PlanFile, folder: Path) -> Measurement:
-    records = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(file.plan.rank_count)]
+    records = [align(json.loads((folder / f"rank{rank}.json").read_text())) for rank in range(file.plan.rank_count)]
     return _measurement(file, records, folder)
 
 
@@ -156,6 +163,8 @@ def _measurement(file: PlanFile, records: Sequence[dict[str, Any]], folder: Path
         metrics=records[0]["metrics"],
         epoch_s=tuple(records[0]["epoch_s"]),
         weights=str(weights) if file.plan.training and weights.exists() else None,
+        peaks=tuple(MeasuredPeak(rank, **record["memory"]) for rank, record in enumerate(records)),
+        kept=tuple(kept_timelines(records)),
     )
 
 
@@ -164,7 +173,14 @@ def launch_ranks(module: str, arguments: Sequence[str], rank_count: int, folder:
     launch_nodes(module, arguments, [NodeLaunch(tuple(range(rank_count)))], folder, watch)
 
 
-def launch_nodes(module: str, arguments: Sequence[str], launches: Sequence[NodeLaunch], folder: Path, watch: Watch | None = None) -> None:
+def launch_nodes(
+    module: str,
+    arguments: Sequence[str],
+    launches: Sequence[NodeLaunch],
+    folder: Path,
+    watch: Watch | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> None:
     """Run `python -m module arguments` on the ranks of all nodes that this process starts; when one fails all are stopped."""
     started: list[subprocess.Popen[bytes]] = []
     try:
@@ -172,7 +188,7 @@ def launch_nodes(module: str, arguments: Sequence[str], launches: Sequence[NodeL
             with launch.log(folder).open("w") as stream:
                 started.append(
                     subprocess.Popen(
-                        launch.command(module, arguments), env=os.environ | launch.environment,
+                        launch.command(module, arguments), env=os.environ | launch.environment | dict(variables or {}),
                         stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
                         start_new_session=True, preexec_fn=lambda: die_with_parent(signal.SIGTERM),
                     )

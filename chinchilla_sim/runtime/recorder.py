@@ -1,6 +1,6 @@
 """Timestamps of what a rank did, and the measured timeline that all ranks' records make together.
 
-Every rank of a machine reads the same CLOCK_MONOTONIC, so records merge without alignment. A message's span runs
+Every rank of a machine reads the same CLOCK_MONOTONIC; records of other machines are aligned first. A message's span runs
 from the moment it could leave (sent and its receive posted) to the end of the receiver's wait; where the receiver
 was computing meanwhile, the end is when it looked.
 """
@@ -14,7 +14,7 @@ from statistics import median
 from time import monotonic
 from typing import Any
 
-from chinchilla_sim.timeline import Category, Span, Timeline
+from chinchilla_sim.timeline import Category, Span, Timeline, Wait
 
 KEPT_STEPS = 64
 WARM_UP_STEPS = 5
@@ -63,19 +63,20 @@ class Recorder:
 
     def post(self, key: MessageKey, label: str) -> None:
         """A receive was posted now."""
-        self._step.receives[key] = [label, monotonic(), None]
+        self._step.receives[key] = [label, monotonic(), None, None]
 
-    def received(self, key: MessageKey) -> None:
-        """The message was waited for and is here."""
-        self._step.receives[key][2] = monotonic()
+    def received(self, key: MessageKey, since_s: float | None = None) -> None:
+        """The message was waited for (`since_s`) and is here."""
+        self._step.receives[key][2:] = monotonic(), since_s
 
     def join(self, key: CollectiveKey, label: str, sent_bytes: float) -> None:
         """A collective was issued now."""
-        self._step.collectives[key] = [label, monotonic(), None, sent_bytes]
+        self._step.collectives[key] = [label, monotonic(), None, sent_bytes, None]
 
-    def joined(self, key: CollectiveKey) -> None:
-        """The collective was waited for and is done."""
-        self._step.collectives[key][2] = monotonic()
+    def joined(self, key: CollectiveKey, since_s: float | None = None) -> None:
+        """The collective was waited for (`since_s`) and is done."""
+        row = self._step.collectives[key]
+        row[2], row[4] = monotonic(), since_s
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form of everything recorded."""
@@ -110,24 +111,32 @@ def step_seconds(records: Sequence[dict[str, Any]]) -> list[float]:
 def representative_timeline(records: Sequence[dict[str, Any]]) -> Timeline:
     """The kept step whose makespan is nearest the median of all steps."""
     target = median(step_seconds(records))
+    return min(kept_timelines(records), key=lambda timeline: abs(timeline.step_s - target))
+
+
+def kept_timelines(records: Sequence[dict[str, Any]]) -> list[Timeline]:
+    """Timelines of all kept steps behind the warm-up, of all kept ones where none is behind it."""
     kept = min(len(record["steps"]) for record in records)
-    timelines = [merge_step([record["steps"][-kept + index] for record in records]) for index in range(kept)]
-    return min(timelines, key=lambda timeline: abs(timeline.step_s - target))
+    first = max(0, WARM_UP_STEPS - (len(records[0]["intervals"]) - kept))
+    first = first if first < kept else 0
+    return [merge_step([record["steps"][index - kept] for record in records]) for index in range(first, kept)]
 
 
 def merge_step(steps: Sequence[dict[str, Any]]) -> Timeline:
-    """One timeline from all ranks' records of the same step."""
+    """One timeline from all ranks' records of the same step; its waits tell how long was waited for messages and collectives."""
     spans: list[Span] = []
+    waits: list[Wait] = []
     for rank, step in enumerate(steps):
         spans += [Span(rank, "compute", category, label, start, end) for label, category, start, end in step["compute"]]
     sends = {tuple(row[:4]): (rank, *row[4:]) for rank, step in enumerate(steps) for row in step["sends"]}
     for rank, step in enumerate(steps):
         for row in step["receives"]:
             sender, send_label, issued_s, message_bytes = sends[tuple(row[:4])]
-            label, posted_s, end_s = row[4:]
+            label, posted_s, end_s, *since_s = row[4:]
             start_s = min(max(issued_s, posted_s), end_s)
             spans.append(Span(sender, "send", "transfer", send_label, start_s, end_s, message_bytes))
             spans.append(Span(rank, "receive", "transfer", label, start_s, end_s, message_bytes))
+            waits += _wait(rank, label, since_s, end_s, sender)
     joined: dict[tuple[Any, ...], float] = {}
     for step in steps:
         for row in step["collectives"]:
@@ -135,6 +144,12 @@ def merge_step(steps: Sequence[dict[str, Any]]) -> Timeline:
             joined[key] = max(joined.get(key, issued_s), issued_s)
     for rank, step in enumerate(steps):
         for row in step["collectives"]:
-            label, _, end_s, sent_bytes = row[4:]
+            label, _, end_s, sent_bytes, *since_s = row[4:]
             spans.append(Span(rank, "collective", "collective", label, min(joined[tuple(row[:4])], end_s), end_s, sent_bytes))
-    return Timeline(len(steps), tuple(sorted(spans, key=lambda span: (span.rank, span.stream, span.start_s))))
+            waits += _wait(rank, label, since_s, end_s)
+    spans.sort(key=lambda span: (span.rank, span.stream, span.start_s))
+    return Timeline(len(steps), tuple(spans), waits=tuple(waits))
+
+
+def _wait(rank: int, label: str, since_s: Sequence[float | None], end_s: float, on_rank: int = -1) -> list[Wait]:
+    return [Wait(rank, since, end_s, label, on_rank) for since in since_s if since is not None]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -18,8 +20,10 @@ from chinchilla_sim.graph.contract import TrainingJob, factory_of, load_job
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.planner.program import lower
 from chinchilla_sim.runtime.batches import Shares, batch_length, global_batches
+from chinchilla_sim.runtime.clock import clock_name, read_offset
 from chinchilla_sim.runtime.groups import Groups, make_groups, process_of, seat_of
 from chinchilla_sim.runtime.interpreter import Interpreter
+from chinchilla_sim.runtime.memory import MemoryProbe, batch_bytes, optimizer_tensors, storage_bytes
 from chinchilla_sim.runtime.optimizers import make_optimizer, set_learning_rate
 from chinchilla_sim.runtime.recorder import Recorder
 from chinchilla_sim.runtime.stages import Stage, cut_stages, own_parameters, run_dtype
@@ -30,6 +34,7 @@ class RankRun:
 
     def __init__(self, file: PlanFile, folder: Path, device: torch.device) -> None:
         self.file, self.folder, self.device = file, folder, device
+        self.memory = MemoryProbe()
         self.plan, self.spec = file.plan, file.scenario.job
         self.seat = seat_of(self.plan, dist.get_rank())
         self.groups: Groups = make_groups(self.plan, self.seat, ordered_messages=device.type == "cuda")
@@ -79,6 +84,7 @@ class RankRun:
     def run(self) -> None:
         """All epochs, then the records."""
         limit = self.spec.total_steps or sys.maxsize
+        clock = [read_offset(clock_name(), self.device)]
         for epoch in range(self.spec.epochs):
             start_s = monotonic()
             self._epoch(epoch, limit)
@@ -89,6 +95,8 @@ class RankRun:
         if not self.steps:
             raise RunError(f"the data has fewer than {self.spec.global_batch_size} samples: no step was made")
         record = self.recorder.to_dict() | {"losses": self.losses, "epoch_s": self.epoch_s, "metrics": self.metrics}
+        clock.append(read_offset(clock_name(), self.device))
+        record |= {"memory": self.memory.to_dict(), "clock": [astuple(reading) for reading in clock]}
         (self.folder / f"rank{self.seat.process}.json").write_text(json.dumps(record))
         dist.barrier()
 
@@ -103,9 +111,16 @@ class RankRun:
             inputs, targets = self.shares.inputs(batch[0]), self.shares.targets(batch[1])
             for optimizer in self.optimizers.values():
                 set_learning_rate(optimizer, self.spec, self.steps, self.total_steps)
-            loss = self.interpreter.step(inputs, targets, begun_s)
+            loss = self.memory.play(partial(self.interpreter.step, inputs, targets, begun_s), partial(self._held_bytes, inputs, targets))
             if self.interpreter.last and self.plan.training:
                 self.losses.append(loss)
+
+    def _held_bytes(self, inputs: Any, targets: Any) -> float:
+        """What this rank's stages need before a step begins: weights and optimizer state, and of the batch what the ends take."""
+        tensors = [tensor for stage in self.stages for tensor in stage.state().values()]
+        tensors += [tensor for optimizer in self.optimizers.values() for tensor in optimizer_tensors(optimizer)]
+        first, last = 0 in self.seat.stages, self.interpreter.last
+        return storage_bytes(tensors) + (batch_bytes(inputs) if first else 0.0) + (batch_bytes(targets) if last else 0.0)
 
     def _report(self, epoch: int) -> None:
         """Gather the weights on the first process, evaluate, and write one line of metrics."""

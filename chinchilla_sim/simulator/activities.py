@@ -118,6 +118,17 @@ class ActivityGraph:
             self.link(activity, number)
         return number
 
+    def arcs(self) -> list[tuple[int, int, float]]:
+        """Every link: before, behind, lag."""
+        return list(zip(self._from, self._to, self._lag_s, strict=True))
+
+    def retimed(self, seconds: Sequence[float], arcs: Iterable[tuple[int, int, float]]) -> ActivityGraph:
+        """The same activities with other seconds and links; flows take their seconds and no longer share the network."""
+        graph = ActivityGraph(self.rank_count, list(seconds), self.ranks, {}, self.records, self.held_bytes, self.holdings)
+        for before, behind, lag_s in arcs:
+            graph.link(before, behind, lag_s)
+        return graph
+
     def successors(self) -> Links:
         """Row i holds those that wait for activity i; the last row those that wait for the start of the step."""
         before = np.frombuffer(self._from, dtype=np.int32) if self._from else np.zeros(0, dtype=np.int32)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median, quantiles
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from chinchilla_sim.timeline import Timeline
+from chinchilla_sim.timeline import Timeline, Wait
+from chinchilla_sim.validation.peaks import MeasuredPeak, PeakRow, peak_rows
+
+if TYPE_CHECKING:
+    from chinchilla_sim.validation.attribute import Attribution
 
 
 @dataclass(frozen=True)
 class Measurement:
     """What a real run gave: seconds of every recorded step after warm-up, one recorded timeline, and its metrics.
 
-    `losses` are global means per step from the first; `metrics` are those of the job's `evaluate`.
+    `losses` are global means per step from the first; `metrics` are those of the job's `evaluate`; `peaks` are of each rank.
+    `kept` are the timelines of all steps that were recorded in full; they are not part of the JSON form.
     """
 
     step_s: tuple[float, ...]
@@ -23,6 +28,8 @@ class Measurement:
     metrics: dict[str, float] = field(default_factory=dict)
     epoch_s: tuple[float, ...] = ()
     weights: str | None = None
+    peaks: tuple[MeasuredPeak, ...] = ()
+    kept: tuple[Timeline, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def median_step_s(self) -> float:
@@ -39,6 +46,7 @@ class Measurement:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
+        zero_s = self.timeline.start_s
         return {
             "step_s": list(self.step_s),
             "timeline": self.timeline.to_dict(),
@@ -46,24 +54,31 @@ class Measurement:
             "metrics": dict(self.metrics),
             "epoch_s": list(self.epoch_s),
             "weights": self.weights,
+            "waits": [[w.rank, w.start_s - zero_s, w.end_s - zero_s, w.cause, w.on_rank] for w in self.timeline.waits],
+            "peaks": [asdict(peak) for peak in self.peaks],
         }
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Measurement:
         """Inverse of `to_dict`."""
+        waits = tuple(Wait(*row) for row in data.get("waits", ()))
         return Measurement(
             step_s=tuple(data["step_s"]),
-            timeline=Timeline.from_dict(data["timeline"]),
+            timeline=replace(Timeline.from_dict(data["timeline"]), waits=waits),
             losses=tuple(data["losses"]),
             metrics=dict(data["metrics"]),
             epoch_s=tuple(data["epoch_s"]),
             weights=data["weights"],
+            peaks=tuple(MeasuredPeak(**peak) for peak in data.get("peaks", ())),
         )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Simulated against measured seconds of one step, and of each category on each rank."""
+    """Simulated against measured seconds of one step, and of each category on each rank.
+
+    The `attribution` tells the error of the step by cause, `peaks` the memory of each rank, where those are known.
+    """
 
     simulated_step_s: float
     measured_step_s: float
@@ -71,6 +86,8 @@ class Comparison:
     measured_p95_s: float
     step_count: int
     categories: tuple[CategoryRow, ...]
+    attribution: Attribution | None = None
+    peaks: tuple[PeakRow, ...] = ()
 
     @property
     def relative_error(self) -> float:
@@ -90,6 +107,8 @@ class Comparison:
                 {"rank": row.rank, "category": row.category, "simulated_s": row.simulated_s, "measured_s": row.measured_s}
                 for row in self.categories
             ],
+            **(self.attribution.to_dict() if self.attribution else {}),
+            **({"memory": [row.to_dict() for row in self.peaks]} if self.peaks else {}),
         }
 
 
@@ -103,7 +122,7 @@ class CategoryRow:
     measured_s: float
 
 
-def compare(simulated: Timeline, measured: Measurement) -> Comparison:
+def compare(simulated: Timeline, measured: Measurement, attribution: Attribution | None = None) -> Comparison:
     """Simulated against measured; the categories are of the recorded timeline whose step is nearest the median."""
     low, high = measured.spread
     return Comparison(
@@ -113,6 +132,8 @@ def compare(simulated: Timeline, measured: Measurement) -> Comparison:
         measured_p95_s=high,
         step_count=len(measured.step_s),
         categories=tuple(_category_rows(simulated, measured.timeline)),
+        attribution=attribution,
+        peaks=peak_rows(simulated, measured.peaks),
     )
 
 

@@ -93,9 +93,10 @@ def test_example_of_the_documentation_is_a_graph_file(write: Write) -> None:
 
 
 def test_every_field_is_documented() -> None:
-    """The module's docstring names each field that a file may hold."""
+    """The module's docstring names each field that a file may hold; scales are taught by runs and are in no graph file."""
     known = [*Task.__dataclass_fields__, *Weight.__dataclass_fields__, *TaskTime.__dataclass_fields__, *Variant.__dataclass_fields__]
-    missing = [name for name in [*known, *Profile.__dataclass_fields__] if name not in (native.__doc__ or "")]
+    known += [name for name in Profile.__dataclass_fields__ if name != "scales"]
+    missing = [name for name in known if name not in (native.__doc__ or "")]
     assert not missing
 
 

@@ -1,11 +1,13 @@
 """Simulated against measured: the numbers of a comparison, by hand."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from chinchilla_sim.timeline import Span, Timeline
+from chinchilla_sim.timeline import MemorySample, Span, Timeline, Wait
 from chinchilla_sim.validation.compare import CategoryRow, Measurement, compare
+from chinchilla_sim.validation.peaks import MeasuredPeak
 
 
 def timeline_of(forward_s: float, transfer_s: float, backward_s: float) -> Timeline:
@@ -76,3 +78,20 @@ def test_comparison_as_json(measured: Measurement) -> None:
     assert set(shown) == {
         "simulated_step_s", "measured_step_s", "measured_p5_s", "measured_p95_s", "step_count", "relative_error", "categories",
     }  # fmt: skip
+
+
+def test_measurement_keeps_waits_and_peaks_through_json(measured: Measurement) -> None:
+    """What ranks waited for and held comes back too, with the zero of time at the first span."""
+    timeline = replace(measured.timeline, waits=(Wait(0, 1.0, 3.0, "0RECV_B0", 1),))
+    run = replace(measured, timeline=timeline, peaks=(MeasuredPeak(0, 9.0, 4.0, 100.0, 50.0),))
+    assert Measurement.from_dict(json.loads(json.dumps(run.to_dict()))) == run
+
+
+def test_simulated_peak_stands_beside_the_counted_one(measured: Measurement) -> None:
+    """12 bytes simulated against 10 of tensors is 20 % too much; a rank whose tensors were not counted has no row."""
+    run = replace(measured, peaks=(MeasuredPeak(0, 10.0, 4.0, 100.0, 50.0), MeasuredPeak(1, 0.0, 0.0, 100.0, 50.0)))
+    simulated = replace(timeline_of(1.0, 1.0, 2.0), memory=(MemorySample(0, 0.0, 7.0), MemorySample(0, 1.0, 12.0)))
+    comparison = compare(simulated, run)
+    (row,) = comparison.peaks
+    assert row.relative_error == pytest.approx(0.2)
+    assert comparison.to_dict()["memory"][0]["simulated_bytes"] == 12.0
