@@ -71,6 +71,6 @@ def exists() -> Callable[[str], bool]:
     """Whether anything of a node is left."""
 
     def left(name: str) -> bool:
-        return any(path.exists() for path in (Path("/run/netns", name), Path("/sys/fs/cgroup/cpu", name), Path("/sys/fs/cgroup", name)))
+        return Path("/run/netns", name).exists() or any(Path("/sys/fs/cgroup").glob(f"**/{name}d*"))
 
     return left

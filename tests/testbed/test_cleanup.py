@@ -25,7 +25,7 @@ from tests.testbed.conftest import node, scenario_of, star
 
 with open_testbed(scenario_of(star(node("a", cpu_share=0.5), node("b"), bandwidth="1 Gbit/s", latency="1 ms")).cluster) as bed:
     host = bed.hosts["a"]
-    inside = subprocess.Popen(host.command(["sh", "-c", f"echo $$ > {host.cgroup}/cgroup.procs; sleep 1000"]))
+    inside = subprocess.Popen(host.command(["sh", "-c", f"echo $$ > {host.cgroups[0]}/cgroup.procs; sleep 1000"]))
     names = [host.namespace for host in bed.hosts.values()]
     print(json.dumps({"guardian": bed.guardian, "inside": inside.pid, "names": names}), flush=True)
     time.sleep(1000)

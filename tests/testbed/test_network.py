@@ -82,7 +82,7 @@ def test_a_node_gets_its_share_of_a_core(unequal: Testbed) -> None:
     used = {}
     for name in ("near", "other"):
         host = unequal.hosts[name]
-        command = host.command([sys.executable, "-c", script, host.cgroup or ""])
+        command = host.command([sys.executable, "-c", script, host.cgroups[0] if host.cgroups else ""])
         used[name] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert 0.05 <= used["near"] <= 0.13
     assert used["other"] > 1.3 * used["near"]
