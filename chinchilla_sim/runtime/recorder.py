@@ -93,6 +93,22 @@ class Recorder:
         }
 
 
+def shift_record(record: dict[str, Any], by_s: float) -> dict[str, Any]:
+    """The record of one rank (`Recorder.to_dict`) as another clock would have it, which shows `by_s` more."""
+
+    def row(values: Sequence[Any], places: Sequence[int]) -> list[Any]:
+        times = {place: values[place] + by_s for place in places if place < len(values) and values[place] is not None}
+        return [times.get(place, value) for place, value in enumerate(values)]
+
+    places = {"compute": (2, 3), "sends": (5,), "receives": (5, 6, 7), "collectives": (5, 6, 8)}
+    return record | {
+        "intervals": [row(interval, (0, 1)) for interval in record["intervals"]],
+        "steps": [
+            {kind: [row(values, places.get(kind, ())) for values in rows] for kind, rows in step.items()} for step in record["steps"]
+        ],
+    }
+
+
 def step_seconds(records: Sequence[dict[str, Any]]) -> list[float]:
     """Seconds of every step after warm-up, without the time in which all ranks fetch data or evaluate.
 

@@ -1,6 +1,6 @@
 """Merging the records of ranks by hand."""
 
-from chinchilla_sim.runtime.recorder import merge_step, step_seconds
+from chinchilla_sim.runtime.recorder import merge_step, shift_record, step_seconds
 
 SENDER = {"compute": [["0F0", "forward", 0.0, 2.0]], "sends": [["F", 0, 0, 0, "0SEND_F0", 2.0, 100]], "receives": [], "collectives": []}
 RECEIVER = {
@@ -39,3 +39,23 @@ def test_drifting_ranks_do_not_count_time_twice() -> None:
     """Rank 0 starts step 2 at 4 while rank 1 ends step 1 at 5: step 2 takes 9 - 5; a pause between steps is not counted."""
     records = [{"intervals": [(0, 4), (4, 8), (20, 24)]}, {"intervals": [(1, 5), (5, 9), (20, 25)]}]
     assert step_seconds(records) == [5, 4, 5]
+
+
+def test_a_record_of_another_clock_is_shifted() -> None:
+    """All times move by the same seconds, what is missing and what is no time stays."""
+    step = {
+        "compute": [["0F0", "forward", 1.0, 2.0]],
+        "sends": [["F", 0, 0, 0, "0SEND_F0", 2.0, 64]],
+        "receives": [["B", 0, 0, 0, "0RECV_B0", 1.0, 3.0]],
+        "collectives": [["G", 0, 0, 0, "0REDUCE", 1.0, None, 128.0]],
+    }
+    shifted = shift_record({"intervals": [[1.0, 4.0]], "steps": [step], "losses": [0.5]}, 100.0)
+    assert shifted["intervals"] == [[101.0, 104.0]] and shifted["losses"] == [0.5]
+    assert shifted["steps"] == [
+        {
+            "compute": [["0F0", "forward", 101.0, 102.0]],
+            "sends": [["F", 0, 0, 0, "0SEND_F0", 102.0, 64]],
+            "receives": [["B", 0, 0, 0, "0RECV_B0", 101.0, 103.0]],
+            "collectives": [["G", 0, 0, 0, "0REDUCE", 101.0, None, 128.0]],
+        }
+    ]

@@ -69,7 +69,7 @@ LINK = {"bandwidth": "1 Gbit/s", "latency": "10 us"}
         ),
         (
             two_nodes(nodes=[{"name": "a", "device": "this-machine", "cpu_share": 1.5}]),
-            "cluster.nodes.0.cpu_share: must be at most 1, not 1.5; write for example cpu_share = 0.5",
+            "cluster.nodes.0.cpu_share: must be at most 1.0, not 1.5; write for example cpu_share = 0.5",
         ),
         (
             two_nodes(links=[{"between": ["big", "smal"], **LINK}]),

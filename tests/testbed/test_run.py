@@ -11,12 +11,15 @@ from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.runtime.launch import run_plan
 from chinchilla_sim.runtime.testbed import open_testbed
+from chinchilla_sim.timeline import Timeline
 from tests.runtime.conftest import train_alone
 from tests.testbed.conftest import node, scenario_of, star
 
 ROOT = Path(__file__).parents[2]
 PARTS = (("linear",), ("relu", "linear_1", "loss"))
 CLUSTER = star(node("a", devices=2), node("b", devices=2, cpu_share=0.5), bandwidth="200 Mbit/s", latency="1 ms")
+
+OTHER_CLOCK = ["unshare", "--time", "--monotonic", "100000", "--fork", "--kill-child"] if Path("/proc/self/ns/time").exists() else []
 
 
 def test_stages_over_nodes_equal_one_process(tmp_path: Path) -> None:
@@ -48,12 +51,22 @@ def test_machines_meet_at_a_rendezvous(tmp_path: Path) -> None:
         for number, host in enumerate(bed.hosts.values()):
             command = [sys.executable, "-m", "chinchilla_sim.cli", "run", str(tmp_path / "plan.json"), "--rendezvous", place]
             command += ["--node-rank", str(number), "-o", str(tmp_path / host.name), "--json"]
-            started.append(subprocess.Popen(host.command(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT))
+            # The second machine's clock shows another time.
+            clock = OTHER_CLOCK if number else []
+            started.append(
+                subprocess.Popen(host.command([*clock, *command]), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+            )
         told = [process.communicate(timeout=110) for process in started]
     assert [process.returncode for process in started] == [0, 0], told
     assert json.loads(told[0][0])["validation_accuracy"] > 0.2
     assert told[1][0] == "" and "node 0 has the report" in told[1][1]
     assert sorted(path.name for path in (tmp_path / "b").glob("rank*.json")) == ["rank1.json"]
     assert sorted(path.name for path in (tmp_path / "a").glob("rank*.json")) == ["rank0.json", "rank1.json", "rank2.json"]
+    measured = json.loads((tmp_path / "a" / "measurement.json").read_text())
     losses, _ = train_alone(scenario, 12)
-    assert json.loads((tmp_path / "a" / "measurement.json").read_text())["losses"] == pytest.approx(losses, rel=1e-5)
+    assert measured["losses"] == pytest.approx(losses, rel=1e-5)
+    # Wrong clocks would make steps of a day, or messages that arrive before they are sent.
+    assert 0 < max(measured["step_s"]) < 100
+    spans = Timeline.from_dict(measured["timeline"]).spans
+    between = [span for span in spans if span.stream == "send" and (span.rank == 1 or span.label.startswith("0"))]
+    assert between and all(0 < span.end_s - span.start_s < 100 for span in between)
