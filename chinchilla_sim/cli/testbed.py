@@ -40,9 +40,9 @@ def up(scenario: Path, *, overrides: Overrides = None, as_json: AsJson = False) 
         else:
             print_tables(hosts_table([host.to_dict() for host in hosts]))
         sys.stdout.flush()
-        log("Ctrl-C removes it all")
         ends = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
         signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+        log("Ctrl-C removes it all")
         signal.sigwait(ends)
         traffic = bed.traffic()
     if as_json:

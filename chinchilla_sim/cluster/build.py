@@ -38,9 +38,12 @@ def build_cluster(spec: ClusterSpec, precision: str, calibration: Calibration | 
 def this_machine_ranks(spec: ClusterSpec) -> int:
     """How many ranks are busy on this machine when a cluster is: as named for `kind = "this-machine"`, else one per core.
 
-    Of nodes that are emulated here, as many as their shares of cores add up to (rounded up); 0 where there are none.
+    Of nodes that are emulated here, as many as their shares of cores add up to (rounded up), at most one per core, because the
+    simulator shares out the cores among more (`Cluster.hosts`); 0 where there are none.
     """
-    return (spec.ranks or core_count()) if spec.kind == THIS_MACHINE else math.ceil(emulated_cores(spec) - 1e-9)
+    if spec.kind == THIS_MACHINE:
+        return spec.ranks or core_count()
+    return min(core_count(), math.ceil(emulated_cores(spec) - 1e-9))
 
 
 def slot_nodes(spec: ClusterSpec) -> tuple[str, ...]:
@@ -139,20 +142,22 @@ def _nodes(spec: ClusterSpec, precision: str, calibration: Calibration | None) -
         node_collectives={node: tables for node, (_, tables) in measured.items()},
         grid_kg_per_joule=spec.grid_intensity_kg_per_joule, activation_priority=spec.network.activation_priority,
         gradient_priority=spec.network.gradient_priority, quotas=tuple(quotas), spot_offers=spot_offers,
-        hosts=_hosts(spec, slots, calibration),
+        hosts=_hosts(spec, calibration),
     )  # fmt: skip
-
-
-def _hosts(spec: ClusterSpec, slots: Sequence[str], calibration: Calibration | None) -> tuple[Host, ...]:
-    """This machine, whose cores all nodes share that it emulates."""
-    here = {name for node in spec.nodes if node.device == THIS_MACHINE for name in node.names()}
-    shared = tuple(number for number, slot in enumerate(slots) if slot.rpartition("/")[0] in here)
-    return (Host(shared, calibration.key.cores if calibration else core_count()),) if shared else ()
 
 
 def _core(spec: ClusterSpec, precision: str, calibration: Calibration | None) -> Device:
     """A core of this machine while all nodes that it emulates are busy: as measured, else the catalogue's."""
-    return calibration.device(this_machine_ranks(spec)) if calibration else find_device(CPU_CORE, precision, "cluster")
+    if calibration is None:
+        return find_device(CPU_CORE, precision, "cluster")
+    return calibration.device(min(calibration.key.cores, math.ceil(emulated_cores(spec) - 1e-9)))
+
+
+def _hosts(spec: ClusterSpec, calibration: Calibration | None) -> tuple[Host, ...]:
+    """This machine's cores, which all devices of emulated nodes share."""
+    listed = [node.device for node in spec.nodes for _ in range(node.count * node.devices)]
+    slots = tuple(slot for slot, device in enumerate(listed) if device == THIS_MACHINE)
+    return (Host(slots, float(calibration.key.cores if calibration else core_count())),) if slots else ()
 
 
 def _inner_link(node: NodeSpec, calibration: Calibration | None) -> Link:

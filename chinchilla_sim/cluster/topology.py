@@ -86,7 +86,9 @@ class Device:
     core_share: float = 1.0
 
     def with_core_share(self, share: float) -> Device:
-        """The same device with only that share of its core's time: lower rates, longer fixed times.
+        """The same device with only that share of its core's time: what it sustains is less, what is fixed takes longer.
+
+        A byte of communication keeps a core busy as long as before.
 
         >>> Device("core", flop_per_s=1e9, memory_bytes=1e9, step_fixed_s=0.001).with_core_share(0.5).step_fixed_s
         0.002

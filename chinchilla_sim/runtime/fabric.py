@@ -154,9 +154,12 @@ class Fabric:
         if (idle_s - moving.last_s) > QUEUE_BYTES * self._byte_s[wire]:
             self.drops += 1
             return
-        start_s = max(idle_s, moving.first_s)
-        end_s = max(start_s + moving.size * self._byte_s[wire], moving.last_s)
-        self._idle_s[medium] = end_s
+        if moving.hop and self._medium[moving.route[moving.hop - 1]] == medium:
+            start_s, end_s = moving.first_s, moving.last_s  # a bus: all its stations have heard the packet
+        else:
+            start_s = max(idle_s, moving.first_s)
+            end_s = max(start_s + moving.size * self._byte_s[wire], moving.last_s)
+            self._idle_s[medium] = end_s
         self.wire_bytes[wire] += moving.size
         self.wire_packets[wire] += 1
         latency_s = self.wiring.wires[wire].latency_s

@@ -39,7 +39,7 @@ def main() -> int:
         signal.signal(number, lambda *_: os.write(wake, b"."))
     try:
         owner = os.pidfd_open(request["owner"])
-        nodes, tuns = _make_nodes(wiring, names, request["cores"])
+        nodes, tuns = _make_nodes(wiring, names, request["shares"])
         _answer({"nodes": nodes})
         _Loop(Fabric(wiring), tuns, [stop, owner]).run()
     except (RunError, OSError) as error:
@@ -51,13 +51,12 @@ def main() -> int:
     return 0
 
 
-def _make_nodes(wiring: Wiring, names: list[str], cores: dict[str, float | None]) -> tuple[list[dict[str, Any]], list[int]]:
+def _make_nodes(wiring: Wiring, names: list[str], shares: dict[str, list[float]]) -> tuple[list[dict[str, Any]], list[int]]:
     nodes, tuns = [], []
     for number, (node, name) in enumerate(zip(wiring.nodes, names, strict=True)):
         tuns.append(add_namespace(name, number))
-        share = cores.get(node)
-        cgroup = str(add_quota(name, share)) if share else None
-        nodes.append({"name": node, "namespace": name, "address": address_of(number), "cgroup": cgroup})
+        cgroups = [str(add_quota(name, device, share)) for device, share in enumerate(shares[node])]
+        nodes.append({"name": node, "namespace": name, "address": address_of(number), "cgroups": cgroups})
     return nodes, tuns
 
 

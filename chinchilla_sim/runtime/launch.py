@@ -24,7 +24,7 @@ from chinchilla_sim.runtime.alignment import align
 from chinchilla_sim.runtime.namespaces import INTERFACE
 from chinchilla_sim.runtime.recorder import kept_timelines, representative_timeline, step_seconds
 from chinchilla_sim.runtime.rendezvous import INTERFACE_VARIABLE, Rendezvous, check_first_node, interface_towards
-from chinchilla_sim.runtime.start import CGROUP_VARIABLE, PROCESSES_VARIABLE
+from chinchilla_sim.runtime.start import CGROUPS_VARIABLE, PROCESSES_VARIABLE
 from chinchilla_sim.runtime.testbed import Host, Testbed, open_testbed
 from chinchilla_sim.validation.compare import Measurement
 from chinchilla_sim.validation.peaks import MeasuredPeak
@@ -77,7 +77,7 @@ class NodeLaunch:
     def environment(self) -> dict[str, str]:
         """What its ranks must know."""
         own = {"PYTHONPATH": _python_path(), INTERFACE_VARIABLE: self.interface, PROCESSES_VARIABLE: ",".join(map(str, self.processes))}
-        share = {CGROUP_VARIABLE: self.host.cgroup} if self.host and self.host.cgroup else {}
+        share = {CGROUPS_VARIABLE: os.pathsep.join(self.host.cgroups)} if self.host and self.host.cgroups else {}
         return RANK_ENVIRONMENT | own | share
 
     def log(self, folder: Path) -> Path:

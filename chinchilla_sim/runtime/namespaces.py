@@ -1,7 +1,7 @@
-"""Nodes of an emulated cluster in Linux: a network namespace with one TUN device each, and a cgroup that limits its share of the cores.
+"""Nodes of an emulated cluster in Linux: a network namespace with one TUN device each, and a cgroup for the core's share of each device.
 
-Everything is named after the process that made it (`cs<PID>n<NUMBER>`), so that parallel testbeds do not meet and what a dead
-process left behind is found again.
+Everything is named after the process that looks after it (`cs<PID>n<NUMBER>`, with `d<NUMBER>` behind it for a device), so that
+parallel testbeds do not meet and what a dead process left behind is found again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ INTERFACE = "eth0"
 GUARDIAN = "chinchilla_sim.runtime.guardian"
 TUN = Path("/dev/net/tun")
 NAMESPACES = (Path("/run/netns"), Path("/var/run/netns"))
-NAME = re.compile(r"cs(\d+)n(\d+)")
+NAME = re.compile(r"(cs(\d+)n\d+)(?:d\d+)?")
 PERIOD_S = 0.01
 LEAST_QUOTA_S = 0.001
 """The kernel takes no smaller one."""
@@ -97,12 +97,12 @@ def kernel_drops(name: str) -> int:
     return sum(int(row[3]) for row in rows)
 
 
-def add_quota(name: str, cores: float) -> Path:
-    """A cgroup whose processes together get so many cores' time, and no more; returns its folder."""
+def add_quota(name: str, device: int, share: float) -> Path:
+    """A cgroup for a device of a node: its processes together get that share of a core, and no more; returns its folder."""
     root, unified = cpu_controller()
-    folder = root / name
-    period_s = max(PERIOD_S, LEAST_QUOTA_S / cores)
-    period, quota = round(period_s * 1e6), round(period_s * cores * 1e6)
+    folder = root / f"{name}d{device}"
+    period_s = max(PERIOD_S, LEAST_QUOTA_S / share)
+    period, quota = round(period_s * 1e6), round(period_s * share * 1e6)
     try:
         if unified:
             (root / "cgroup.subtree_control").write_text("+cpu")
@@ -160,10 +160,9 @@ def processes_in(name: str) -> list[int]:
 
 def _cgroups(name: str) -> list[Path]:
     try:
-        folder = cpu_controller()[0] / name
+        return sorted(cpu_controller()[0].glob(f"{name}d*"))
     except RunError:
         return []
-    return [folder] if folder.exists() else []
 
 
 def leftovers() -> Iterator[str]:
@@ -171,11 +170,9 @@ def leftovers() -> Iterator[str]:
     folders = [*NAMESPACES[:1]]
     with contextlib.suppress(RunError):
         folders.append(cpu_controller()[0])
-    names = sorted({path.name for folder in folders if folder.exists() for path in folder.iterdir()})
-    for name in names:
-        match = NAME.fullmatch(name)
-        if match and not _guards(int(match[1])):
-            yield name
+    found = [NAME.fullmatch(path.name) for folder in folders if folder.exists() for path in folder.iterdir()]
+    owners = {match[1]: int(match[2]) for match in found if match}
+    yield from sorted(name for name, owner in owners.items() if not _guards(owner))
 
 
 def _guards(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""Records of all ranks on the machine of the first one, which writes the report: machines share no folder."""
+"""Records of all ranks on the machine of the first one, which writes the report: machines do not share folders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ def record_path(folder: Path, process: int) -> Path:
 def share_records(folder: Path) -> None:
     """Every process calls this when its record is written; those that the first cannot see are sent to it."""
     process, count = dist.get_rank(), dist.get_world_size()
-    dist.barrier()
     missing: list[Any] = [None]
     if process == 0:
         missing = [[other for other in range(count) if not record_path(folder, other).exists()]]
@@ -26,6 +25,6 @@ def share_records(folder: Path) -> None:
     text = record_path(folder, process).read_text() if process in missing[0] else None
     gathered: list[str | None] | None = [None] * count if process == 0 else None
     dist.gather_object(text, gathered, dst=0)
-    for other, record in enumerate(gathered or ()):
-        if record is not None:
-            record_path(folder, other).write_text(record)
+    for other, received in enumerate(gathered or ()):
+        if received is not None:
+            record_path(folder, other).write_text(received)

@@ -14,7 +14,8 @@ from pathlib import Path
 PROCESSES_VARIABLE = "CHINCHILLA_PROCESSES"
 """Numbers of the node's processes in the run, in the order of their local ranks."""
 
-CGROUP_VARIABLE = "CHINCHILLA_CGROUP"
+CGROUPS_VARIABLE = "CHINCHILLA_CGROUPS"
+"""Folders of the cgroups of the node's devices, where they have less than a core."""
 
 
 def main(module: str) -> None:
@@ -23,10 +24,11 @@ def main(module: str) -> None:
     import torch.export  # noqa: F401
 
     processes = os.environ[PROCESSES_VARIABLE].split(",")
-    os.environ["RANK"] = processes[int(os.environ["LOCAL_RANK"])]
-    cgroup = os.environ.get(CGROUP_VARIABLE)
-    if cgroup:
-        Path(cgroup, "cgroup.procs").write_text(str(os.getpid()))
+    local = int(os.environ["LOCAL_RANK"])
+    os.environ["RANK"] = processes[local]
+    cgroups = os.environ.get(CGROUPS_VARIABLE)
+    if cgroups:
+        Path(cgroups.split(os.pathsep)[local], "cgroup.procs").write_text(str(os.getpid()))
     sys.argv = sys.argv[1:]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

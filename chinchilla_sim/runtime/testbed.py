@@ -27,18 +27,18 @@ END_S = 30.0
 
 @dataclass(frozen=True)
 class Host:
-    """One emulated node."""
+    """One emulated node; `cgroups` limit its devices, one each (none where they have whole cores)."""
 
     name: str
     namespace: str
     address: str
-    cgroup: str | None
+    cgroups: Sequence[str]
 
     def command(self, command: Sequence[str]) -> list[str]:
         """The command, to be run inside the node's network."""
         return ["nsenter", f"--net=/run/netns/{self.namespace}", *command]
 
-    def to_dict(self) -> dict[str, str | None]:
+    def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
         return asdict(self)
 
@@ -93,7 +93,7 @@ def open_testbed(spec: ClusterSpec) -> Iterator[Testbed]:
     why = why_unavailable()
     if why:
         raise RunError(f"this cluster is emulated on this machine, which {why}")
-    request = {"owner": os.getpid(), "wiring": wiring_of(build_cluster(spec, "fp32")).to_dict(), "cores": _cores(spec)}
+    request = {"owner": os.getpid(), "wiring": wiring_of(build_cluster(spec, "fp32")).to_dict(), "shares": _shares(spec)}
     guardian = subprocess.Popen(
         [sys.executable, "-m", GUARDIAN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
@@ -140,9 +140,9 @@ def wiring_of(cluster: Cluster) -> Wiring:
     return Wiring(nodes, tuple(wires), routes)
 
 
-def _cores(spec: ClusterSpec) -> dict[str, float | None]:
-    """What each node gets of this machine's cores; None is as much as it takes."""
-    return {name: node.cpu_share * node.devices if node.cpu_share < 1 else None for node in spec.nodes for name in node.names()}
+def _shares(spec: ClusterSpec) -> dict[str, list[float]]:
+    """Share of a core of every device, by node; none where they get as much as they take."""
+    return {name: [node.cpu_share] * node.devices if node.cpu_share < 1 else [] for node in spec.nodes for name in node.names()}
 
 
 def remove_leftovers() -> list[str]:

@@ -148,7 +148,7 @@ def _check_node(where: str, node: Table) -> Iterator[Mistake]:
         yield Mistake(where, "has neither device nor peak", 'write a device of the catalogue, or peak = "10 Tflop/s" and memory = "16 GiB"')
     elif not _has(node, "memory"):
         yield Mistake(f"{where}.memory", "is missing for a node with peak", _example(NodeSpec, "memory"))
-    if _has(node, "cpu_share") and node.get("device") != THIS_MACHINE:
+    if node.get("cpu_share", 1.0) not in (None, 1.0) and node.get("device") != THIS_MACHINE:
         cure = f'leave it out, or write device = "{THIS_MACHINE}"'
         yield Mistake(f"{where}.cpu_share", "is for nodes that are emulated on this machine", cure)
 

@@ -5,9 +5,9 @@ from typing import Any
 import networkx as nx
 import pytest
 
-from chinchilla_sim.cluster.build import build_cluster, this_machine_ranks
+from chinchilla_sim.cluster.build import build_cluster, emulated, slot_nodes, this_machine_ranks
 from chinchilla_sim.cluster.calibration import Calibration, MachineKey
-from chinchilla_sim.cluster.topology import Cluster, Device
+from chinchilla_sim.cluster.topology import Cluster, Device, Host
 from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.scenario.cluster import ClusterSpec
 
@@ -266,3 +266,46 @@ def test_nodes_of_the_catalogue_have_measured_collectives() -> None:
     without = [nodes(devices=1), nodes(backend="plain"), nodes(intra_node={"bandwidth": "300 GB/s", "latency": "3 us"})]
     assert not any(other.node_collectives for other in without)
     assert cluster.digest != without[-1].digest
+
+
+def two_shares() -> Cluster:
+    """Nodes that are emulated on a calibrated machine of two cores: one of two whole devices, one of a quarter of a core."""
+    devices = {1: Device("core", 100.0, 1e9, forward_launch_s=0.5), 2: Device("core", 60.0, 1e9, forward_launch_s=0.5)}
+    calibration = Calibration(MachineKey("cpu", 2, "2.13", 1), "2026-11-28", devices, 1e-4, 2e9, {})
+    nodes = [{"name": "a", "device": "this-machine", "devices": 2}, {"name": "b", "device": "this-machine", "cpu_share": 0.25}]
+    return build_cluster(ClusterSpec.model_validate({"nodes": nodes, "network": NETWORK}), "fp32", calibration)
+
+
+def test_emulated_devices_are_shares_of_the_measured_core() -> None:
+    """More than two cores' work keeps both busy; a quarter of a core has a quarter of the rate and four times the fixed time."""
+    cluster = two_shares()
+    assert [device.flop_per_s for device in cluster.devices] == [60.0, 60.0, 15.0]
+    assert [device.forward_launch_s for device in cluster.devices] == [0.5, 0.5, 2.0]
+    assert [device.core_share for device in cluster.devices] == [1.0, 1.0, 0.25]
+    assert cluster.hosts == (Host((0, 1, 2), 2.0),)
+    assert cluster.provenance[0] == "calibration of 2026-11-28: cpu, torch 2.13"
+    # Within a node as on this machine, between nodes as stated.
+    assert cluster.latency_s(0, 1) == pytest.approx(1e-4) and cluster.latency_s(0, 2) == pytest.approx(2e-3 + 0.5e-4)
+
+
+def test_emulated_nodes_without_calibration_say_so() -> None:
+    """The catalogue's core stands in."""
+    nodes = [{"name": "a", "device": "this-machine", "cpu_share": 0.5, "price": "1 USD/h", "memory": "1 GB"}]
+    cluster = build_cluster(ClusterSpec.model_validate({"nodes": nodes}), "fp32")
+    assert any("not calibrated" in source for source in cluster.provenance)
+    assert (cluster.devices[0].memory_bytes, cluster.devices[0].usd_per_s) == (1e9, 1 / 3600)
+
+
+def test_which_nodes_this_machine_emulates() -> None:
+    """All of a cluster, or only some of its nodes; slots are counted node by node."""
+    here, other = (
+        {"name": "a", "device": "this-machine", "count": 2, "devices": 2, "cpu_share": 0.1},
+        {"name": "b", "device": "a100-sxm-80gb"},
+    )
+    only, mixed, elsewhere = (
+        ClusterSpec.model_validate({"nodes": nodes, "network": NETWORK}) for nodes in ([here], [here, other], [other])
+    )
+    assert [emulated(spec) for spec in (only, mixed, elsewhere)] == [True, False, False]
+    assert [this_machine_ranks(spec) for spec in (only, mixed, elsewhere)] == [1, 1, 0]
+    assert slot_nodes(mixed) == ("a-0", "a-0", "a-1", "a-1", "b")
+    assert [host.slots for host in build_cluster(mixed, "fp32").hosts] == [(0, 1, 2, 3)]

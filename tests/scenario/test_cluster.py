@@ -64,6 +64,14 @@ LINK = {"bandwidth": "1 Gbit/s", "latency": "10 us"}
             "cluster.nodes.0.peak: is given twice, here and by device; leave out device or peak",
         ),
         (
+            two_nodes(nodes=[{"name": "a", "device": "a100", "cpu_share": 0.5}]),
+            'cluster.nodes.0.cpu_share: is for nodes that are emulated on this machine; leave it out, or write device = "this-machine"',
+        ),
+        (
+            two_nodes(nodes=[{"name": "a", "device": "this-machine", "cpu_share": 1.5}]),
+            "cluster.nodes.0.cpu_share: must be at most 1.0, not 1.5; write for example cpu_share = 0.5",
+        ),
+        (
             two_nodes(links=[{"between": ["big", "smal"], **LINK}]),
             "cluster.links.0.between.1: \"smal\" is no node or switch; did you mean 'small'?",
         ),
