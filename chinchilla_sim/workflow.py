@@ -240,7 +240,7 @@ def open_plan(file: PlanFile, source: str, overrides: Sequence[str] = (), force:
 
     `overrides` change the embedded scenario first, such as another bandwidth.
     """
-    scenario = file.scenario
+    scenario = file.allow_factory(False, source).scenario
     if overrides:
         data, mistakes = apply_overrides(scenario.to_dict(), overrides)
         if mistakes:
@@ -321,7 +321,7 @@ def run_for_real(
     """Run a plan on this machine's ranks; `steps` ends the run early."""
     from chinchilla_sim.runtime.launch import run_plan
 
-    check_runnable(file.scenario)
+    check_runnable(file.allow_factory(False, "plan.json").scenario)
     refused = unplayable(file.plan)
     if refused:
         cure = "plan and simulate it, or leave these out of [search]"

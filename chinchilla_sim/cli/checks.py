@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from chinchilla_sim.cli.app import AsJson, Force, Output, Overrides, app, bench, validate
+from chinchilla_sim.cli.app import AllowFactory, AsJson, Force, Output, Overrides, app, bench, validate
 from chinchilla_sim.cli.shared import at_least, calibrate_tasks, load_plan_file, seconds_of
 from chinchilla_sim.console import busy, log, print_json, print_tables, searching, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
@@ -17,7 +17,9 @@ VALIDATION_STEPS = 200
 
 
 @validate.command(name="run")
-def validate_run(plan: Path, *, steps: int = VALIDATION_STEPS, as_json: AsJson = False, force: Force = False) -> None:
+def validate_run(
+    plan: Path, *, steps: int = VALIDATION_STEPS, as_json: AsJson = False, force: Force = False, allow_factory: AllowFactory = False
+) -> None:
     """Run a plan again for some steps and print simulated against measured, with the spread of the measurement.
 
     Parameters
@@ -34,7 +36,7 @@ def validate_run(plan: Path, *, steps: int = VALIDATION_STEPS, as_json: AsJson =
     from chinchilla_sim.workflow import open_plan, run_for_real, simulate_plan
 
     at_least("--steps", steps)
-    file = load_plan_file(plan)
+    file = load_plan_file(plan, allow_factory)
     setting = open_plan(file, str(plan), force=force)
     candidate = simulate_plan(setting, file)
     with tempfile.TemporaryDirectory(prefix="chinchilla-") as folder:

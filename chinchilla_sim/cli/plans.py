@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from chinchilla_sim.cli.app import AsJson, Force, Output, Overrides, app
+from chinchilla_sim.cli.app import AllowFactory, AsJson, Force, Output, Overrides, app
 from chinchilla_sim.cli.shared import (
     at_least,
     find_plan,
@@ -107,7 +107,15 @@ def _plan_one(scenario: Path, overrides: Overrides, output: Path | None, time_li
 
 
 @app.command
-def explain(plan: Path, *, instead: str | None = None, overrides: Overrides = None, as_json: AsJson = False, force: Force = False) -> None:
+def explain(
+    plan: Path,
+    *,
+    instead: str | None = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    force: Force = False,
+    allow_factory: AllowFactory = False,
+) -> None:
     """Say what decides the step of a plan, and how much each input matters: link bandwidth x 2, flop/s + 10 %, latency / 2 and so on.
 
     The plan stays as it is; only its machines change. Exit code 1 where it does not fit into memory. With --instead: why not another one.
@@ -130,7 +138,7 @@ def explain(plan: Path, *, instead: str | None = None, overrides: Overrides = No
         setting, search = find_plan(plan, overrides)
         file = plan_file(setting, search)
     else:
-        file = load_plan_file(plan)
+        file = load_plan_file(plan, allow_factory)
         setting = open_plan(file, str(plan), overrides or (), force)
     if instead is not None:
         _explain_instead(setting, file, instead, as_json)
@@ -167,6 +175,7 @@ def simulate(
     trace: Path | None = None,
     as_json: AsJson = False,
     force: Force = False,
+    allow_factory: AllowFactory = False,
 ) -> None:
     """Simulate one step of given plans, also on another cluster, and compare them in one table.
 
@@ -192,7 +201,7 @@ def simulate(
         writable_file(trace, "--trace")
     rows: list[tuple[str, Candidate, Setting]] = []
     for path in plans:
-        file = load_plan_file(path)
+        file = load_plan_file(path, allow_factory)
         if program:
             file = with_program(file, program)
         # Values that are set on purpose need no hash: the graph's still counts.
@@ -283,6 +292,7 @@ def run(
     output: Output = None,
     as_json: AsJson = False,
     force: Force = False,
+    allow_factory: AllowFactory = False,
     steps: int | None = None,
 ) -> None:
     """Plan, simulate and run a job for real on this machine, and compare prediction and measurement.
@@ -302,7 +312,7 @@ def run(
 
     if steps is not None:
         at_least("--steps", steps)
-    file, setting = plan_to_run(source, overrides, force, as_json)
+    file, setting = plan_to_run(source, overrides, force, as_json, allow_factory)
     folder = writable_folder(output or Path("reports") / setting.scenario.name / "run")
     candidate = simulate_plan(setting, file)
     (folder / "measurement.json").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""One rank of a real run: `python -m chinchilla_sim.runtime.worker RUN_FOLDER`, started by torchrun.
+"""One rank of a real run: `python -m chinchilla_sim.runtime.worker [--allow-factory] RUN_FOLDER`, started by torchrun.
 
 The folder holds plan.json; every rank writes `rank<R>.json` (what it recorded) or `rank<R>.error` (its traceback),
 rank 0 writes metrics.jsonl and weights.pt.
@@ -23,14 +23,14 @@ from chinchilla_sim.runtime.training import RankRun
 TIMEOUT = timedelta(seconds=120)
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, allow_factory: bool = False) -> int:
     """Run this rank; the return value is the exit code."""
-    rank = int(os.environ["RANK"])
+    rank, path = int(os.environ["RANK"]), folder / "plan.json"
     try:
         prepare_process()
         device = choose_device()
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-        RankRun(load_plan(folder / "plan.json"), folder, device).run()
+        RankRun(load_plan(path).allow_factory(allow_factory, str(path)), folder, device).run()
         dist.destroy_process_group()
     except BaseException:
         (folder / f"rank{rank}.error").write_text(traceback.format_exc())
@@ -59,4 +59,4 @@ def choose_device() -> torch.device:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[-1]), allow_factory="--allow-factory" in sys.argv[1:-1]))
