@@ -306,9 +306,17 @@ def check_runnable(scenario: Scenario) -> None:
     from chinchilla_sim.graph.contract import factory_of
 
     factory_of(scenario)
+    _check_place(scenario)
+    _check_numbers(scenario)
+
+
+def _check_place(scenario: Scenario) -> None:
     if scenario.cluster.kind != THIS_MACHINE:
         cure = 'set cluster.kind = "this-machine" to run it here; plans for other nodes can be planned and simulated'
         raise ScenarioError([Mistake("cluster.kind", "the scenario describes other machines than this one", cure)])
+
+
+def _check_numbers(scenario: Scenario) -> None:
     if scenario.job.precision != "fp32":
         cure = "plan and simulate it, or run it in fp32"
         raise ScenarioError([Mistake("job.precision", f"the runtime computes in fp32, not in {scenario.job.precision}", cure)])
@@ -322,14 +330,35 @@ def run_for_real(
     from chinchilla_sim.runtime.launch import run_plan
 
     check_runnable(file.allow_factory(False, "plan.json").scenario)
-    refused = unplayable(file.plan)
-    if refused:
-        cure = "plan and simulate it, or leave these out of [search]"
-        raise ScenarioError([Mistake("plan", f"the runtime does not play {' and '.join(refused)} yet", cure)])
+    _check_playable(file.plan)
     if steps is not None:
         job = file.scenario.job.model_copy(update={"steps": steps, "target_samples": None})
         file = replace(file, scenario=file.scenario.model_copy(update={"job": job}))
     return run_plan(file, folder, watch)
+
+
+def _check_playable(plan: Plan) -> None:
+    refused = unplayable(plan)
+    if refused:
+        cure = "plan and simulate it, or leave these out of [search]"
+        raise ScenarioError([Mistake("plan", f"the runtime does not play {' and '.join(refused)} yet", cure)])
+
+
+def export_plan(file: PlanFile, form: str, folder: Path, source: str, force: bool = False) -> tuple[str, ...]:
+    """Write the folder of a plan for other machines; returns what a person still has to see to."""
+    from chinchilla_sim.graph.contract import factory_of
+
+    setting = open_plan(file, source, force=force)
+    factory_of(file.scenario)
+    _check_numbers(file.scenario)
+    _check_playable(file.plan)
+    if form == "script":
+        from chinchilla_sim.runtime.export.script import export_script
+
+        return export_script(file, folder)
+    from chinchilla_sim.runtime.export.forms import export_form
+
+    return export_form(file, setting.cluster, form, folder).notes
 
 
 def study_of(setting: Setting, search: SearchResult, measurement: Measurement | None = None) -> Study:
