@@ -117,7 +117,7 @@ def _write_readme(export: _Export, form: str) -> None:
     start: Mapping[str, str] = {
         "torchrun": by_hand,
         "slurm": "sbatch job.sbatch, in this folder, which every node must see.",
-        "kubernetes": f"docker build -t {name} . (push it where the cluster pulls from, and name it in job.yaml); kubectl apply -f job.yaml",
+        "kubernetes": f"docker build -t {name} . (push it, and name it in job.yaml as the cluster pulls it); kubectl apply -f job.yaml",
         "docker": f"docker build -t {name} . && {run}",
     }
     machines = _rows(export.machines)
