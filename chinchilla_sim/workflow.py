@@ -45,6 +45,7 @@ from chinchilla_sim.simulator.requests import simulate_requests
 
 if TYPE_CHECKING:
     from chinchilla_sim.report.study import Study
+    from chinchilla_sim.runtime.engines import Engine
     from chinchilla_sim.validation.compare import Measurement
 
 PLANNED_TASKS = 64
@@ -324,41 +325,40 @@ def _check_numbers(scenario: Scenario) -> None:
 
 
 def run_for_real(
-    file: PlanFile, folder: Path, steps: int | None = None, watch: Callable[[Mapping[str, Any]], None] | None = None
+    file: PlanFile,
+    folder: Path,
+    steps: int | None = None,
+    watch: Callable[[Mapping[str, Any]], None] | None = None,
+    engine: Engine = "chinchilla",
 ) -> Measurement:
     """Run a plan on this machine's ranks; `steps` ends the run early."""
+    from chinchilla_sim.runtime.engines import check_engine
     from chinchilla_sim.runtime.launch import run_plan
 
     check_runnable(file.allow_factory(False, "plan.json").scenario)
-    _check_playable(file.plan)
+    check_playable(file.plan)
+    check_engine(file.plan, engine)
     if steps is not None:
         job = file.scenario.job.model_copy(update={"steps": steps, "target_samples": None})
         file = replace(file, scenario=file.scenario.model_copy(update={"job": job}))
-    return run_plan(file, folder, watch)
+    return run_plan(file, folder, watch, engine=engine)
 
 
-def _check_playable(plan: Plan) -> None:
+def check_exportable(file: PlanFile) -> None:
+    """ScenarioError where a plan would not run on its own machines either."""
+    from chinchilla_sim.graph.contract import factory_of
+
+    factory_of(file.scenario)
+    _check_numbers(file.scenario)
+    check_playable(file.plan)
+
+
+def check_playable(plan: Plan) -> None:
+    """ScenarioError where a plan asks for what the runtime does not do."""
     refused = unplayable(plan)
     if refused:
         cure = "plan and simulate it, or leave these out of [search]"
         raise ScenarioError([Mistake("plan", f"the runtime does not play {' and '.join(refused)} yet", cure)])
-
-
-def export_plan(file: PlanFile, form: str, folder: Path, source: str, force: bool = False) -> tuple[str, ...]:
-    """Write the folder of a plan for other machines; returns what a person still has to see to."""
-    from chinchilla_sim.graph.contract import factory_of
-
-    setting = open_plan(file, source, force=force)
-    factory_of(file.scenario)
-    _check_numbers(file.scenario)
-    _check_playable(file.plan)
-    if form == "script":
-        from chinchilla_sim.runtime.export.script import export_script
-
-        return export_script(file, folder)
-    from chinchilla_sim.runtime.export.forms import export_form
-
-    return export_form(file, setting.cluster, form, folder).notes
 
 
 def study_of(setting: Setting, search: SearchResult, measurement: Measurement | None = None) -> Study:

@@ -37,12 +37,15 @@ def export(
     output
         Folder to write to (default: NAME-TO, such as mnist_mlp-torchrun).
     """
-    from chinchilla_sim.workflow import export_plan
+    from chinchilla_sim.runtime.export.folder import export_folder
+    from chinchilla_sim.workflow import check_exportable, open_plan
 
     file = load_plan_file(plan, allow_factory)
+    setting = open_plan(file, str(plan), force=force)
+    check_exportable(file)
     folder = writable_folder(output or Path(f"{file.scenario.name}-{to}"))
     with busy(f"writing {folder}"):
-        notes = export_plan(file, to, folder, str(plan), force)
+        notes = export_folder(file, setting.cluster, to, folder)
     written = sorted(str(path.relative_to(folder)) for path in folder.iterdir())
     if as_json:
         print_json({"folder": str(folder), "files": written, "notes": list(notes)})

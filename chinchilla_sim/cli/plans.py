@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -294,6 +294,7 @@ def run(
     force: Force = False,
     allow_factory: AllowFactory = False,
     steps: int | None = None,
+    engine: Literal["chinchilla", "torch"] = "chinchilla",
 ) -> None:
     """Plan, simulate and run a job for real on this machine, and compare prediction and measurement.
 
@@ -305,19 +306,23 @@ def run(
         Folder for plan.json, weights.pt, metrics.jsonl and measurement.json (default: reports/NAME/run).
     steps
         Stop after so many optimizer steps.
+    engine
+        What plays the plan: our interpreter, or torch.distributed.pipelining where that can.
     """
     from chinchilla_sim.report.measured import categories_table, comparison_table, metrics_table
+    from chinchilla_sim.runtime.engines import check_engine
     from chinchilla_sim.validation.compare import compare
     from chinchilla_sim.workflow import run_for_real, simulate_plan
 
     if steps is not None:
         at_least("--steps", steps)
     file, setting = plan_to_run(source, overrides, force, as_json, allow_factory)
+    check_engine(file.plan, engine)
     folder = writable_folder(output or Path("reports") / setting.scenario.name / "run")
     candidate = simulate_plan(setting, file)
     (folder / "measurement.json").unlink(missing_ok=True)
     with show_epochs(file.scenario.job.epochs) as watch:
-        measurement = run_for_real(file, folder, steps, watch)
+        measurement = run_for_real(file, folder, steps, watch, engine)
     comparison = compare(candidate.timeline, measurement)
     save_json(folder / "measurement.json", measurement.to_dict())
     if as_json:

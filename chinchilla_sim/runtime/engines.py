@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Literal
 
 from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.planner.plan import Plan
 
 Engine = Literal["chinchilla", "torch"]
+ENGINES: tuple[Engine, ...] = ("chinchilla", "torch")
 
 TORCH_SCHEDULES: Mapping[str, str] = {
     "gpipe": "ScheduleGPipe",
@@ -46,3 +48,8 @@ def check_engine(plan: Plan, engine: Engine) -> None:
     refused += [f"schedule {plan.schedule}"] if plan.training and plan.schedule not in TORCH_SCHEDULES else []
     if refused:
         raise ScenarioError([Mistake("--engine", f"torch's pipelining does not play {what}", cure) for what in refused])
+
+
+def plan_of_plain_stages(plan: Plan) -> Plan:
+    """The plan to cut stages by for torch, which splits backward passes itself, on operators as they are."""
+    return replace(plan, schedule="gpipe", order=())

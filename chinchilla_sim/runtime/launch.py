@@ -15,6 +15,7 @@ from typing import Any
 
 from chinchilla_sim.errors import RunError
 from chinchilla_sim.planner.plan_file import PlanFile
+from chinchilla_sim.runtime.engines import Engine
 from chinchilla_sim.runtime.recorder import representative_timeline, step_seconds
 from chinchilla_sim.validation.compare import Measurement
 
@@ -37,7 +38,7 @@ PEER_DIED = ("Connection closed by peer", "Connection reset by peer", "Broken pi
 Watch = Callable[[dict[str, Any]], None]
 
 
-def run_plan(file: PlanFile, folder: Path, watch: Watch | None = None) -> Measurement:
+def run_plan(file: PlanFile, folder: Path, watch: Watch | None = None, engine: Engine = "chinchilla") -> Measurement:
     """Run the plan on this machine; raises RunError with the failed rank's own traceback.
 
     `watch` is called with every line of metrics as soon as an epoch is done.
@@ -46,7 +47,7 @@ def run_plan(file: PlanFile, folder: Path, watch: Watch | None = None) -> Measur
     for old in [*folder.glob("rank*.json"), *folder.glob("rank*.error"), *folder.glob("metrics.jsonl")]:
         old.unlink()
     file.save(folder / "plan.json")
-    launch_ranks("chinchilla_sim.runtime.worker", [str(folder)], file.plan.rank_count, folder, watch)
+    launch_ranks("chinchilla_sim.runtime.worker", [f"--engine={engine}", str(folder)], file.plan.rank_count, folder, watch)
     records = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(file.plan.rank_count)]
     return _measurement(file, records, folder)
 

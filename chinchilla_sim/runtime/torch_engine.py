@@ -7,7 +7,6 @@ replicas as the interpreter does, the latter behind the last pass. Spans are tho
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -26,22 +25,34 @@ from chinchilla_sim.runtime.recorder import Recorder
 from chinchilla_sim.runtime.stages import Stage
 
 
-def plan_of_plain_stages(plan: Plan) -> Plan:
-    """The plan to cut stages by: torch splits backward passes itself, on operators as they are."""
-    return replace(plan, schedule="gpipe", order=())
+class _LaidOut(torch.autograd.Function):
+    """The same values; their gradient is contiguous, because torch's stages send it as it lies."""
+
+    @staticmethod
+    def forward(_: Any, tensor: Tensor) -> Tensor:
+        """A view of the tensor."""
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        """The gradient in the order of its dimensions."""
+        return gradient.contiguous()
 
 
 class _StageModule(nn.Module):
     """A stage as torch wants it: a module, and several outputs as a tuple."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, splits: bool) -> None:
         super().__init__()
-        self.stage = stage
+        self.stage, self.splits = stage, splits
         self.segments = nn.ModuleList(segment.module for segment in stage.segments)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """What the stage returns."""
-        return self.stage(*inputs)
+        """What the stage returns, laid out as messages need it, both ways."""
+        outputs = self.stage(*(_LaidOut.apply(tensor) if tensor.requires_grad else tensor for tensor in inputs))
+        # Where torch splits backward passes it detaches outputs in place: not those that an operator keeps for W, nor views.
+        apart = [tensor.clone() if self.splits and tensor.requires_grad else tensor for tensor in outputs]
+        return tuple(tensor.contiguous() for tensor in apart)
 
 
 class _RecordedStage(PipelineStage):
@@ -60,11 +71,11 @@ class _RecordedStage(PipelineStage):
         """F."""
         return self._record(Op.F, fwd_chunk_id, lambda: super(_RecordedStage, self).forward_one_chunk(fwd_chunk_id, *args, **kwargs))
 
-    def backward_one_chunk(self, bwd_chunk_id: int, *args: Any, full_backward: bool = True, **kwargs: Any) -> Any:
+    def backward_one_chunk(self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True, last_backward: bool = False) -> Any:
         """B, or I."""
         whole = super().backward_one_chunk
         op = Op.B if full_backward else Op.I
-        return self._record(op, bwd_chunk_id, lambda: whole(bwd_chunk_id, *args, full_backward=full_backward, **kwargs))
+        return self._record(op, bwd_chunk_id, lambda: whole(bwd_chunk_id, loss, full_backward, last_backward))
 
     def backward_weight_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
         """W."""
@@ -97,7 +108,9 @@ class TorchEngine:
         self.schedule = self._schedule()
 
     def _torch_stage(self, stage: Stage, device: torch.device) -> _RecordedStage:
-        return _RecordedStage(_StageModule(stage), stage.number, self.plan.stage_count, device, group=self.pipeline)
+        return _RecordedStage(
+            _StageModule(stage, self.plan.splits_backward), stage.number, self.plan.stage_count, device, group=self.pipeline
+        )
 
     def _schedule(self) -> Any:
         kind = getattr(pipelining, TORCH_SCHEDULES[self.plan.schedule])
@@ -111,10 +124,15 @@ class TorchEngine:
         restored = self.stages[self.plan.stage_count - 1].restore(leaves)
         return self.loss(restored, self.targets[int(number)]) / share
 
-    def step(self, inputs: Sequence[tuple[Tensor, ...]], targets: Sequence[Any]) -> float:
-        """Play one step on this rank's microbatches; returns its share of the global mean loss."""
+    def step(self, inputs: Sequence[tuple[Tensor, ...]], targets: Sequence[Any], begun_s: float | None = None) -> float:
+        """Play one step on this rank's microbatches; returns its share of the global mean loss.
+
+        The step is recorded from `begun_s` on, when the rank began to get them.
+        """
         self.targets = targets
         self.recorder.begin_step()
+        if begun_s is not None:
+            self.recorder.compute("INPUT", "input", begun_s)
         for stage in self.torch_stages:
             # Torch's first step also finds out shapes, with passes that are none of the schedule's.
             stage.recorder = self.recorder

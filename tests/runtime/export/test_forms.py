@@ -19,16 +19,23 @@ from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_file import PlanFile, load_plan
 from chinchilla_sim.runtime.export.bundle import bundle, imported_neighbours, safe_name
+from chinchilla_sim.runtime.export.folder import export_folder
 from chinchilla_sim.runtime.export.machines import machines_of, number_by_node
 from chinchilla_sim.scenario.load import load_scenario, parse_scenario
 from chinchilla_sim.setting import prepare
-from chinchilla_sim.workflow import export_plan, plan_file, simulate_plan
+from chinchilla_sim.workflow import check_exportable, make_best_plan, plan_file
 from tests.runtime.test_run import make_plan
 
 ROOT = Path(__file__).parents[3]
 SBATCH_OPTIONS = {
     "job-name", "nodes", "ntasks-per-node", "cpus-per-task", "gpus-per-node", "time", "output", "error", "partition", "account", "mem",
 }  # fmt: skip
+
+
+def export_plan(file: PlanFile, form: str, folder: Path) -> None:
+    """What the command does with a plan that it has read."""
+    check_exportable(file)
+    export_folder(file, prepare(file.scenario).cluster, form, folder)
 
 
 def nodes_file(counts: tuple[int, ...] = (2, 2), device: str | None = None, **changes: Any) -> PlanFile:
@@ -52,7 +59,7 @@ def nodes_file(counts: tuple[int, ...] = (2, 2), device: str | None = None, **ch
 def test_torchrun_folder_trains_here(own: Any, with_job: Any, tmp_path: Path) -> None:
     """run.sh of a two-rank plan, moved to another place with the user's own code, trains as one process does and writes metrics."""
     file = with_job(PlanFile(make_plan(own, 2, 1, 1), own), steps=5, epochs=1)
-    export_plan(file, "torchrun", tmp_path / "made", "plan.json")
+    export_plan(file, "torchrun", tmp_path / "made")
     shutil.move(tmp_path / "made", tmp_path / "moved")
     (tmp_path / "job.py").unlink()
     environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
@@ -76,7 +83,7 @@ def free_port() -> int:
 @pytest.mark.parametrize(("arguments", "message"), [([], "has 2 nodes"), (["2", "a:1"], "counts from 0"), (["-1", "a:1"], "counts from 0")])
 def test_runner_of_several_nodes_asks_for_its_place(arguments: list[str], message: str, tmp_path: Path) -> None:
     """Without NODE_RANK and HOST:PORT, or with a node that is none, run.sh says what it needs and ends with 2."""
-    export_plan(nodes_file(), "torchrun", tmp_path, "plan.json", force=True)
+    export_plan(nodes_file(), "torchrun", tmp_path)
     result = subprocess.run([str(tmp_path / "run.sh"), *arguments], capture_output=True, text=True, timeout=30)
     assert result.returncode == 2 and message in result.stderr
 
@@ -96,18 +103,18 @@ def test_ranks_are_numbered_node_by_node() -> None:
 def test_unequal_nodes_have_their_own_numbers_of_ranks(tmp_path: Path) -> None:
     """torchrun's script lists ranks by node; Slurm and Kubernetes, which start the same everywhere, refuse."""
     file = nodes_file((1, 3))
-    export_plan(file, "torchrun", tmp_path, "plan.json", force=True)
+    export_plan(file, "torchrun", tmp_path)
     assert "ranks_per_node=(1 3)" in (tmp_path / "run.sh").read_text()
     for form in ("slurm", "kubernetes"):
         with pytest.raises(ScenarioError, match="starts the same on every node"):
-            export_plan(file, form, tmp_path, "plan.json", force=True)
+            export_plan(file, form, tmp_path)
 
 
 @pytest.mark.parametrize(("device", "gpus"), [(None, None), ("a100-sxm-80gb", "2")])
 def test_slurm_headers_are_options_of_sbatch(device: str | None, gpus: str | None, tmp_path: Path) -> None:
     """Every #SBATCH line names an option that sbatch has, once; nodes, ranks and GPUs are the plan's; both scripts parse as bash."""
     file = nodes_file(device=device)
-    export_plan(replace(file, simulated_step_s=0.3), "slurm", tmp_path, "plan.json", force=True)
+    export_plan(replace(file, simulated_step_s=0.3), "slurm", tmp_path)
     text = (tmp_path / "job.sbatch").read_text()
     headers = [line for line in text.splitlines() if line.startswith("#SBATCH")]
     pairs = [re.fullmatch(r"#SBATCH --([a-z-]+)=(\S+)", line).groups() for line in headers]  # type: ignore[union-attr]
@@ -123,7 +130,7 @@ def test_slurm_headers_are_options_of_sbatch(device: str | None, gpus: str | Non
 
 def test_kubernetes_objects_fit_their_schemas(tmp_path: Path) -> None:
     """Service, ConfigMap and Indexed Job are valid for the API server, with nothing that it does not know; the plan arrives whole."""
-    export_plan(nodes_file(device="a100-sxm-80gb"), "kubernetes", tmp_path, "plan.json", force=True)
+    export_plan(nodes_file(device="a100-sxm-80gb"), "kubernetes", tmp_path)
     documents = list(yaml.safe_load_all((tmp_path / "job.yaml").read_text()))
     assert [document["kind"] for document in documents] == ["Service", "ConfigMap", "Job"]
     for document in documents:
@@ -143,12 +150,12 @@ def test_plan_too_large_for_a_config_map(monkeypatch: pytest.MonkeyPatch, tmp_pa
     """Kubernetes would refuse it: so does the export, and says which form can."""
     monkeypatch.setattr("chinchilla_sim.runtime.export.forms.CONFIG_MAP_LIMIT_BYTES", 100)
     with pytest.raises(ScenarioError, match="--to docker"):
-        export_plan(nodes_file(), "kubernetes", tmp_path, "plan.json", force=True)
+        export_plan(nodes_file(), "kubernetes", tmp_path)
 
 
 def test_dockerfile_builds_from_its_folder_alone(tmp_path: Path) -> None:
     """It parses; what it copies is there, requirements pin torch, the package's source is whole, and ranks are not root."""
-    export_plan(nodes_file(), "docker", tmp_path, "plan.json", force=True)
+    export_plan(nodes_file(), "docker", tmp_path)
     parser = DockerfileParser(path=str(tmp_path))
     steps = [(step["instruction"], step["value"]) for step in parser.structure if step["instruction"] != "COMMENT"]
     assert steps[0] == ("FROM", "python:3.11-slim") and parser.baseimage == "python:3.11-slim"
@@ -167,7 +174,7 @@ def test_dockerfile_builds_from_its_folder_alone(tmp_path: Path) -> None:
 def test_names_from_outside_run_nothing(tmp_path: Path) -> None:
     """A scenario's name with shell code in it is only letters in every file that a shell reads."""
     for form in ("torchrun", "slurm", "kubernetes", "docker"):
-        export_plan(nodes_file(), form, tmp_path, "plan.json", force=True)
+        export_plan(nodes_file(), form, tmp_path)
     for name in ("run.sh", "job.sbatch", "job.yaml", "Dockerfile"):
         text = (tmp_path / name).read_text()
         assert "$(touch" not in text.replace("\\", "").partition("plan.json: ")[0] and safe_name("two nodes; $(touch mark)") in text
@@ -198,13 +205,7 @@ def test_what_runs_nowhere_is_not_exported(own: Any, tmp_path: Path) -> None:
     """A plan that the runtime does not play, and a model that is only a formula, are refused for every form."""
     plan = replace(make_plan(own, 2, 1, 1), activation_priority=2.0)
     with pytest.raises(ScenarioError, match="does not play priorities of messages"):
-        export_plan(PlanFile(plan, own), "torchrun", tmp_path, "plan.json")
-    formula = load_scenario(ROOT / "scenarios" / "seed_four_nodes.toml")
-    setting = prepare(formula)
-    if formula.model.formula:
-        from chinchilla_sim.workflow import make_plan as find
-
-        file = plan_file(setting, find(setting))
-        assert simulate_plan(setting, file).step_s > 0
-        with pytest.raises(ScenarioError, match="has no code to run"):
-            export_plan(file, "docker", tmp_path, "plan.json")
+        export_plan(PlanFile(plan, own), "torchrun", tmp_path)
+    setting, search = make_best_plan(prepare(load_scenario(ROOT / "scenarios" / "seed_four_nodes.toml")))
+    with pytest.raises(ScenarioError, match="has no code to run"):
+        export_plan(plan_file(setting, search), "docker", tmp_path)
