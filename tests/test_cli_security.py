@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_cli import ROOT, chinchilla
+from tests.test_cli import MNIST, ROOT, chinchilla
 
 JOB = """
 from pathlib import Path
@@ -81,3 +81,12 @@ def test_allowed_or_named_by_a_scenario_it_is_imported(tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text(SCENARIO.format(factory="evil.py:build"))
     assert "has no function" in chinchilla("plan", "own.toml", cwd=tmp_path).stderr
     assert mark.exists()
+
+
+def test_engine_that_cannot_play_a_plan_is_bad_input(tmp_path: Path) -> None:
+    """`run --engine torch` of a plan with codecs ends with 2 before anything starts, and says what torch lacks."""
+    settings = ["--set", 'search.gradient_codecs=["int8"]', "--set", 'search.activation_codecs=["int8"]']
+    assert chinchilla("plan", MNIST, *settings, "-o", "plan.json", cwd=tmp_path).returncode == 0
+    result = chinchilla("run", "plan.json", "--engine", "torch", "-o", "run", cwd=tmp_path)
+    assert result.returncode == 2 and "does not play codecs" in result.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -34,9 +34,14 @@ class _LaidOut(torch.autograd.Function):
         return tensor.view_as(tensor)
 
     @staticmethod
-    def backward(_: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(_: Any, gradient: Tensor) -> Tensor:
         """The gradient in the order of its dimensions."""
         return gradient.contiguous()
+
+
+def _lay_out(tensor: Tensor) -> Tensor:
+    result: Tensor = _LaidOut.apply(tensor)  # type: ignore[no-untyped-call]
+    return result
 
 
 class _StageModule(nn.Module):
@@ -49,7 +54,7 @@ class _StageModule(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """What the stage returns, laid out as messages need it, both ways."""
-        outputs = self.stage(*(_LaidOut.apply(tensor) if tensor.requires_grad else tensor for tensor in inputs))
+        outputs = self.stage(*(_lay_out(tensor) if tensor.requires_grad else tensor for tensor in inputs))
         # Where torch splits backward passes it detaches outputs in place: not those that an operator keeps for W, nor views.
         apart = [tensor.clone() if self.splits and tensor.requires_grad else tensor for tensor in outputs]
         return tuple(tensor.contiguous() for tensor in apart)
