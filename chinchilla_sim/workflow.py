@@ -47,6 +47,7 @@ from chinchilla_sim.simulator.requests import simulate_requests
 
 if TYPE_CHECKING:
     from chinchilla_sim.report.study import Study
+    from chinchilla_sim.runtime.engines import Engine
     from chinchilla_sim.runtime.rendezvous import Rendezvous
     from chinchilla_sim.validation.compare import Comparison, Measurement
     from chinchilla_sim.validation.recalibrate import Simulated
@@ -244,7 +245,7 @@ def open_plan(file: PlanFile, source: str, overrides: Sequence[str] = (), force:
 
     `overrides` change the embedded scenario first, such as another bandwidth.
     """
-    scenario = file.scenario
+    scenario = file.allow_factory(False, source).scenario
     if overrides:
         data, mistakes = apply_overrides(scenario.to_dict(), overrides)
         if mistakes:
@@ -310,11 +311,19 @@ def check_runnable(scenario: Scenario, several_machines: bool = False) -> None:
     from chinchilla_sim.graph.contract import factory_of
 
     factory_of(scenario)
+    _check_place(scenario, several_machines)
+    _check_numbers(scenario)
+
+
+def _check_place(scenario: Scenario, several_machines: bool) -> None:
     if not (several_machines or scenario.cluster.kind == THIS_MACHINE or emulated(scenario.cluster)):
         cure = (
             'set cluster.kind = "this-machine", or device = "this-machine" for every node, to run it here; to run on them give --rendezvous'
         )
         raise ScenarioError([Mistake("cluster.kind", "the scenario describes other machines than this one", cure)])
+
+
+def _check_numbers(scenario: Scenario) -> None:
     if scenario.job.precision != "fp32":
         cure = "plan and simulate it, or run it in fp32"
         raise ScenarioError([Mistake("job.precision", f"the runtime computes in fp32, not in {scenario.job.precision}", cure)])
@@ -327,15 +336,19 @@ def run_for_real(
     steps: int | None = None,
     watch: Callable[[Mapping[str, Any]], None] | None = None,
     count_memory: bool = False,
+    engine: Engine = "chinchilla",
 ) -> Measurement:
     """Run a plan on this machine's ranks, or on nodes that it emulates.
 
     `steps` ends the run early, `count_memory` counts the tensors of a warm-up step.
     """
+    from chinchilla_sim.runtime.engines import check_engine
     from chinchilla_sim.runtime.launch import run_plan
 
-    check_runnable(file.scenario)
-    return run_plan(_with_steps(file, steps), folder, watch, count_memory=count_memory)
+    check_runnable(file.allow_factory(False, "plan.json").scenario)
+    check_playable(file.plan)
+    check_engine(file.plan, engine)
+    return run_plan(_with_steps(file, steps), folder, watch, count_memory=count_memory, engine=engine)
 
 
 def join_for_real(
@@ -348,16 +361,13 @@ def join_for_real(
     """Run this machine's part of a plan for several; the measurement on the first node, None on the others."""
     from chinchilla_sim.runtime.launch import join_run
 
-    check_runnable(file.scenario, several_machines=True)
+    check_runnable(file.allow_factory(False, "plan.json").scenario, several_machines=True)
+    check_playable(file.plan)
     return join_run(_with_steps(file, steps), folder, rendezvous, watch)
 
 
 def _with_steps(file: PlanFile, steps: int | None) -> PlanFile:
-    """A plan that the runtime plays, for so many steps."""
-    refused = unplayable(file.plan)
-    if refused:
-        cure = "plan and simulate it, or leave these out of [search]"
-        raise ScenarioError([Mistake("plan", f"the runtime does not play {' and '.join(refused)} yet", cure)])
+    """The same plan for so many steps."""
     if steps is not None:
         job = file.scenario.job.model_copy(update={"steps": steps, "target_samples": None})
         file = replace(file, scenario=file.scenario.model_copy(update={"job": job}))
@@ -397,6 +407,23 @@ def learn_from_run(setting: Setting, simulated: Simulated, measurement: Measurem
     path = recalibration_path(setting.graph)
     save_recalibration(taught, path)
     return path
+
+
+def check_exportable(file: PlanFile) -> None:
+    """ScenarioError where a plan would not run on its own machines either."""
+    from chinchilla_sim.graph.contract import factory_of
+
+    factory_of(file.scenario)
+    _check_numbers(file.scenario)
+    check_playable(file.plan)
+
+
+def check_playable(plan: Plan) -> None:
+    """ScenarioError where a plan asks for what the runtime does not do."""
+    refused = unplayable(plan)
+    if refused:
+        cure = "plan and simulate it, or leave these out of [search]"
+        raise ScenarioError([Mistake("plan", f"the runtime does not play {' and '.join(refused)} yet", cure)])
 
 
 def study_of(setting: Setting, search: SearchResult, measurement: Measurement | None = None) -> Study:

@@ -26,6 +26,10 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print one JSON document instead of tables.", negative=())]
 Force = Annotated[bool, Parameter(name="--force", help="Use a plan although its graph, catalogue or calibration has changed.", negative=())]
+AllowFactory = Annotated[
+    bool,
+    Parameter(name="--allow-factory", help="Import the Python function that a plan names although it was not made here.", negative=()),
+]
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from chinchilla_sim.cli.app import AsJson, Force, Output, Overrides, app
+from chinchilla_sim.cli.app import AllowFactory, AsJson, Force, Output, Overrides, app
 from chinchilla_sim.cli.shared import (
     at_least,
     find_plan,
@@ -108,7 +108,15 @@ def _plan_one(scenario: Path, overrides: Overrides, output: Path | None, time_li
 
 
 @app.command
-def explain(plan: Path, *, instead: str | None = None, overrides: Overrides = None, as_json: AsJson = False, force: Force = False) -> None:
+def explain(
+    plan: Path,
+    *,
+    instead: str | None = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    force: Force = False,
+    allow_factory: AllowFactory = False,
+) -> None:
     """Say what decides the step of a plan, and how much each input matters: link bandwidth x 2, flop/s + 10 %, latency / 2 and so on.
 
     The plan stays as it is; only its machines change. Exit code 1 where it does not fit into memory. With --instead: why not another one.
@@ -131,7 +139,7 @@ def explain(plan: Path, *, instead: str | None = None, overrides: Overrides = No
         setting, search = find_plan(plan, overrides)
         file = plan_file(setting, search)
     else:
-        file = load_plan_file(plan)
+        file = load_plan_file(plan, allow_factory)
         setting = open_plan(file, str(plan), overrides or (), force)
     if instead is not None:
         _explain_instead(setting, file, instead, as_json)
@@ -168,6 +176,7 @@ def simulate(
     trace: Path | None = None,
     as_json: AsJson = False,
     force: Force = False,
+    allow_factory: AllowFactory = False,
 ) -> None:
     """Simulate one step of given plans, also on another cluster, and compare them in one table.
 
@@ -193,7 +202,7 @@ def simulate(
         writable_file(trace, "--trace")
     rows: list[tuple[str, Candidate, Setting]] = []
     for path in plans:
-        file = load_plan_file(path)
+        file = load_plan_file(path, allow_factory)
         if program:
             file = with_program(file, program)
         # Values that are set on purpose need no hash: the graph's still counts.
@@ -284,9 +293,11 @@ def run(
     output: Output = None,
     as_json: AsJson = False,
     force: Force = False,
+    allow_factory: AllowFactory = False,
     steps: int | None = None,
     rendezvous: str | None = None,
     node_rank: int | None = None,
+    engine: Literal["chinchilla", "torch"] = "chinchilla",
 ) -> None:
     """Plan, simulate and run a job for real on this machine, and compare prediction and measurement.
 
@@ -304,21 +315,25 @@ def run(
         HOST:PORT where the machines of a plan meet: an address of node 0 that all others reach. Trust the network: it is not encrypted.
     node_rank
         Which of the plan's nodes this machine is, in the order in which the plan uses them (default: the only one).
+    engine
+        What plays the plan: our interpreter, or torch.distributed.pipelining where that can.
     """
     from chinchilla_sim.report.measured import attribution_table, comparison_table, metrics_table
+    from chinchilla_sim.runtime.engines import check_engine
     from chinchilla_sim.workflow import judge_run, run_for_real, simulate_fully
 
     if steps is not None:
         at_least("--steps", steps)
     if rendezvous is not None:
-        run_this_node(source, rendezvous, node_rank, output, steps, force, as_json)
+        run_this_node(source, rendezvous, node_rank, output, steps, force, allow_factory, as_json)
         return
-    file, setting = plan_to_run(source, overrides, force, as_json)
+    file, setting = plan_to_run(source, overrides, force, as_json, allow_factory)
+    check_engine(file.plan, engine)
     folder = writable_folder(output or Path("reports") / setting.scenario.name / "run")
     simulated = simulate_fully(setting, file.plan)
     (folder / "measurement.json").unlink(missing_ok=True)
     with show_epochs(file.scenario.job.epochs) as watch:
-        measurement = run_for_real(file, folder, steps, watch)
+        measurement = run_for_real(file, folder, steps, watch, engine=engine)
     comparison = judge_run(setting, simulated, measurement)
     save_json(folder / "measurement.json", measurement.to_dict())
     if as_json:

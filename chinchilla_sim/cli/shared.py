@@ -39,10 +39,11 @@ def at_least(option: str, count: int, least: int = 1) -> None:
         raise ScenarioError([Mistake(option, f"must be at least {least}, not {count}", f"write for example {option} {max(4, least)}")])
 
 
-def load_plan_file(path: Path) -> PlanFile:
+def load_plan_file(path: Path, allow_factory: bool = False) -> PlanFile:
+    """A plan file whose factory, if it names one, may be imported."""
     from chinchilla_sim.planner.plan_file import load_plan
 
-    return load_plan(path)
+    return load_plan(path).allow_factory(allow_factory, str(path))
 
 
 @contextmanager
@@ -68,7 +69,9 @@ def find_plan(
         return make_best_plan(setting, progress, time_limit_s, front)
 
 
-def plan_to_run(source: Path, overrides: list[str] | None, force: bool, quiet: bool) -> tuple[PlanFile, Setting]:
+def plan_to_run(
+    source: Path, overrides: list[str] | None, force: bool, quiet: bool, allow_factory: bool = False
+) -> tuple[PlanFile, Setting]:
     """The plan to run and its setting; this machine is calibrated first where it was not."""
     from chinchilla_sim.setting import prepare
     from chinchilla_sim.workflow import check_runnable, ensure_calibration, make_best_plan, open_plan, plan_file
@@ -76,7 +79,7 @@ def plan_to_run(source: Path, overrides: list[str] | None, force: bool, quiet: b
     is_plan = source.suffix == ".json"
     if is_plan and overrides:
         raise ScenarioError([Mistake("--set", "a plan is run as it is", "set values when planning")])
-    file = load_plan_file(source) if is_plan else None
+    file = load_plan_file(source, allow_factory) if is_plan else None
     scenario = file.scenario if file else load_scenario_file(source, overrides)
     with named(source):
         check_runnable(scenario)

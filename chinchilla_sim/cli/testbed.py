@@ -64,7 +64,14 @@ def down(*, as_json: AsJson = False) -> None:
 
 
 def run_this_node(
-    source: Path, rendezvous: str, node_rank: int | None, output: Path | None, steps: int | None, force: bool, as_json: bool
+    source: Path,
+    rendezvous: str,
+    node_rank: int | None,
+    output: Path | None,
+    steps: int | None,
+    force: bool,
+    allow_factory: bool,
+    as_json: bool,
 ) -> None:
     """This machine's part of `chinchilla run PLAN --rendezvous HOST:PORT --node-rank N`; node 0 compares and reports."""
     from chinchilla_sim.runtime.rendezvous import parse_rendezvous
@@ -76,7 +83,7 @@ def run_this_node(
     if node_rank is None:
         raise ScenarioError([Mistake("--node-rank", "is missing for --rendezvous", "number the nodes from 0, which is at HOST")])
     meeting = parse_rendezvous(rendezvous, node_rank)
-    file = load_plan_file(source)
+    file = load_plan_file(source, allow_factory)
     folder = writable_folder(output or Path("reports") / file.scenario.name / "run")
     (folder / "measurement.json").unlink(missing_ok=True)
     with named(source), show_epochs(file.scenario.job.epochs) as watch:

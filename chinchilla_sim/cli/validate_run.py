@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from chinchilla_sim.cli.app import AsJson, Force, Output, validate
+from chinchilla_sim.cli.app import AllowFactory, AsJson, Force, Output, validate
 from chinchilla_sim.cli.shared import at_least, load_plan_file
 from chinchilla_sim.console import busy, log, print_json, print_tables, save_json, writable_folder
 
@@ -28,6 +28,7 @@ def validate_run(
     recalibrate: Annotated[bool, Parameter(negative=())] = False,
     as_json: AsJson = False,
     force: Force = False,
+    allow_factory: AllowFactory = False,
 ) -> None:
     """Run a plan again for some steps and print simulated against measured: the step, its error by cause, and the memory of each rank.
 
@@ -49,7 +50,7 @@ def validate_run(
 
     at_least("--steps", steps)
     folder = writable_folder(output) if output else None
-    file = load_plan_file(plan)
+    file = load_plan_file(plan, allow_factory)
     setting = open_plan(file, str(plan), force=force)
     simulated = simulate_fully(setting, file.plan)
     with tempfile.TemporaryDirectory(prefix="chinchilla-") as run_folder, busy(f"running {steps} steps"):

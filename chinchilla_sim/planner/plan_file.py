@@ -11,10 +11,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chinchilla_sim.errors import Mistake, ScenarioError, why_unreadable
+from chinchilla_sim.graph.contract import BUILTIN_FACTORIES
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.sharing import with_sharing
+from chinchilla_sim.planner.signature import FIELD, sign, signed_here
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.scenario.search import ActivationCodec, Codec, Schedule
@@ -27,12 +29,16 @@ MAKE_AGAIN = "make it again with `chinchilla plan SCENARIO -o FILE`"
 
 @dataclass(frozen=True)
 class PlanFile:
-    """A plan, its scenario, and `hashes` of graph, cluster, catalogue and calibration (may be empty in a hand-written one)."""
+    """A plan, its scenario, and `hashes` of graph, cluster, catalogue and calibration (may be empty in a hand-written one).
+
+    `made_here` says that a factory which its scenario names may be imported: this user made the plan, or allowed it.
+    """
 
     plan: Plan
     scenario: Scenario
     hashes: Mapping[str, str] = field(default_factory=dict)
     simulated_step_s: float | None = None
+    made_here: bool = field(default=True, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -47,10 +53,28 @@ class PlanFile:
         }
 
     def save(self, path: Path) -> None:
-        """Write the file in one move, so that no half a plan is left behind."""
+        """Write the file in one move, so that no half a plan is left behind; signed, if it names a factory and was made here."""
+        data = self.to_dict()
+        signature = sign(data) if self.made_here and self.own_factory else None
         partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        partial.write_text(json.dumps(data | ({FIELD: signature} if signature else {}), indent=1) + "\n")
         partial.replace(path)
+
+    @property
+    def own_factory(self) -> str | None:
+        """The Python function of a user's own that the scenario names, or None."""
+        factory = self.scenario.model.factory
+        return None if factory in BUILTIN_FACTORIES.values() else factory
+
+    def allow_factory(self, allowed: bool, source: str) -> PlanFile:
+        """The file, with its factory allowed; a ScenarioError where it names one, was not made here, and is not `allowed`."""
+        if self.own_factory is None or self.made_here:
+            return self
+        if allowed:
+            return replace(self, made_here=True)
+        what = f"names the Python function {self.own_factory}, and this plan was not made here (or was changed since)"
+        cure = "plan its scenario again, or, if you trust that code, add --allow-factory"
+        raise ScenarioError([Mistake("scenario.model.factory", what, cure)], source)
 
     def mismatches(self, hashes: Mapping[str, str]) -> list[Mistake]:
         """What has changed since the plan was made."""
@@ -96,6 +120,7 @@ class _FileSpec(BaseModel):
     plan: _PlanSpec
     hashes: dict[str, str] = Field(default_factory=dict)
     scenario: dict[str, Any]
+    signature: str = ""
 
 
 def load_plan(path: Path) -> PlanFile:
@@ -128,7 +153,7 @@ def parse_plan(data: Any, source: str) -> PlanFile:
     mistakes = [Mistake(f"plan.{where}", what) for where, what in mistakes_of(plan)]
     if mistakes:
         raise ScenarioError(mistakes, source)
-    return PlanFile(plan, parse_scenario(spec.scenario, source), spec.hashes, spec.simulated_step_s)
+    return PlanFile(plan, parse_scenario(spec.scenario, source), spec.hashes, spec.simulated_step_s, signed_here(data))
 
 
 def check_tasks(plan: Plan, task_names: list[str], rank_limit: int, source: str) -> None:

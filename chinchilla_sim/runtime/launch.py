@@ -21,6 +21,7 @@ from chinchilla_sim.cluster.build import emulated, slot_nodes
 from chinchilla_sim.errors import Mistake, RunError, ScenarioError
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.runtime.alignment import align
+from chinchilla_sim.runtime.engines import Engine
 from chinchilla_sim.runtime.namespaces import INTERFACE
 from chinchilla_sim.runtime.recorder import kept_timelines, representative_timeline, step_seconds
 from chinchilla_sim.runtime.rendezvous import INTERFACE_VARIABLE, Rendezvous, check_first_node, interface_towards
@@ -86,7 +87,12 @@ class NodeLaunch:
 
 
 def run_plan(
-    file: PlanFile, folder: Path, watch: Watch | None = None, testbed: Testbed | None = None, count_memory: bool = False
+    file: PlanFile,
+    folder: Path,
+    watch: Watch | None = None,
+    testbed: Testbed | None = None,
+    count_memory: bool = False,
+    engine: Engine = "chinchilla",
 ) -> Measurement:
     """Run the plan on this machine; raises RunError with the failed rank's own traceback.
 
@@ -96,11 +102,11 @@ def run_plan(
     spec = file.scenario.cluster
     if testbed is None and emulated(spec):
         with open_testbed(spec) as own:
-            return run_plan(file, folder, watch, own, count_memory)
+            return run_plan(file, folder, watch, own, count_memory, engine)
     _prepare_folder(file, folder)
     launches = testbed_launches(file, testbed) if testbed else [NodeLaunch(tuple(range(len(file.plan.slots))))]
     variables = {COUNT_VARIABLE: str(int(count_memory))}
-    launch_nodes("chinchilla_sim.runtime.worker", [str(folder)], launches, folder, watch, variables)
+    launch_nodes("chinchilla_sim.runtime.worker", [f"--engine={engine}", str(folder)], launches, folder, watch, variables)
     return _read_measurement(file, folder)
 
 

@@ -9,7 +9,7 @@ from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.planner.program import lower
 from chinchilla_sim.runtime.batches import Shares, batch_length, global_batches
 from chinchilla_sim.runtime.clock import clock_name, read_offset
+from chinchilla_sim.runtime.engines import Engine, plan_of_plain_stages
 from chinchilla_sim.runtime.groups import Groups, make_groups, process_of, seat_of
 from chinchilla_sim.runtime.interpreter import Interpreter
 from chinchilla_sim.runtime.memory import MemoryProbe, batch_bytes, optimizer_tensors, storage_bytes
@@ -28,30 +29,40 @@ from chinchilla_sim.runtime.optimizers import make_optimizer, set_learning_rate
 from chinchilla_sim.runtime.recorder import Recorder
 from chinchilla_sim.runtime.stages import Stage, cut_stages, own_parameters, run_dtype
 
+if TYPE_CHECKING:
+    from chinchilla_sim.runtime.torch_engine import TorchEngine
+
 
 class RankRun:
     """State of one rank over a whole run; the process group is there already."""
 
-    def __init__(self, file: PlanFile, folder: Path, device: torch.device) -> None:
-        self.file, self.folder, self.device = file, folder, device
+    def __init__(self, file: PlanFile, folder: Path, device: torch.device, engine: Engine = "chinchilla") -> None:
+        self.file, self.folder, self.device, self.engine = file, folder, device, engine
         self.memory = MemoryProbe()
         self.plan, self.spec = file.plan, file.scenario.job
         self.seat = seat_of(self.plan, dist.get_rank())
         self.groups: Groups = make_groups(self.plan, self.seat, ordered_messages=device.type == "cuda")
         self.job: TrainingJob = load_job(*factory_of(file.scenario), to_run=True)
         self.model = self._model()
-        self.stages: list[Stage] = cut_stages(self.job, self.model, self.plan, self.seat.stages, device)
+        cut_by = self.plan if engine == "chinchilla" else plan_of_plain_stages(self.plan)
+        self.stages: list[Stage] = cut_stages(self.job, self.model, cut_by, self.seat.stages, device)
         self.recorder = Recorder()
         self.optimizers = self._optimizers()
-        self.interpreter = Interpreter(
-            self.plan, lower(self.plan).actions[self.seat.rank], self.seat, self.stages, self.job.loss, self.optimizers, self.groups,
-            self.recorder, device,
-        )  # fmt: skip
+        self.interpreter = self._make_engine()
         self.shares = Shares(self.plan, self.seat.replica, device, run_dtype(self.spec.precision))
         self.total_steps = self._total_steps()
         self.losses: list[float] = []
         self.epoch_s: list[float] = []
         self.metrics: dict[str, float] = {}
+
+    def _make_engine(self) -> Interpreter | TorchEngine:
+        """What plays the steps; both have the same two names."""
+        own = self.seat, self.stages, self.job.loss, self.optimizers, self.groups, self.recorder, self.device
+        if self.engine == "chinchilla":
+            return Interpreter(self.plan, lower(self.plan).actions[self.seat.rank], *own)
+        from chinchilla_sim.runtime.torch_engine import TorchEngine
+
+        return TorchEngine(self.plan, *own)
 
     def _model(self) -> nn.Module:
         torch.manual_seed(self.spec.seed)

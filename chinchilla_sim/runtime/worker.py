@@ -1,4 +1,4 @@
-"""One rank of a real run: `python -m chinchilla_sim.runtime.worker RUN_FOLDER`, started by torchrun.
+"""One rank of a real run: `python -m chinchilla_sim.runtime.worker [--allow-factory] [--engine torch] RUN_FOLDER`, started by torchrun.
 
 The folder holds plan.json; every rank writes `rank<R>.json` (what it recorded) or `rank<R>.error` (its traceback),
 rank 0 writes metrics.jsonl and weights.pt.
@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import traceback
+from argparse import ArgumentParser, Namespace
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from chinchilla_sim.planner.plan_file import load_plan
+from chinchilla_sim.runtime.engines import Engine
 from chinchilla_sim.runtime.launch import die_with_parent
 from chinchilla_sim.runtime.records import share_records
 from chinchilla_sim.runtime.training import RankRun
@@ -24,14 +26,14 @@ from chinchilla_sim.runtime.training import RankRun
 TIMEOUT = timedelta(seconds=120)
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, allow_factory: bool = False, engine: Engine = "chinchilla") -> int:
     """Run this rank; the return value is the exit code."""
-    rank = int(os.environ["RANK"])
+    rank, path = int(os.environ["RANK"]), folder / "plan.json"
     try:
         prepare_process()
         device = choose_device()
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-        RankRun(load_plan(folder / "plan.json"), folder, device).run()
+        RankRun(load_plan(path).allow_factory(allow_factory, str(path)), folder, device, engine).run()
         share_records(folder)
         dist.destroy_process_group()
     except BaseException:
@@ -60,5 +62,14 @@ def choose_device() -> torch.device:
     return torch.device("cpu")
 
 
+def _read_arguments() -> Namespace:
+    parser = ArgumentParser(prog="python -m chinchilla_sim.runtime.worker")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--allow-factory", action="store_true")
+    parser.add_argument("--engine", choices=("chinchilla", "torch"), default="chinchilla")
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    given = _read_arguments()
+    sys.exit(main(given.folder, given.allow_factory, given.engine))
