@@ -306,6 +306,7 @@ def disturb_plan(setting: Setting, plan: Plan, step_s: float) -> Robustness | No
 def check_runnable(scenario: Scenario, several_machines: bool = False) -> None:
     """ScenarioError where nothing that is planned for a scenario can be run here; known before anything is measured or planned."""
     from chinchilla_sim.graph.contract import factory_of
+    from chinchilla_sim.runtime.testbed import check_emulated
 
     factory_of(scenario)
     if not (several_machines or scenario.cluster.kind == THIS_MACHINE or emulated(scenario.cluster)):
@@ -313,6 +314,8 @@ def check_runnable(scenario: Scenario, several_machines: bool = False) -> None:
             'set cluster.kind = "this-machine", or device = "this-machine" for every node, to run it here; to run on them give --rendezvous'
         )
         raise ScenarioError([Mistake("cluster.kind", "the scenario describes other machines than this one", cure)])
+    if emulated(scenario.cluster) and not several_machines:
+        check_emulated(scenario.cluster)
     if scenario.job.precision != "fp32":
         cure = "plan and simulate it, or run it in fp32"
         raise ScenarioError([Mistake("job.precision", f"the runtime computes in fp32, not in {scenario.job.precision}", cure)])
