@@ -316,11 +316,15 @@ def check_runnable(scenario: Scenario, several_machines: bool = False) -> None:
 
 
 def _check_place(scenario: Scenario, several_machines: bool) -> None:
+    from chinchilla_sim.runtime.testbed import check_emulated
+
     if not (several_machines or scenario.cluster.kind == THIS_MACHINE or emulated(scenario.cluster)):
         cure = (
             'set cluster.kind = "this-machine", or device = "this-machine" for every node, to run it here; to run on them give --rendezvous'
         )
         raise ScenarioError([Mistake("cluster.kind", "the scenario describes other machines than this one", cure)])
+    if emulated(scenario.cluster) and not several_machines:
+        check_emulated(scenario.cluster)
 
 
 def _check_numbers(scenario: Scenario) -> None:

@@ -90,9 +90,6 @@ class Testbed:
 def open_testbed(spec: ClusterSpec) -> Iterator[Testbed]:
     """The scenario's cluster, emulated; ScenarioError where it cannot be, RunError where this machine cannot."""
     check_emulated(spec)
-    why = why_unavailable()
-    if why:
-        raise RunError(f"this cluster is emulated on this machine, which {why}")
     request = {"owner": os.getpid(), "wiring": wiring_of(build_cluster(spec, "fp32")).to_dict(), "shares": _shares(spec)}
     guardian = subprocess.Popen(
         [sys.executable, "-m", GUARDIAN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
@@ -107,7 +104,7 @@ def open_testbed(spec: ClusterSpec) -> Iterator[Testbed]:
 
 
 def check_emulated(spec: ClusterSpec) -> None:
-    """ScenarioError where not all of a cluster can be emulated."""
+    """ScenarioError where not all of a cluster can be emulated, RunError where this machine cannot."""
     mistakes = []
     if not emulated(spec):
         cure = 'write device = "this-machine" for every node, or cluster.kind = "this-machine"'
@@ -117,6 +114,9 @@ def check_emulated(spec: ClusterSpec) -> None:
         mistakes.append(Mistake("cluster.intra_node", "cannot be emulated", cure))
     if mistakes:
         raise ScenarioError(mistakes)
+    why = why_unavailable()
+    if why:
+        raise RunError(f"the nodes are emulated on this machine, but it {why}")
 
 
 def wiring_of(cluster: Cluster) -> Wiring:
