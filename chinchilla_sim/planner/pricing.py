@@ -26,7 +26,7 @@ from chinchilla_sim.graph.task import Task, TaskGraph
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.exchanges import Exchanges
 from chinchilla_sim.planner.holdings import Holding, growing
-from chinchilla_sim.planner.packing import boundary_codec_s, gradient_codec_s
+from chinchilla_sim.planner.packing import between_rounds_of, boundary_codec_s, gradient_codec_s
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import NO_EXCHANGE, Bucket, Exchange, Pricing, StagePrice
 from chinchilla_sim.planner.recompute import Blocks, Kept, keep_all
@@ -215,6 +215,7 @@ class Pricer:
             transient_bytes=transient,
             blocking_s={op: seconds for op, seconds in blocking_s.items() if seconds},
             buckets=self._buckets(plan, tasks, times),
+            between_rounds_s=between_rounds_of(plan, stage, parameters, device, self.matrices(tasks)),
         )
 
     def _host_floors_s(self, tasks: Sequence[Task], again: frozenset[str], device: Device) -> dict[Op, float]:
