@@ -6,7 +6,7 @@
     bf16      2 B                                  6 B, 1             6 B, 1             -              yes (all-reduce)
     int8      1 B + 4 B per block of 256           29 B, 9            13 B, 2            17 B, 2        no (all-gather)
     one-bit   1/8 B + 4 B per block of 256         59 B, 10           18 B, 5            22 B, 5        no (all-gather)
-    top-k     of 1 %: value + 4 B index            37 B, 12           4.2 B, 2           0.2 B, 1       no (all-gather)
+    top-k     of 1 %: value + 4 B index            37 B, 14           4.2 B, 2           0.2 B, 1       no (all-gather)
     low-rank  of a matrix n x m: r (n + m) values  12 B, see below    12 B, see below    -              yes (all-reduce, twice)
 
 Bytes read and written per value and kernels started: counts of the operators in runtime/codecs.py, runtime/gradient_codecs.py and
@@ -87,7 +87,7 @@ CODECS = {
         Codec("bf16", 2, 0, 6, 1, 6, 1, summable=True),
         Codec("int8", 1, 4, 29, 9, 13, 2, 17, 2, copied=True),
         Codec("one-bit", 1 / 8, 4, 59, 10, 18, 5, 22, 5, feedback=True),
-        Codec("top-k", TOP_SHARE * (VALUE_BYTES + INDEX_BYTES), 0, 37, 12, 4 + TOP_SHARE * 20, 2, TOP_SHARE * 20, 1, feedback=True),
+        Codec("top-k", TOP_SHARE * (VALUE_BYTES + INDEX_BYTES), 0, 37, 14, 4 + TOP_SHARE * 20, 2, TOP_SHARE * 20, 1, feedback=True),
         Codec("low-rank", 0, 0, 12, 1, 12, 0, summable=True, feedback=True, rounds=2),
     )
 }
