@@ -1,7 +1,7 @@
 """Language: GPT-2 (Radford et al. 2019): learned positions, norms before each part, GELU by tanh, head tied to the embedding.
 
-Parameters of the defaults: 124,439,808. A tied head puts one matrix at both ends of the model: stages that share it can be planned
-and simulated, not run yet; `tied_head = false` gives the head a matrix of its own (vocabulary x width more) and lets stages run.
+Parameters of the defaults: 124,439,808. A tied head puts one matrix at both ends of the model: the stages that share it sum its
+gradients once a step; `tied_head = false` gives the head a matrix of its own (vocabulary x width more).
 
 Data: Python's language reference (`text`), byte by byte, cut into windows of `tokens` bytes; the last tenth, whose
 paragraphs occur nowhere before, validates. Needs vocabulary = 256.

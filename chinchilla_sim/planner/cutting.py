@@ -36,13 +36,13 @@ class _Runs:
 
 
 class Cutter:
-    """Cuts plans of one pricer, with `shared` also between users of one weight; what runs of tasks hold and take is kept between plans."""
+    """Cuts plans of one pricer; what runs of tasks hold and take is kept between plans."""
 
-    def __init__(self, pricer: Pricer, recompute: Sequence[str], shared: bool = True) -> None:
+    def __init__(self, pricer: Pricer, recompute: Sequence[str]) -> None:
         self.pricer, self.graph, self.cluster = pricer, pricer.graph, pricer.cluster
         self.training = pricer.job.kind == "training"
         self.menu = [kind for kind in RECOMPUTE if kind in recompute] if self.training else ["none"]
-        self.can_end = allowed_cuts(self.graph, self.training, shared)
+        self.can_end = allowed_cuts(self.graph, self.training)
         self.crossing_bytes = np.array(
             [0.0, *(sum(row.output_bytes for row in self.graph.live_after(self.graph.position[task.name])) for task in self.tasks)]
         )

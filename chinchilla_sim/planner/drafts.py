@@ -32,7 +32,7 @@ class Drafter:
         self.pricer, self.search, self.graph, self.cluster, self.job = pricer, search, pricer.graph, pricer.cluster, pricer.job
         self.chooser = chooser
         self.training = pricer.job.kind == "training"
-        self.cutter = Cutter(pricer, search.recompute, shared=not search.executable)
+        self.cutter = Cutter(pricer, search.recompute)
 
     def plans(self, shape: Configuration) -> Iterator[Plan | None]:
         """All of them; None stands for devices, placement and codecs over which the tasks cannot be cut."""
@@ -68,7 +68,7 @@ class Drafter:
 
     def _weighted(self, plan: Plan) -> Iterator[Plan]:
         """The plan with more microbatches for faster replicas, where replicas are on devices of different speed."""
-        if self.search.executable or plan.data_parallel_degree == 1 or SCHEDULES[plan.schedule].row is None:
+        if plan.data_parallel_degree == 1 or SCHEDULES[plan.schedule].row is None:
             return
         if plan.zero_stage == 3 or plan.expert_parallel_degree > 1:
             return  # replicas meet in every pass

@@ -5,40 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from chinchilla_sim.errors import Mistake
-from chinchilla_sim.planner.plan import CUSTOM, Plan
+from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.scenario.model import CompressionSpec
 from chinchilla_sim.scenario.search import SearchSpec
 
 WIRE_CODECS = ("none", "fp16", "bf16", "int8")
 
 PLAYED: Mapping[str, tuple[object, ...]] = {
-    "schedules": ("gpipe", "1f1b"),
     "tensor_parallel_degrees": (1,),
     "context_parallel_degrees": (1,),
     "expert_parallel_degrees": (1,),
     "zero_stages": (0,),
-    "recompute": ("none",),
-    "gradient_buckets": (1,),
     "gradient_codecs": WIRE_CODECS,
     "activation_codecs": WIRE_CODECS,
-    "stage_tasks": ("contiguous",),
-    "stage_replicas": ("equal",),
     "activation_priorities": (),
     "variants": (),
 }
 """Keys of [search] and those of their values that the runtime plays."""
 
 _ASKS: Mapping[str, Callable[[Plan], bool]] = {
-    "several stages per rank": lambda plan: plan.stage_count > plan.pipeline_parallel_degree,
-    "split backward passes": lambda plan: plan.training and plan.splits_backward,
-    "custom rows": lambda plan: plan.schedule == CUSTOM,
-    "stages with replica counts of their own": lambda plan: plan.free_replicas,
-    "unequal microbatch counts": lambda plan: bool(plan.replica_microbatch_counts),
-    "gradient buckets": lambda plan: plan.gradient_buckets > 1,
     "priorities of messages": lambda plan: plan.activation_priority is not None,
     "ZeRO": lambda plan: plan.zero_stage > 0,
-    "recompute": lambda plan: not {*plan.recompute} <= {"none"},
-    "weights shared by stages": lambda plan: bool(plan.shared_stages),
     "tensor, context and expert parallelism": lambda plan: plan.group_width * plan.expert_parallel_degree > 1,
     f"codecs other than {', '.join(WIRE_CODECS)}": lambda plan: not {*plan.gradient_codecs, *plan.activation_codecs} <= {*WIRE_CODECS},
 }

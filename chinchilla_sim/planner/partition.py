@@ -12,22 +12,18 @@ from numpy.typing import NDArray
 from chinchilla_sim.graph.task import TaskGraph
 
 
-def allowed_cuts(graph: TaskGraph, training: bool, shared: bool = True) -> list[bool]:
+def allowed_cuts(graph: TaskGraph, training: bool) -> list[bool]:
     """Whether a stage may end behind each compute task.
 
-    Not behind a view alone, and in training not where no crossing tensor carries a gradient. With `shared` a weight that is used on
-    both sides is held on both (`sharing.py`); without, there is no cut between its users.
+    Not behind a view alone, and in training not where no crossing tensor carries a gradient. A weight that is used on both sides is
+    held on both (`sharing.py`).
     """
     tasks = graph.compute_tasks
-    last_use = {name: index for index, task in enumerate(tasks) for name in task.parameters}
-    first_use = {name: index for index, task in reversed(list(enumerate(tasks))) for name in task.parameters}
-    spans = [(first_use[name], last_use[name]) for name in last_use if not shared and first_use[name] != last_use[name]]
     allowed = []
     for index, task in enumerate(tasks[:-1]):
         crossing = graph.live_after(graph.position[task.name])
         carries = not training or any(producer.needs_gradient for producer in crossing)
-        splits_parameter = any(first <= index < last for first, last in spans)
-        allowed.append(carries and not splits_parameter and tasks[index + 1].launch_count > 0)
+        allowed.append(carries and tasks[index + 1].launch_count > 0)
     return [*allowed, True]
 
 

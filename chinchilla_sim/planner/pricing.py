@@ -24,6 +24,7 @@ from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.shard import Collective, PassCollectives, shard_graph
 from chinchilla_sim.graph.task import Task, TaskGraph
 from chinchilla_sim.planner.action import Op
+from chinchilla_sim.planner.buckets import bucket_ends, trained_sizes
 from chinchilla_sim.planner.exchanges import Exchanges
 from chinchilla_sim.planner.holdings import Holding, growing
 from chinchilla_sim.planner.packing import between_rounds_of, boundary_codec_s, gradient_codec_s
@@ -114,7 +115,13 @@ class Pricer:
             gradients=tuple(device_pricer.gradient_exchange(plan, stage) for stage in stages),
             weights=tuple(device_pricer.weight_exchange(plan, stage) for stage in stages) if plan.zero_stage else (),
             shared=shared_exchanges(plan, device_pricer.graph, self.cluster, self._exchanges.ring),
+            input_s=self._input_s(plan),
         )
+
+    def _input_s(self, plan: Plan) -> tuple[float, ...]:
+        """Seconds in which each rank gets its part of the batch, where that was measured."""
+        whole_s = self.profile.input_s
+        return tuple(whole_s / self.device_of(plan, rank).core_share for rank in range(plan.rank_count)) if whole_s else ()
 
     def device_of(self, plan: Plan, rank: int) -> Device:
         """Device of a rank while all ranks of the plan are busy."""
@@ -302,15 +309,13 @@ class Pricer:
         if plan.gradient_buckets == 1 and plan.zero_stage < 3:
             return ()
         totals = [sum(column) or 1.0 for column in zip(*times, strict=True)]
-        sizes = [self.graph.trained_bytes_of([task]) for task in tasks]
+        sizes = trained_sizes(self.graph, tasks)
         buckets: list[Bucket] = []
-        limit, run, filled = sum(sizes) / plan.gradient_buckets, [0.0, 0.0, 0.0], 0.0
-        for index, (size, seconds) in enumerate(zip(sizes, times, strict=True)):
-            run = [run[0] + seconds[0] / totals[0], run[1] + seconds[1] / totals[1], run[2] + size]
-            filled += size
-            if index == len(tasks) - 1 or filled >= limit * (len(buckets) + 1):
-                buckets.append(Bucket(*run))
-                run = [0.0, 0.0, 0.0]
+        start = 0
+        for end in bucket_ends(sizes, plan.gradient_buckets):
+            forward_s, backward_s = (sum(row[column] for row in times[start:end]) for column in (0, 1))
+            buckets.append(Bucket(forward_s / totals[0], backward_s / totals[1], sum(sizes[start:end])))
+            start = end
         return tuple(buckets)
 
     @staticmethod

@@ -41,7 +41,7 @@ class ScreenLinks:
     def _narrowest_cut_bytes(self) -> tuple[float, float]:
         """Least bytes per batch of the graph that any cut sends on, and back."""
         graph = self.pricer.graph
-        cuts = allowed_cuts(graph, self.space.training, not self.search.executable)
+        cuts = allowed_cuts(graph, self.space.training)
         ends = [task for task, cut in zip(graph.compute_tasks, cuts, strict=True) if cut][:-1]
         live = [graph.live_after(graph.position[task.name]) for task in ends]
         on = [sum(producer.output_bytes for producer in row) for row in live]

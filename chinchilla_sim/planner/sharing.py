@@ -32,17 +32,22 @@ def with_sharing(plan: Plan, graph: TaskGraph) -> Plan:
     return plan if found == plan.shared_stages else replace(plan, shared_stages=found)
 
 
-def shared_bytes(graph: TaskGraph, stages: Sequence[Sequence[str]]) -> dict[tuple[int, ...], float]:
-    """Bytes of trained weights by the stages that use them, where those are several."""
+def shared_names(graph: TaskGraph, stages: Sequence[Sequence[str]]) -> dict[tuple[int, ...], list[str]]:
+    """Names of trained weights by the stages that use them, where those are several."""
     users: dict[str, list[int]] = {}
     for stage, names in enumerate(stages):
         for name in dict.fromkeys(weight for task in names for weight in graph.tasks[graph.position[task]].parameters):
             users.setdefault(name, []).append(stage)
-    found: dict[tuple[int, ...], float] = {}
+    found: dict[tuple[int, ...], list[str]] = {}
     for name, held in users.items():
         if len(held) > 1 and graph.weights[name].trained:
-            found[tuple(held)] = found.get(tuple(held), 0.0) + graph.weights[name].bytes
+            found.setdefault(tuple(held), []).append(name)
     return found
+
+
+def shared_bytes(graph: TaskGraph, stages: Sequence[Sequence[str]]) -> dict[tuple[int, ...], float]:
+    """Bytes of trained weights by the stages that use them, where those are several."""
+    return {held: sum(graph.weights[name].bytes for name in names) for held, names in shared_names(graph, stages).items()}
 
 
 def shared_exchanges(plan: Plan, graph: TaskGraph, cluster: Cluster, ring: Ring) -> tuple[tuple[Exchange, ...], ...]:

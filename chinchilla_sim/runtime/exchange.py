@@ -49,9 +49,19 @@ class BucketExchange:
         self._work: Any = None
 
     @property
+    def round_wire_bytes(self) -> tuple[float, ...]:
+        """Bytes that this rank puts on the wire in each round, without headers."""
+        return tuple(sent_bytes(self.kind, size, self.group_size) for size in self.round_bytes)
+
+    @property
     def wire_bytes(self) -> float:
-        """Bytes that this rank puts on the wire in a step, without headers."""
-        return sum(sent_bytes(self.kind, size, self.group_size) for size in self.round_bytes)
+        """The same of all rounds."""
+        return sum(self.round_wire_bytes)
+
+    @property
+    def twice(self) -> bool:
+        """Whether a second round follows."""
+        return len(self.round_bytes) > 1
 
     def encode(self) -> None:
         """Pack the parameters' gradients (zeros where one has none), with what earlier steps did not send."""
@@ -85,7 +95,7 @@ class BucketExchange:
         Called for all buckets before any is finished, it lets their second rounds travel together.
         """
         self.wait()
-        if self._codec and self._issued < len(self._codec.payloads):
+        if self._codec and self._issued < len(self.round_bytes):
             self._codec.prepare_second()
             self.issue()
 

@@ -36,10 +36,11 @@ from chinchilla_sim.graph.zoo import linear_task, mlp, relu_task
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.program import lower
 from chinchilla_sim.runtime.codecs import encode
-from chinchilla_sim.runtime.interpreter import Groups, Interpreter
+from chinchilla_sim.runtime.groups import Groups, seat_of
+from chinchilla_sim.runtime.interpreter import Interpreter
 from chinchilla_sim.runtime.launch import launch_ranks
 from chinchilla_sim.runtime.recorder import Recorder
-from chinchilla_sim.runtime.stages import cut_stage, stage_parameters
+from chinchilla_sim.runtime.stages import cut_stages
 from chinchilla_sim.runtime.worker import prepare_process
 
 LAYERS = ((784, 512), (512, 10), (256, 256), (1024, 1024), (64, 64))
@@ -259,9 +260,9 @@ def _reference_step_s(microbatch_count: int) -> float:
     names = tuple(task.name for task in mlp(REFERENCE_WIDTHS, 1).compute_tasks)
     plan = Plan((names,), ((0,),), (0,), REFERENCE_BATCH * microbatch_count, microbatch_count, "gpipe", ("none",), ())
     job, device = _ReferenceJob(), torch.device("cpu")
-    stage = cut_stage(job, job.model(), plan, 0, device)
-    optimizer = torch.optim.Adam(stage_parameters(stage), fused=True)
-    rank = Interpreter(plan, lower(plan).actions[0], 0, stage, job.loss, optimizer, Groups(), Recorder(), device)
+    stages = cut_stages(job, job.model(), plan, (0,), device)
+    optimizers = {0: torch.optim.Adam(stages[0].parameters(), fused=True)}
+    rank = Interpreter(plan, lower(plan).actions[0], seat_of(plan, 0), stages, job.loss, optimizers, Groups(), Recorder(), device)
     inputs, targets = job.example_batch(REFERENCE_BATCH)
     return _median_s(lambda _: _timed(lambda: rank.step([(inputs,)] * microbatch_count, [targets] * microbatch_count)), minimum=50)
 

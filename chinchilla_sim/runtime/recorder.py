@@ -20,7 +20,10 @@ KEPT_STEPS = 64
 WARM_UP_STEPS = 5
 
 MessageKey = tuple[str, int, int, int]
-"""Direction, boundary, microbatch and replica of a message."""
+"""Direction, boundary, microbatch and lane of a message (`Plan.lane_of`)."""
+
+CollectiveKey = tuple[str, int, int, int]
+"""What is exchanged, the stage (or set of shared weights), bucket, and the replica where replicas exchange apart."""
 
 
 @dataclass(slots=True)
@@ -30,7 +33,7 @@ class StepRecord:
     compute: list[tuple[str, str, float, float]] = field(default_factory=list)
     sends: dict[MessageKey, tuple[str, float, int]] = field(default_factory=dict)
     receives: dict[MessageKey, list[Any]] = field(default_factory=dict)
-    collectives: dict[int, list[Any]] = field(default_factory=dict)
+    collectives: dict[CollectiveKey, list[Any]] = field(default_factory=dict)
 
 
 class Recorder:
@@ -66,13 +69,13 @@ class Recorder:
         """The message was waited for and is here."""
         self._step.receives[key][2] = monotonic()
 
-    def join(self, stage: int, label: str, sent_bytes: float) -> None:
+    def join(self, key: CollectiveKey, label: str, sent_bytes: float) -> None:
         """A collective was issued now."""
-        self._step.collectives[stage] = [label, monotonic(), None, sent_bytes]
+        self._step.collectives[key] = [label, monotonic(), None, sent_bytes]
 
-    def joined(self, stage: int) -> None:
+    def joined(self, key: CollectiveKey) -> None:
         """The collective was waited for and is done."""
-        self._step.collectives[stage][2] = monotonic()
+        self._step.collectives[key][2] = monotonic()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form of everything recorded."""
@@ -83,7 +86,7 @@ class Recorder:
                     "compute": step.compute,
                     "sends": [[*key, *value] for key, value in step.sends.items()],
                     "receives": [[*key, *value] for key, value in step.receives.items()],
-                    "collectives": [[stage, *value] for stage, value in step.collectives.items()],
+                    "collectives": [[*key, *value] for key, value in step.collectives.items()],
                 }
                 for step in self.steps
             ],
@@ -125,11 +128,13 @@ def merge_step(steps: Sequence[dict[str, Any]]) -> Timeline:
             start_s = min(max(issued_s, posted_s), end_s)
             spans.append(Span(sender, "send", "transfer", send_label, start_s, end_s, message_bytes))
             spans.append(Span(rank, "receive", "transfer", label, start_s, end_s, message_bytes))
-    joined: dict[int, float] = {}
+    joined: dict[tuple[Any, ...], float] = {}
     for step in steps:
-        for stage, _, issued_s, _, _ in step["collectives"]:
-            joined[stage] = max(joined.get(stage, issued_s), issued_s)
+        for row in step["collectives"]:
+            key, issued_s = tuple(row[:4]), row[5]
+            joined[key] = max(joined.get(key, issued_s), issued_s)
     for rank, step in enumerate(steps):
-        for stage, label, _, end_s, sent_bytes in step["collectives"]:
-            spans.append(Span(rank, "collective", "collective", label, min(joined[stage], end_s), end_s, sent_bytes))
+        for row in step["collectives"]:
+            label, _, end_s, sent_bytes = row[4:]
+            spans.append(Span(rank, "collective", "collective", label, min(joined[tuple(row[:4])], end_s), end_s, sent_bytes))
     return Timeline(len(steps), tuple(sorted(spans, key=lambda span: (span.rank, span.stream, span.start_s))))

@@ -3,12 +3,15 @@
 The model is exported again where it runs, at the plan's microbatch size: a trace on the meta device bakes in its
 device. Stage s takes the tensors that cross the boundary before it and returns those that cross the one behind it;
 a tensor that a later stage needs passes through the stages between (a skip connection across several stages).
+
+A stage is a row of segments, cut in the same way: where its gradients leave in several buckets, and around what is computed again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,53 +22,105 @@ from torch.utils._pytree import tree_unflatten
 from chinchilla_sim.errors import RunError
 from chinchilla_sim.graph.contract import TrainingJob
 from chinchilla_sim.graph.task import LOSS_OP, Task, TaskGraph
-from chinchilla_sim.graph.trace import as_tuple, export_module, graph_of
+from chinchilla_sim.graph.trace import DTYPE_OF, as_tuple, export_module, graph_of
+from chinchilla_sim.planner.buckets import bucket_ends, trained_sizes
 from chinchilla_sim.planner.plan import Plan
+from chinchilla_sim.planner.recompute import Blocks
+from chinchilla_sim.planner.sharing import shared_names
 from chinchilla_sim.runtime.codecs import TensorSpec
+from chinchilla_sim.runtime.deferred import WeightTape, defer
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of a stage's tasks: `module(*inputs) -> tuple of outputs`.
+
+    `again` says that its forward pass runs again in its backward pass, `bucket` in which of the stage's buckets its gradients leave,
+    `random` that it draws random numbers, which must be the same when it runs again.
+    """
+
+    module: GraphModule
+    input_needs_gradient: tuple[bool, ...]
+    output_needs_gradient: tuple[bool, ...]
+    bucket: int = 0
+    again: bool = False
+    random: bool = False
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a model: `module(*inputs) -> tuple of outputs`.
+    """One stage of a model: `stage(*inputs) -> tuple of outputs`, its segments one behind the other.
 
     `*_specs` describe the tensors of the boundaries, `*_needs_gradient` says which of them have a gradient. The
-    last stage's outputs are the leaves of the model's; `restore` gives them the model's own structure.
+    last stage's outputs are the leaves of the model's; `restore` gives them the model's own structure. With split backward passes the
+    weight gradients are on `tape` after I. `shared` are its parameters that other stages train too, by number of their set.
     """
 
-    module: GraphModule
+    segments: tuple[Segment, ...]
     input_specs: tuple[TensorSpec, ...]
     input_needs_gradient: tuple[bool, ...]
     output_specs: tuple[TensorSpec, ...]
     output_needs_gradient: tuple[bool, ...]
     restore: Callable[[Sequence[Tensor]], Any]
+    number: int = 0
+    last: bool = True
+    tape: WeightTape = field(default_factory=WeightTape)
+    shared: dict[int, list[nn.Parameter]] = field(default_factory=dict)
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        tensors = inputs
+        for segment in self.segments:
+            tensors = segment.module(*tensors)
+        return tensors
+
+    @property
+    def bucket_count(self) -> int:
+        """In how many buckets its gradients leave."""
+        return self.segments[-1].bucket + 1
+
+    def parameters(self, bucket: int | None = None) -> list[nn.Parameter]:
+        """Trainable parameters of the stage, or of one bucket, in a fixed order; one that several use is the first one's."""
+        bucket_of: dict[nn.Parameter, int] = {}
+        for segment in self.segments:
+            for parameter in segment.module.parameters():
+                if parameter.requires_grad:
+                    bucket_of.setdefault(parameter, segment.bucket)
+        return [parameter for parameter, own in bucket_of.items() if bucket in (None, own)]
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and buffers by the model's own names."""
+        state: dict[str, Tensor] = {}
+        for segment in self.segments:
+            state |= {name: tensor.detach() for name, tensor in segment.module.state_dict(keep_vars=True).items()}
+        return state
 
 
-def cut_stage(job: TrainingJob, model: nn.Module, plan: Plan, stage: int, device: torch.device) -> Stage:
-    """The stage of `model` (in training mode for training plans) that the plan puts on one pipeline position."""
+def cut_stages(job: TrainingJob, model: nn.Module, plan: Plan, numbers: Sequence[int], device: torch.device) -> list[Stage]:
+    """The stages of `model` (in training mode for training plans) with these numbers; its parameters become theirs.
+
+    A weight that several of them use is one tensor with a gradient for each of them.
+    """
     inputs, _ = job.example_batch(plan.microbatch_size)
-    inputs = tuple(tensor.to(device) for tensor in as_tuple(inputs))
+    floating = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
+    inputs = tuple(cast_floating(tensor.to(device), floating) for tensor in as_tuple(inputs))
     exported = export_module(model.train(plan.training), inputs)
     graph = graph_of(model, list(exported.graph.nodes), plan.microbatch_size, plan.training, name="run")
     _check(plan, graph)
-    nodes = {(str(node.target) if node.op == "placeholder" else node.name): node for node in exported.graph.nodes}
-    before = _crossing(graph, plan, stage - 1) if stage else [task for task in graph.tasks if task.op == "input"]
-    last = stage == plan.stage_count - 1
-    behind = [] if last else _crossing(graph, plan, stage)
-    names = [name for name in plan.stages[stage] if name != LOSS_OP]
-    module = _extract(exported, nodes, [task.name for task in before], names, None if last else [task.name for task in behind])
-    return Stage(
-        module=module,
-        input_specs=tuple(_spec(nodes[task.name]) for task in before),
-        input_needs_gradient=tuple(task.needs_gradient for task in before),
-        output_specs=tuple(_spec(nodes[task.name]) for task in behind),
-        output_needs_gradient=tuple(task.needs_gradient for task in behind),
-        restore=_restorer(exported),
-    )
+    cutter = _Cutter(exported, graph, plan)
+    stages = [cutter.cut(number) for number in numbers]
+    _separate_gradients(stages)
+    _find_shared(stages, dict(model.named_parameters(remove_duplicate=False)), plan, graph)
+    return stages
 
 
-def _restorer(exported: GraphModule) -> Callable[[Sequence[Tensor]], Any]:
-    structure = exported.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
-    return lambda leaves: tree_unflatten(list(leaves), structure)
+def cast_floating(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor at another precision, unless it holds whole numbers."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def run_dtype(precision: str) -> torch.dtype:
+    """What a job of this precision computes with."""
+    return DTYPE_OF[precision]
 
 
 def _check(plan: Plan, graph: TaskGraph) -> None:
@@ -75,8 +130,115 @@ def _check(plan: Plan, graph: TaskGraph) -> None:
         raise RunError(f"the model traced here has other tasks than the plan ({', '.join(differing)}): plan again on this machine")
 
 
-def _crossing(graph: TaskGraph, plan: Plan, stage: int) -> list[Task]:
-    return graph.live_after(graph.position[plan.stages[stage][-1]])
+class _Cutter:
+    """Cuts stages and their segments out of one exported model."""
+
+    def __init__(self, exported: GraphModule, graph: TaskGraph, plan: Plan) -> None:
+        self.exported, self.graph, self.plan = exported, graph, plan
+        self.nodes = {(str(node.target) if node.op == "placeholder" else node.name): node for node in exported.graph.nodes}
+        self._blocks: dict[str, Blocks] = {}
+
+    def cut(self, number: int) -> Stage:
+        """One stage."""
+        names = self.plan.stages[number]
+        last = number == self.plan.stage_count - 1
+        ends = self._segment_ends(number)
+        tape = WeightTape()
+        segments = []
+        for (start, _, _), (end, bucket, again) in pairwise([(0, 0, False), *ends]):
+            before, behind = self._live_before(names[start]), None if last and end == len(names) else self._live_after(names[end - 1])
+            module = self._extract(before, [name for name in names[start:end] if name != LOSS_OP], behind, tape)
+            needs = tuple(task.needs_gradient for task in before), tuple(task.needs_gradient for task in behind or ())
+            segments.append(Segment(module, *needs, bucket, again, _is_random(module)))
+        before, behind = self._live_before(names[0]), [] if last else self._live_after(names[-1])
+        return Stage(
+            segments=tuple(segments),
+            input_specs=tuple(_spec(self.nodes[task.name]) for task in before),
+            input_needs_gradient=tuple(task.needs_gradient for task in before),
+            output_specs=tuple(_spec(self.nodes[task.name]) for task in behind),
+            output_needs_gradient=tuple(task.needs_gradient for task in behind),
+            restore=_restorer(self.exported),
+            number=number,
+            last=last,
+            tape=tape,
+        )
+
+    def _segment_ends(self, number: int) -> list[tuple[int, int, bool]]:
+        """(position behind its last task, bucket, whether it runs again) of every segment of a stage."""
+        tasks = [self.graph.tasks[self.graph.position[name]] for name in self.plan.stages[number]]
+        exchanging = self.plan.exchange_degree_of(number) > 1
+        buckets = self.plan.gradient_buckets if exchanging and self.plan.training else 1
+        ends = bucket_ends(trained_sizes(self.graph, tasks), buckets)
+        bucket_of = [bucket for bucket, (start, end) in enumerate(pairwise([0, *ends])) for _ in range(start, end)]
+        blocks = self._blocks_of(number)
+        keys = [(bucket, blocks.get(task.name)) for bucket, task in zip(bucket_of, tasks, strict=True)]
+        found = [(index, *keys[index - 1]) for index in range(1, len(keys)) if keys[index] != keys[index - 1]]
+        return [(end, bucket, block is not None) for end, bucket, block in [*found, (len(keys), *keys[-1])]]
+
+    def _blocks_of(self, number: int) -> dict[str, int]:
+        kind = self.plan.recompute_of(number)
+        if kind == "none" or not self.plan.training:
+            return {}
+        if kind not in self._blocks:
+            self._blocks[kind] = Blocks(self.graph, kind)
+        return self._blocks[kind].block_of
+
+    def _live_before(self, name: str) -> list[Task]:
+        """What is there before a task, of which it or a later one needs each."""
+        position = self.graph.position[name]
+        first = next(index for index, task in enumerate(self.graph.tasks) if task.op != "input")
+        if position == first:
+            return [task for task in self.graph.tasks if task.op == "input"]
+        return self.graph.live_after(position - 1)
+
+    def _live_after(self, name: str) -> list[Task]:
+        return self.graph.live_after(self.graph.position[name])
+
+    def _extract(self, inputs: Sequence[Task], names: Sequence[str], outputs: Sequence[Task] | None, tape: WeightTape) -> GraphModule:
+        """A module of its own from some nodes of the exported graph; `outputs` None returns what the model returns."""
+        graph, copied = Graph(), {}
+        for task in inputs:
+            copied[self.nodes[task.name]] = graph.placeholder(self.nodes[task.name].name)
+
+        def copy_of(node: Node) -> Node:
+            if node not in copied:
+                if node.op != "get_attr":
+                    raise RunError(f"{node.name} is needed in a stage that does not receive it")
+                copied[node] = graph.node_copy(node)
+            return copied[node]
+
+        for name in names:
+            node = graph.node_copy(self.nodes[name], copy_of)
+            copied[self.nodes[name]] = node
+            _keep_inputs(graph, node)
+            if self.plan.splits_backward and callable(node.target) and any(operand.op == "get_attr" for operand in node.all_input_nodes):
+                node.target = defer(node.target, tape)
+        if outputs is None:
+            result: Any = next(node for node in self.exported.graph.nodes if node.op == "output").args[0]
+            graph.output(torch.fx.map_arg(result, copy_of))
+        else:
+            graph.output(tuple(copy_of(self.nodes[task.name]) for task in outputs))
+        return GraphModule(self.exported, graph)
+
+
+def _keep_inputs(graph: Graph, node: Node) -> None:
+    """An operator that works in place gets a copy of what another segment made: that is a leaf here, which autograd protects."""
+    if getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+        for operand in node.all_input_nodes:
+            if operand.op == "placeholder":
+                with graph.inserting_before(node):
+                    copy = graph.call_function(torch.ops.aten.clone.default, (operand,))
+                operand.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)  # type: ignore[misc]
+
+
+def _is_random(module: GraphModule) -> bool:
+    tag = torch.Tag.nondeterministic_seeded
+    return any(tag in getattr(node.target, "tags", ()) for node in module.graph.nodes if node.op == "call_function")
+
+
+def _restorer(exported: GraphModule) -> Callable[[Sequence[Tensor]], Any]:
+    structure = exported.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
+    return lambda leaves: tree_unflatten(list(leaves), structure)
 
 
 def _spec(node: Node) -> TensorSpec:
@@ -84,36 +246,36 @@ def _spec(node: Node) -> TensorSpec:
     return TensorSpec(tuple(int(n) for n in value.shape), value.dtype)
 
 
-def _extract(
-    exported: GraphModule, nodes: dict[str, Node], inputs: Sequence[str], names: Sequence[str], outputs: Sequence[str] | None
-) -> GraphModule:
-    """A module of its own from some nodes of the exported graph; `outputs` None returns what the model returns."""
-    graph, copied = Graph(), {}
-    for name in inputs:
-        copied[nodes[name]] = graph.placeholder(nodes[name].name)
-
-    def copy_of(node: Node) -> Node:
-        if node not in copied:
-            if node.op != "get_attr":
-                raise RunError(f"{node.name} is needed in a stage that does not receive it")
-            copied[node] = graph.node_copy(node)
-        return copied[node]
-
-    for name in names:
-        copied[nodes[name]] = graph.node_copy(nodes[name], copy_of)
-    if outputs is None:
-        result: Any = next(node for node in exported.graph.nodes if node.op == "output").args[0]
-        graph.output(torch.fx.map_arg(result, copy_of))
-    else:
-        graph.output(tuple(copied[nodes[name]] for name in outputs))
-    return GraphModule(exported, graph)
+def _separate_gradients(stages: Sequence[Stage]) -> None:
+    """Stages that share a weight get parameters of their own on the same memory."""
+    owner: dict[nn.Parameter, int] = {}
+    for index, stage in enumerate(stages):
+        own: dict[nn.Parameter, nn.Parameter] = {}
+        for module in (segment.module for segment in stage.segments):
+            for name, parameter in list(module.named_parameters(remove_duplicate=False)):
+                if owner.setdefault(parameter, index) == index:
+                    continue
+                twin = own.setdefault(parameter, nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad))
+                path, _, attribute = name.rpartition(".")
+                setattr(module.get_submodule(path), attribute, twin)
 
 
-def stage_parameters(stage: Stage) -> list[nn.Parameter]:
-    """Trainable parameters of a stage, in a fixed order."""
-    return [parameter for parameter in stage.module.parameters() if parameter.requires_grad]
+def _find_shared(stages: Sequence[Stage], parameters: dict[str, nn.Parameter], plan: Plan, graph: TaskGraph) -> None:
+    """Fill in `shared`: a stage's parameters lie where the model's do."""
+    names_of = shared_names(graph, plan.stages)
+    for stage in stages:
+        own = {parameter.data_ptr(): parameter for parameter in stage.parameters()}
+        for number, group in enumerate(plan.shared_stages):
+            if stage.number in group:
+                stage.shared[number] = [own[parameters[name].data_ptr()] for name in names_of[group]]
 
 
-def stage_state(stage: Stage) -> dict[str, Tensor]:
-    """Parameters and buffers of a stage by the model's own names."""
-    return {name: tensor.detach() for name, tensor in stage.module.state_dict(keep_vars=True).items()}
+def own_parameters(stages: Sequence[Stage]) -> list[list[nn.Parameter]]:
+    """What each stage updates: a weight that several stages of a rank share is one tensor, and the first one's."""
+    seen: set[int] = set()
+    found = []
+    for stage in stages:
+        fresh = [parameter for parameter in stage.parameters() if parameter.data_ptr() not in seen]
+        seen.update(parameter.data_ptr() for parameter in fresh)
+        found.append(fresh)
+    return found

@@ -54,8 +54,7 @@ class SearchSpec(Table):
     )
     executable: bool = Field(
         default=True,
-        description="Keep to plans that `chinchilla run` can play today; false widens the space to all that can be simulated, "
-        "such as stages that share a weight (a head tied to its embedding).",
+        description="Keep to plans that `chinchilla run` can play today; false widens the space to all that can be simulated.",
         examples=[False],
     )
     minimum_ranks: Count = Field(default=1, description="Use at least so many ranks.", examples=[2])

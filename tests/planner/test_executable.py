@@ -27,11 +27,7 @@ def test_plain_plans_can_be_played() -> None:
     ("change", "words"),
     [
         ({"zero_stage": 1}, "ZeRO"),
-        ({"recompute": ("none", "full")}, "recompute"),
-        ({"gradient_buckets": 2}, "gradient buckets"),
-        ({"schedule": "zb-h1"}, "split backward passes"),
-        ({"replica_microbatch_counts": (2,)}, "unequal microbatch counts"),
-        ({"placement": ((0,), (0,)), "slots": (0,)}, "several stages per rank"),
+        ({"activation_priority": 4.0}, "priorities of messages"),
     ],
 )
 def test_what_cannot_be_played_is_named(change: dict[str, object], words: str) -> None:
@@ -41,10 +37,10 @@ def test_what_cannot_be_played_is_named(change: dict[str, object], words: str) -
 
 def test_all_that_is_too_wide_is_told_at_once() -> None:
     """Values that the runtime cannot play need executable = false, and every one is named."""
-    wide = SearchSpec(zero_stages=(0, 1), schedules=("1f1b", "zb-h1"), variants=(CompressionSpec(prune=0.5),))
+    wide = SearchSpec(zero_stages=(0, 1), activation_priorities=(4.0,), variants=(CompressionSpec(prune=0.5),))
     with pytest.raises(ScenarioError) as caught:
         find_plans(chain(2, 8, 1e9, 8.0, 8), cluster_of({}, {}), JobSpec(global_batch_size=8), wide, simulate)
     text = str(caught.value)
-    assert "search.zero_stages: asks for 1" in text and "search.schedules: asks for zb-h1" in text and "pruned 50 %" in text
+    assert "search.zero_stages: asks for 1" in text and "search.activation_priorities: asks for 4.0" in text and "pruned 50 %" in text
     assert "executable = false" in text
     assert search_mistakes(wide.model_copy(update={"executable": False})) == []

@@ -167,11 +167,10 @@ def test_chain_may_be_cut_anywhere() -> None:
     assert allowed_cuts(mlp([4, 3, 2], 1), training=True) == [True] * 4
 
 
-def test_stages_split_a_shared_parameter_where_they_may() -> None:
-    """Between two users of one weight there is no cut where stages may not share it, and one behind every task where they may."""
+def test_stages_may_split_a_shared_parameter() -> None:
+    """Between two users of one weight there is a cut behind every task: both stages hold it."""
     graph = small(Task("a", "x", parameters=("w",)), Task("b", "x"), Task("c", "x", parameters=("w",)), edges=LINE, w=4.0)
     for training in (True, False):
-        assert allowed_cuts(graph, training, shared=False) == [False, False, True]
         assert allowed_cuts(graph, training) == [True, True, True]
 
 

@@ -8,7 +8,7 @@ import torch
 
 from chinchilla_sim.graph.contract import factory_of, load_job
 from chinchilla_sim.planner.plan_file import PlanFile
-from chinchilla_sim.runtime.worker import global_batches
+from chinchilla_sim.runtime.batches import global_batches
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario
 
@@ -108,8 +108,11 @@ def train_alone(scenario: Scenario, steps: int) -> tuple[list[float], dict[str, 
     job = load_job(*factory_of(scenario), to_run=True)
     torch.manual_seed(spec.seed)
     model = job.model()
-    kind = torch.optim.Adam if spec.optimizer == "adam" else torch.optim.SGD
-    optimizer = kind(model.parameters(), lr=spec.learning_rate)
+    optimizer = (
+        torch.optim.Adam(model.parameters(), lr=spec.learning_rate)
+        if spec.optimizer == "adam"
+        else torch.optim.SGD(model.parameters(), lr=spec.learning_rate, momentum=spec.momentum)
+    )
     losses: list[float] = []
     for epoch in range(spec.epochs):
         for inputs, targets in global_batches(job.batches("train", spec.seed, epoch), spec.global_batch_size):

@@ -9,7 +9,7 @@ from chinchilla_sim.errors import RunError
 from chinchilla_sim.graph.contract import factory_of, load_job
 from chinchilla_sim.planner.partition import allowed_cuts
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.runtime.stages import cut_stage
+from chinchilla_sim.runtime.stages import cut_stages
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import build_graph
 
@@ -39,8 +39,8 @@ def test_stages_in_a_row_are_the_model(own: Scenario) -> None:
         tensors: tuple[torch.Tensor, ...] = (inputs,)
         plan = pipeline(names, cuts)
         for position in range(3):
-            stage = cut_stage(job, model, plan, position, CPU)
-            outputs = stage.module(*tensors)
+            (stage,) = cut_stages(job, model, plan, (position,), CPU)
+            outputs = stage(*tensors)
             tensors = outputs
         torch.testing.assert_close(stage.restore(outputs), model(inputs), rtol=0, atol=0)
 
@@ -49,4 +49,4 @@ def test_plan_of_another_model_is_refused(own: Scenario) -> None:
     """A plan whose tasks the traced model does not have names the difference."""
     job = load_job(*factory_of(own))
     with pytest.raises(RunError, match="conv7"):
-        cut_stage(job, job.model(), pipeline(["linear", "conv7"], (1,)), 0, CPU)
+        cut_stages(job, job.model(), pipeline(["linear", "conv7"], (1,)), (0,), CPU)

@@ -1,0 +1,149 @@
+"""One rank's part of a whole run: epochs of steps, learning rates, metrics, and what it leaves in the run's folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from chinchilla_sim.errors import RunError
+from chinchilla_sim.graph.contract import TrainingJob, factory_of, load_job
+from chinchilla_sim.planner.plan_file import PlanFile
+from chinchilla_sim.planner.program import lower
+from chinchilla_sim.runtime.batches import Shares, batch_length, global_batches
+from chinchilla_sim.runtime.groups import Groups, make_groups, process_of, seat_of
+from chinchilla_sim.runtime.interpreter import Interpreter
+from chinchilla_sim.runtime.optimizers import make_optimizer, set_learning_rate
+from chinchilla_sim.runtime.recorder import Recorder
+from chinchilla_sim.runtime.stages import Stage, cut_stages, own_parameters, run_dtype
+
+
+class RankRun:
+    """State of one rank over a whole run; the process group is there already."""
+
+    def __init__(self, file: PlanFile, folder: Path, device: torch.device) -> None:
+        self.file, self.folder, self.device = file, folder, device
+        self.plan, self.spec = file.plan, file.scenario.job
+        self.seat = seat_of(self.plan, dist.get_rank())
+        self.groups: Groups = make_groups(self.plan, self.seat, ordered_messages=device.type == "cuda")
+        self.job: TrainingJob = load_job(*factory_of(file.scenario), to_run=True)
+        self.model = self._model()
+        self.stages: list[Stage] = cut_stages(self.job, self.model, self.plan, self.seat.stages, device)
+        self.recorder = Recorder()
+        self.optimizers = self._optimizers()
+        self.interpreter = Interpreter(
+            self.plan, lower(self.plan).actions[self.seat.rank], self.seat, self.stages, self.job.loss, self.optimizers, self.groups,
+            self.recorder, device,
+        )  # fmt: skip
+        self.shares = Shares(self.plan, self.seat.replica, device, run_dtype(self.spec.precision))
+        self.total_steps = self._total_steps()
+        self.losses: list[float] = []
+        self.epoch_s: list[float] = []
+        self.metrics: dict[str, float] = {}
+
+    def _model(self) -> nn.Module:
+        torch.manual_seed(self.spec.seed)
+        model: nn.Module = self.job.model()
+        weights = self.file.scenario.model.weights
+        if weights:
+            model.load_state_dict(torch.load(weights, weights_only=True))
+        # Ranks draw their dropout masks apart.
+        torch.manual_seed(self.spec.seed + self.seat.process)
+        return model.to(self.device, run_dtype(self.spec.precision))
+
+    def _optimizers(self) -> dict[int, torch.optim.Optimizer]:
+        if not self.plan.training:
+            return {}
+        pairs = zip(self.stages, own_parameters(self.stages), strict=True)
+        return {stage.number: make_optimizer(self.spec, parameters) for stage, parameters in pairs if parameters}
+
+    def _total_steps(self) -> int:
+        """Steps of the whole run, which learning rates fall over; 0 where they do not fall."""
+        if self.spec.learning_rate_schedule == "constant" or not self.plan.training:
+            return 0
+        samples = sum(batch_length(inputs) for inputs, _ in self.job.batches("train", self.spec.seed, 0))
+        return samples // self.spec.global_batch_size * self.spec.epochs
+
+    @property
+    def steps(self) -> int:
+        """Steps made so far."""
+        return len(self.recorder.intervals)
+
+    def run(self) -> None:
+        """All epochs, then the records."""
+        limit = self.spec.total_steps or sys.maxsize
+        for epoch in range(self.spec.epochs):
+            start_s = monotonic()
+            self._epoch(epoch, limit)
+            self.epoch_s.append(monotonic() - start_s)
+            self._report(epoch)
+            if self.steps >= limit:
+                break
+        if not self.steps:
+            raise RunError(f"the data has fewer than {self.spec.global_batch_size} samples: no step was made")
+        record = self.recorder.to_dict() | {"losses": self.losses, "epoch_s": self.epoch_s, "metrics": self.metrics}
+        (self.folder / f"rank{self.seat.process}.json").write_text(json.dumps(record))
+        dist.barrier()
+
+    def _epoch(self, epoch: int, limit: int) -> None:
+        split = "train" if self.plan.training else "validation"
+        batches = global_batches(self.job.batches(split, self.spec.seed, epoch), self.spec.global_batch_size)
+        while self.steps < limit:
+            begun_s = monotonic()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            inputs, targets = self.shares.inputs(batch[0]), self.shares.targets(batch[1])
+            for optimizer in self.optimizers.values():
+                set_learning_rate(optimizer, self.spec, self.steps, self.total_steps)
+            loss = self.interpreter.step(inputs, targets, begun_s)
+            if self.interpreter.last and self.plan.training:
+                self.losses.append(loss)
+
+    def _report(self, epoch: int) -> None:
+        """Gather the weights on the first process, evaluate, and write one line of metrics."""
+        gathered = self._gather_weights() if self.plan.training else {}
+        if self.seat.process:
+            return
+        if gathered:
+            self.model.load_state_dict(gathered)
+            torch.save(self.model.state_dict(), self.folder / "weights.pt")
+        evaluate = getattr(self.job, "evaluate", None)
+        self.metrics = evaluate(self.model) if evaluate and (gathered or self.file.scenario.model.weights) else {}
+        line = {"epoch": epoch + 1, "steps": self.steps, "epoch_s": round(self.epoch_s[-1], 4), **self.metrics}
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _gather_weights(self) -> dict[str, Tensor]:
+        """The whole model's state on the first process, from the first replica of every stage; {} elsewhere."""
+        ours: dict[str, Tensor] = {}
+        for stage in self.stages:
+            if self.plan.placement[stage.number][0] == self.seat.rank:
+                ours |= stage.state()
+        owners = [process_of(self.plan, rank, 0) for rank in dict.fromkeys(row[0] for row in self.plan.placement)]
+        if self.seat.process:
+            if self.seat.process in owners:
+                dist.send_object_list([[(name, tuple(t.shape), t.dtype) for name, t in ours.items()]], dst=0)
+                for tensor in ours.values():
+                    dist.send(tensor.contiguous(), dst=0)
+            return {}
+        # What no stage uses, such as a frozen buffer, stays as it was.
+        state: dict[str, Tensor] = dict(self.model.state_dict()) | ours
+        for owner in filter(None, owners):
+            state |= dict(self._receive_weights(owner))
+        return state
+
+    def _receive_weights(self, owner: int) -> Iterator[tuple[str, Tensor]]:
+        listing: list[Any] = [None]
+        dist.recv_object_list(listing, src=owner)
+        for name, shape, dtype in listing[0]:
+            tensor = torch.empty(shape, dtype=dtype, device=self.device)
+            dist.recv(tensor, src=owner)
+            yield name, tensor

@@ -1,0 +1,31 @@
+"""All plans of a folder, one behind the other in one process group: `python -m tests.runtime.play_plans FOLDER`."""
+
+import os
+import sys
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from chinchilla_sim.planner.plan_file import load_plan
+from chinchilla_sim.runtime.training import RankRun
+from chinchilla_sim.runtime.worker import prepare_process
+
+
+def main(folder: Path) -> None:
+    """Every subfolder's plan.json; records land beside it."""
+    prepare_process()
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    try:
+        for path in sorted(folder.glob("*/plan.json")):
+            RankRun(load_plan(path), path.parent, torch.device("cpu")).run()
+    except BaseException:
+        (folder / f"rank{os.environ['RANK']}.error").write_text(f"{path.parent.name}:\n{traceback.format_exc()}")
+        raise
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
