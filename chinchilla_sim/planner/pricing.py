@@ -372,6 +372,7 @@ class Pricer:
         if not plan.training:
             return NO_EXCHANGE
         codec = plan.gradient_codecs[stage]
-        return self._exchanges.among_replicas(
-            plan, stage, exchange_kind(codec, plan.zero_stage), self.gradient_payload_bytes(codec, tasks), CODECS[codec].rounds
-        )
+        payload = self.gradient_payload_bytes(codec, tasks)
+        # Where no matrix shrinks there are no factors to send in a second round.
+        rounds = CODECS[codec].rounds if payload < self.graph.trained_bytes_of(tasks) else 1
+        return self._exchanges.among_replicas(plan, stage, exchange_kind(codec, plan.zero_stage), payload, rounds)
