@@ -1,30 +1,36 @@
 """Bytes and seconds of codecs: how a tensor of fp32 values is shrunk for a link.
 
-    codec     payload per value                        encode reads+writes   decode reads+writes   summable on the way
-    none      4 B                                      0                     0                     yes
-    fp16      2 B                                      6 B, 1 kernel         6 B, 1 kernel         yes (all-reduce)
-    bf16      2 B                                      6 B, 1 kernel         6 B, 1 kernel         yes (all-reduce)
-    int8      1 B + 4 B per block of 256               29 B, 5 kernels       13 B, 2 kernels       no (all-gather)
-    one-bit   1/8 B + 4 B per block of 256             28 B, 4 kernels       4 B, 1 kernel         no (all-gather)
-    top-k     of 1 % of the values: value + 4 B index  44 B, 9 kernels       0.2 B, 1 kernel       no (all-gather)
-    low-rank  of a matrix n x m: r (n + m) values      12 B, see below       16 B, see below       yes (all-reduce, twice)
+    codec     payload per value                    encode             decode the first   each further   summable on the way
+    none      4 B                                  0                  0                  -              yes
+    fp16      2 B                                  6 B, 1 kernel      6 B, 1             -              yes (all-reduce)
+    bf16      2 B                                  6 B, 1             6 B, 1             -              yes (all-reduce)
+    int8      1 B + 4 B per block of 256           29 B, 9            13 B, 2            17 B, 2        no (all-gather)
+    one-bit   1/8 B + 4 B per block of 256         59 B, 10           18 B, 5            22 B, 5        no (all-gather)
+    top-k     of 1 %: value + 4 B index            37 B, 14           4.2 B, 2           0.2 B, 1       no (all-gather)
+    low-rank  of a matrix n x m: r (n + m) values  12 B, see below    12 B, see below    -              yes (all-reduce, twice)
 
-int8 scales each block by its largest magnitude (one scale for a whole bucket gives 13-15 % gradient error,
-one per block below 1 %): magnitude (8 B), maximum (4 B), division (8 B), rounding (8 B in place) and
-conversion (5 B) less the 4 B that stay in cache. Decoding converts (5 B) and multiplies (8 B).
+Bytes read and written per value and kernels started: counts of the operators in runtime/codecs.py, runtime/gradient_codecs.py and
+runtime/low_rank.py. Gradients are first copied side by side (8 B, `packing_s`), except by fp16 and bf16, which convert as they copy,
+and by codecs with feedback, which add them to the residual.
+
+int8 scales each block by its largest magnitude (one scale for a whole bucket gives 13-15 % gradient error, one per block below 1 %):
+maximum (4 B), minimum (4 B), division (8 B), rounding (8 B in place), conversion (5 B), and four kernels on scales alone. Decoding
+converts (5 B) and multiplies (8 B), or multiplies and adds (12 B).
 
 The last three lose so much that they are for gradients only, with error feedback: what was not sent is kept in a residual (a copy of
 the gradients in memory) and added to those of the next step, which reads both and writes one (12 B).
 
 one-bit   signs and the mean magnitude of each block (1-bit SGD, Seide et al. 2014; with feedback Karimireddy et al. 2019, EF-signSGD):
-          beside feedback the mean reads 4 B, packing 4 B, and the new residual is read and written (8 B).
-top-k     the 1 % largest magnitudes (Aji & Heafield 2017; with memory Stich et al. 2018): beside feedback magnitudes (8 B), radix
-          selection in four passes of 8 bits (16 B; Alabi et al. 2012), a pass that collects (4 B), and 4 B to zero the gradients, to
-          which each payload received is added: per sent value 8 B are read and 12 B read and written there.
+          beside feedback magnitudes (8 B) and their sums (4 B), signs as bytes (5 B) packed to bits (2 B with their copy), and the scale
+          with each sign (8 B, 8 B) taken off the residual (12 B). Decoding unpacks (1 B), makes +1 and -1 (4 B), and goes on as int8.
+top-k     the 1 % largest magnitudes (Aji & Heafield 2017; with memory Stich et al. 2018): beside feedback magnitudes (8 B), maxima of 16
+          (4 B) and a selection among those (1 B), comparison with the last one selected (5 B, and 2 B to turn it round), a search (1 B),
+          and about 4 B for what passes. Decoding zeroes (4 B); per sent value 8 B are read and 12 B read and written.
 low-rank  PowerSGD (Vogels, Karimireddy & Jaggi 2019) of rank r = 4: P = M Q is summed over the ranks and made orthonormal, then
-          Q = M^T P is summed, and P Q^T is the result. Encoding takes 4 n m r + 2 n r^2 flop and reads M twice, decoding 2 n m r flop; it
-          writes the result and the residual. Tensors of one axis, and matrices that would not shrink, travel whole. Matrices of one
-          shape share their kernels: 3 products and 2 r for orthogonality.
+          Q = M^T P is summed, and P Q^T is the result. Encoding takes 2 n m r flop and reads M. What stands between the two collectives
+          (`between_rounds_s`) takes 2 n m r + 4 n r^2 flop and reads M again; behind the second the residual is read and written and the
+          result written, for 4 n m r flop. Tensors of one axis, and matrices that would not shrink, travel whole. Matrices of one
+          shape share their kernels: 1, 4 and 2.
 
 low-rank depends on shapes: callers give `matrices` (rows, columns) of what they know (`matrices_of`); what is not in them travels whole.
 Without any all values are taken to be one square matrix, which shrinks most.
@@ -34,7 +40,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import ceil, prod, sqrt
+from math import ceil, isqrt, prod, sqrt
 
 from chinchilla_sim.cluster.topology import Device
 from chinchilla_sim.graph.task import Weight
@@ -54,8 +60,8 @@ Matrices = Sequence[tuple[float, float]]
 class Codec:
     """How one fp32 value travels, and what packing it costs in memory traffic.
 
-    `rounds` collectives exchange a payload; with `feedback` a residual as large as the gradients is kept, and the codec is for them only.
-    `addition_bytes` are moved to add one more payload, unpacked, to the sum.
+    `decode_*` unpack the first payload, `further_*` each other one and add it. `rounds` collectives exchange a payload; with `feedback` a
+    residual as large as the gradients is kept, and the codec is for them only. `copied` gradients are laid side by side first.
     """
 
     name: str
@@ -65,8 +71,10 @@ class Codec:
     encode_kernels: int
     decode_bytes: float
     decode_kernels: int
-    summable: bool
-    addition_bytes: float = 12
+    further_bytes: float = 0.0
+    further_kernels: int = 0
+    summable: bool = False
+    copied: bool = False
     feedback: bool = False
     rounds: int = 1
 
@@ -74,13 +82,13 @@ class Codec:
 CODECS = {
     codec.name: codec
     for codec in (
-        Codec("none", 4, 0, 0, 0, 0, 0, True),
-        Codec("fp16", 2, 0, 6, 1, 6, 1, True),
-        Codec("bf16", 2, 0, 6, 1, 6, 1, True),
-        Codec("int8", 1, 4, 29, 5, 13, 2, False),
-        Codec("one-bit", 1 / 8, 4, 28, 4, 4, 1, False, feedback=True),
-        Codec("top-k", TOP_SHARE * (VALUE_BYTES + INDEX_BYTES), 0, 44, 9, TOP_SHARE * 20, 1, False, addition_bytes=0, feedback=True),
-        Codec("low-rank", 0, 0, 12, 1, 16, 1, True, feedback=True, rounds=2),
+        Codec("none", 4, 0, 0, 0, 0, 0, summable=True, copied=True),
+        Codec("fp16", 2, 0, 6, 1, 6, 1, summable=True),
+        Codec("bf16", 2, 0, 6, 1, 6, 1, summable=True),
+        Codec("int8", 1, 4, 29, 9, 13, 2, 17, 2, copied=True),
+        Codec("one-bit", 1 / 8, 4, 59, 10, 18, 5, 22, 5, feedback=True),
+        Codec("top-k", TOP_SHARE * (VALUE_BYTES + INDEX_BYTES), 0, 37, 14, 4 + TOP_SHARE * 20, 2, TOP_SHARE * 20, 1, feedback=True),
+        Codec("low-rank", 0, 0, 12, 1, 12, 0, summable=True, feedback=True, rounds=2),
     )
 }
 GRADIENTS_ONLY = tuple(name for name, codec in CODECS.items() if codec.feedback)
@@ -99,7 +107,7 @@ def payload_bytes(codec: str, raw_bytes: float, value_bytes: float = VALUE_BYTES
         return -(-values // round(1 / TOP_SHARE)) * (min(VALUE_BYTES, value_bytes) + INDEX_BYTES)
     if codec == "low-rank":
         return value_bytes * (values - sum(n * m - LOW_RANK * (n + m) for n, m in _shrinking(values, matrices)))
-    return values * min(kind.value_bytes, value_bytes) + kind.block_bytes * ceil(values / INT8_BLOCK)
+    return ceil(values * min(kind.value_bytes, value_bytes)) + kind.block_bytes * ceil(values / INT8_BLOCK)
 
 
 def least_payload_bytes(codec: str, raw_bytes: float, value_bytes: float, matrices: Matrices) -> float:
@@ -133,16 +141,28 @@ def exchange_kind(codec: str, zero_stage: int = 0) -> str:
 
 
 def matrices_of(weights: Iterable[Weight], value_bytes: float) -> list[tuple[float, float]]:
-    """Rows and columns of the gradients of weights: the first axis by all others; of tensors in parts the rows are fewer."""
-    found = []
+    """Rows and columns of the gradients of weights; of tensors in parts the rows are fewer."""
+    found: list[tuple[float, float]] = []
     for weight in weights:
         values = weight.bytes / value_bytes
         if len(weight.shape) > 1:
             columns = prod(weight.shape[1:])
             found.append((values / columns, float(columns)))
         elif not weight.shape or values > LONGEST_VECTOR:
-            found.append((sqrt(values), sqrt(values)))
+            found.append((float(isqrt(int(values))),) * 2)
     return found
+
+
+def gradient_matrix(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """Rows and columns of a tensor: the first axis by all others; of a long vector the largest square in it; None of a short one.
+
+    >>> gradient_matrix((8, 4, 3, 3)), gradient_matrix((2**18 + 5,)), gradient_matrix((10,))
+    ((8, 36), (512, 512), None)
+    """
+    if len(shape) > 1:
+        return shape[0], prod(shape[1:])
+    values = prod(shape)
+    return (isqrt(values), isqrt(values)) if values > LONGEST_VECTOR else None
 
 
 def _shrinking(values: float, matrices: Matrices | None) -> list[tuple[float, float]]:
@@ -151,30 +171,41 @@ def _shrinking(values: float, matrices: Matrices | None) -> list[tuple[float, fl
     return [(n, m) for n, m in given if LOW_RANK * (n + m) < n * m]
 
 
+def packing_s(codec: str, raw_bytes: float, device: Device) -> float:
+    """Seconds to lay gradients side by side before they are encoded."""
+    return _kernels_s(1, 8, raw_bytes, device) if CODECS[codec].copied else 0.0
+
+
 def encode_s(codec: str, raw_bytes: float, device: Device, matrices: Matrices | None = None) -> float:
     """Seconds to pack `raw_bytes` of fp32 values."""
     kind = CODECS[codec]
     seconds = _kernels_s(kind.encode_kernels, kind.encode_bytes, raw_bytes, device)
-    if codec != "low-rank":
-        return seconds
-    shrinking = _shrinking(raw_bytes / VALUE_BYTES, matrices)
-    flop = sum(4 * n * m * LOW_RANK + 2 * n * LOW_RANK**2 for n, m in shrinking)
-    reads = 2 * VALUE_BYTES * sum(n * m for n, m in shrinking)
-    launches = (2 + 2 * LOW_RANK) * len(set(shrinking))
-    return seconds + _products_s(launches, flop, reads, device)
+    return seconds + _factors_s(raw_bytes, device, matrices, 1, 2, 0, VALUE_BYTES) if codec == "low-rank" else seconds
+
+
+def between_rounds_s(codec: str, raw_bytes: float, device: Device, matrices: Matrices | None = None) -> float:
+    """Seconds of decoding that the second collective waits for, of a codec that has one."""
+    return _factors_s(raw_bytes, device, matrices, 4, 2, 4, VALUE_BYTES) if CODECS[codec].rounds > 1 else 0.0
 
 
 def decode_s(codec: str, raw_bytes: float, device: Device, copies: int = 1, matrices: Matrices | None = None) -> float:
     """Seconds to unpack `copies` payloads and add them up (an all-gather delivers one per rank)."""
     kind = CODECS[codec]
     if codec == "low-rank":
-        shrinking = _shrinking(raw_bytes / VALUE_BYTES, matrices)
-        made = VALUE_BYTES * sum(n * m for n, m in shrinking)
-        flop = sum(2 * n * m * LOW_RANK for n, m in shrinking)
-        return _products_s(len(set(shrinking)), flop, 0.0, device) + _kernels_s(kind.decode_kernels, kind.decode_bytes, made, device)
-    once_s = _kernels_s(kind.decode_kernels, kind.decode_bytes, raw_bytes, device)
-    addition_s = _kernels_s(1, kind.addition_bytes, raw_bytes, device) if kind.addition_bytes else 0.0
-    return copies * once_s + (copies - 1) * addition_s
+        behind_s = _factors_s(raw_bytes, device, matrices, 2, 4, 0, kind.decode_bytes)
+        return between_rounds_s(codec, raw_bytes, device, matrices) + behind_s
+    further_s = _kernels_s(kind.further_kernels, kind.further_bytes, raw_bytes, device)
+    return _kernels_s(kind.decode_kernels, kind.decode_bytes, raw_bytes, device) + (copies - 1) * further_s
+
+
+def _factors_s(
+    raw_bytes: float, device: Device, matrices: Matrices | None, launches: int, products: int, squares: int, bytes_per_value: float
+) -> float:
+    """Seconds of work on low-rank factors: `launches` for each shape, flop of `products` n m r + `squares` n r^2, traffic of each value."""
+    shrinking = _shrinking(raw_bytes / VALUE_BYTES, matrices)
+    flop = sum(products * n * m * LOW_RANK + squares * n * LOW_RANK**2 for n, m in shrinking)
+    moved = bytes_per_value * sum(n * m for n, m in shrinking)
+    return _products_s(launches * len(set(shrinking)), flop, moved, device)
 
 
 def _products_s(launches: int, flop: float, moved_bytes: float, device: Device) -> float:

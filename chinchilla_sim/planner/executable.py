@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from chinchilla_sim.cost.codec import CODECS, GRADIENTS_ONLY
 from chinchilla_sim.errors import Mistake
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.scenario.model import CompressionSpec
 from chinchilla_sim.scenario.search import SearchSpec
 
-WIRE_CODECS = ("none", "fp16", "bf16", "int8")
+ACTIVATION_CODECS = tuple(name for name in CODECS if name not in GRADIENTS_ONLY)
 
 PLAYED: Mapping[str, tuple[object, ...]] = {
     "tensor_parallel_degrees": (1,),
     "context_parallel_degrees": (1,),
     "expert_parallel_degrees": (1,),
     "zero_stages": (0,),
-    "gradient_codecs": WIRE_CODECS,
-    "activation_codecs": WIRE_CODECS,
+    "gradient_codecs": tuple(CODECS),
+    "activation_codecs": ACTIVATION_CODECS,
     "activation_priorities": (),
     "variants": (),
 }
@@ -27,7 +28,6 @@ _ASKS: Mapping[str, Callable[[Plan], bool]] = {
     "priorities of messages": lambda plan: plan.activation_priority is not None,
     "ZeRO": lambda plan: plan.zero_stage > 0,
     "tensor, context and expert parallelism": lambda plan: plan.group_width * plan.expert_parallel_degree > 1,
-    f"codecs other than {', '.join(WIRE_CODECS)}": lambda plan: not {*plan.gradient_codecs, *plan.activation_codecs} <= {*WIRE_CODECS},
 }
 
 

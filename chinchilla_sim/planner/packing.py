@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chinchilla_sim.cluster.topology import Device
-from chinchilla_sim.cost.codec import CODECS, Matrices, decode_s, encode_s
+from chinchilla_sim.cost.codec import CODECS, Matrices, between_rounds_s, decode_s, encode_s, packing_s
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.plan import Plan
 
@@ -25,13 +25,18 @@ def boundary_codec_s(plan: Plan, stage: int, raw: Sequence[float], raw_gradients
 
 
 def gradient_codec_s(plan: Plan, stage: int, raw_bytes: float, device: Device, matrices: Matrices) -> dict[Op, float]:
-    """Seconds to pack the gradients of a stage into its bucket (a copy, then the codec) and to unpack the result."""
+    """Seconds to pack the gradients of a stage into its bucket and to unpack the result."""
     if plan.exchange_degree_of(stage) == 1 or plan.zero_stage == 3:
         return {}
     codec = plan.gradient_codecs[stage]
     copies = 1 if CODECS[codec].summable else plan.exchange_degree_of(stage)
-    packing_s = device.elementwise_launch_s + 2 * raw_bytes / device.elementwise_bandwidth_bytes_per_s
     return {
-        Op.ENCODE_GRAD: packing_s + encode_s(codec, raw_bytes, device, matrices),
+        Op.ENCODE_GRAD: packing_s(codec, raw_bytes, device) + encode_s(codec, raw_bytes, device, matrices),
         Op.DECODE_GRAD: decode_s(codec, raw_bytes, device, copies, matrices),
     }
+
+
+def between_rounds_of(plan: Plan, stage: int, raw_bytes: float, device: Device, matrices: Matrices) -> float:
+    """Seconds of unpacking the gradients of a stage that their second collective waits for."""
+    exchanged = plan.exchange_degree_of(stage) > 1 and plan.zero_stage < 3
+    return between_rounds_s(plan.gradient_codecs[stage], raw_bytes, device, matrices) if exchanged else 0.0

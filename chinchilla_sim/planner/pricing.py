@@ -27,7 +27,7 @@ from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.buckets import bucket_ends, trained_sizes
 from chinchilla_sim.planner.exchanges import Exchanges
 from chinchilla_sim.planner.holdings import Holding, growing
-from chinchilla_sim.planner.packing import boundary_codec_s, gradient_codec_s
+from chinchilla_sim.planner.packing import between_rounds_of, boundary_codec_s, gradient_codec_s
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import NO_EXCHANGE, Bucket, Exchange, Pricing, StagePrice
 from chinchilla_sim.planner.recompute import Blocks, Kept, keep_all
@@ -223,6 +223,7 @@ class Pricer:
             transient_bytes=transient,
             blocking_s={op: seconds for op, seconds in blocking_s.items() if seconds},
             buckets=self._buckets(plan, tasks, times),
+            between_rounds_s=between_rounds_of(plan, stage, parameters, device, self.matrices(tasks)),
         )
 
     def _host_floors_s(self, tasks: Sequence[Task], again: frozenset[str], device: Device) -> dict[Op, float]:
@@ -372,6 +373,7 @@ class Pricer:
         if not plan.training:
             return NO_EXCHANGE
         codec = plan.gradient_codecs[stage]
-        return self._exchanges.among_replicas(
-            plan, stage, exchange_kind(codec, plan.zero_stage), self.gradient_payload_bytes(codec, tasks), CODECS[codec].rounds
-        )
+        payload = self.gradient_payload_bytes(codec, tasks)
+        # Where no matrix shrinks there are no factors to send in a second round.
+        rounds = CODECS[codec].rounds if payload < self.graph.trained_bytes_of(tasks) else 1
+        return self._exchanges.among_replicas(plan, stage, exchange_kind(codec, plan.zero_stage), payload, rounds)

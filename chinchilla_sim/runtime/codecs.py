@@ -1,4 +1,8 @@
-"""Codecs in plain torch: tensors to bytes on the wire and back; sizes equal `cost/codec.py`."""
+"""Codecs in plain torch: tensors to bytes on the wire and back; sizes equal `cost/codec.py`.
+
+int8 has one scale for every INT8_BLOCK values in a row of memory, not one for each row of the tensor: rows longer than a block get
+several (finer than one per row), shorter rows share one. So the payload depends on the number of values alone, as the plan's bytes do.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from chinchilla_sim.cost.codec import INT8_BLOCK
 
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 SMALLEST_SCALE = 1e-30
+SCALE_BYTES = 4
 
 
 def encode(codec: str, values: Tensor) -> Tensor:
@@ -34,25 +39,47 @@ def decode(codec: str, payload: Tensor, count: int) -> Tensor:
     return _decode_int8(payload, count)
 
 
+def block_count(values: int) -> int:
+    """Blocks that so many values start."""
+    return -(-values // INT8_BLOCK)
+
+
+def quantize(blocks: Tensor, scale: Tensor, values: Tensor, scratch: Tensor | None = None) -> None:
+    """Rows of INT8_BLOCK fp32 values into int8 `values` (as many as it holds) and one `scale` a row; `scratch` may be `blocks` itself."""
+    torch.maximum(blocks.amax(dim=1), blocks.amin(dim=1).neg_(), out=scale).div_(127).clamp_(min=SMALLEST_SCALE)
+    scaled = torch.div(blocks, scale[:, None], out=scratch).round_()
+    values.copy_(scaled.view(-1)[: values.numel()])
+
+
+def split_scales(payload: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
+    """Scales of so many blocks, and the bytes behind them; `payload` starts at a multiple of four bytes."""
+    return payload[: SCALE_BYTES * blocks].view(torch.float32), payload[SCALE_BYTES * blocks :]
+
+
+def aligned(payload: Tensor) -> Tensor:
+    """Bytes that start at a multiple of four in memory: themselves, or a copy."""
+    return payload.clone() if payload.storage_offset() % SCALE_BYTES else payload
+
+
 def _encode_int8(flat: Tensor) -> Tensor:
-    """int8 values, then one fp32 scale per block of INT8_BLOCK values, as one tensor of bytes."""
-    blocks = _blocks(flat)
-    scale = blocks.abs().amax(dim=1, keepdim=True).div_(127).clamp_(min=SMALLEST_SCALE)
-    quantized = (blocks / scale).round_().to(torch.int8).reshape(-1)[: flat.numel()]
-    return torch.cat([quantized.view(torch.uint8), scale.reshape(-1).view(torch.uint8)])
+    """One fp32 scale per block of INT8_BLOCK values, then the int8 values, as one tensor of bytes."""
+    count = flat.numel()
+    missing = -count % INT8_BLOCK
+    blocks = (torch.nn.functional.pad(flat, (0, missing)) if missing else flat).view(-1, INT8_BLOCK)
+    payload = torch.empty(SCALE_BYTES * len(blocks) + count, dtype=torch.uint8, device=flat.device)
+    scale, values = split_scales(payload, len(blocks))
+    quantize(blocks, scale, values.view(torch.int8))
+    return payload
 
 
 def _decode_int8(payload: Tensor, count: int) -> Tensor:
-    # A copy, because the scales may start at an address that is not a multiple of four.
-    scale = payload[count:].clone().view(torch.float32)
-    blocks = _blocks(payload[:count].view(torch.int8).to(torch.float32))
-    return blocks.mul_(scale[:, None]).reshape(-1)[:count]
-
-
-def _blocks(flat: Tensor) -> Tensor:
-    missing = -flat.numel() % INT8_BLOCK
-    padded = torch.nn.functional.pad(flat, (0, missing)) if missing else flat
-    return padded.view(-1, INT8_BLOCK)
+    scale, values = split_scales(payload, block_count(count))
+    whole = count - count % INT8_BLOCK
+    flat = values.view(torch.int8).to(torch.float32)
+    flat[:whole].view(-1, INT8_BLOCK).mul_(scale[: whole // INT8_BLOCK, None])
+    if whole < count:
+        flat[whole:].mul_(scale[-1])
+    return flat
 
 
 @dataclass(frozen=True, slots=True)

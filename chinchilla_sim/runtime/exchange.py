@@ -1,64 +1,126 @@
-"""TEMPORARY: replaced by branch codecs."""
+"""The exchange of one bucket of gradients among the replicas of a stage: pack, one or two collectives, unpack.
+
+Nothing runs in callbacks: every rank issues the collectives of its buckets in the order of its program, and a second round (low-rank)
+where it comes to `advance` or `finish`. So several buckets may be outstanding at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from chinchilla_sim.cost.codec import CODECS
+from chinchilla_sim.cost.codec import exchange_kind
 from chinchilla_sim.cost.collective import sent_bytes
-from chinchilla_sim.runtime.codecs import decode, encode
+from chinchilla_sim.errors import RunError
+from chinchilla_sim.runtime.gradient_codecs import BucketCodec, Int8Codec, OneBitCodec, SumCodec, TopCodec
+from chinchilla_sim.runtime.low_rank import LowRankCodec
+
+_PACKED = {"int8": Int8Codec, "one-bit": OneBitCodec, "top-k": TopCodec, "low-rank": LowRankCodec}
+
+
+def bucket_codec(codec: str, parameters: Sequence[nn.Parameter]) -> BucketCodec:
+    """The codec of a bucket by its name in a plan."""
+    return _PACKED[codec](parameters) if codec in _PACKED else SumCodec(codec, parameters)
 
 
 class BucketExchange:
-    """Exchange of one bucket."""
+    """One bucket: `encode`, `issue`, then `finish`, once a step; all gradients are sums over the replicas then.
+
+    In a group of one nothing travels, but the codec does to the gradients what it does among many.
+    """
 
     def __init__(self, codec: str, parameters: Sequence[nn.Parameter], group: Any, group_size: int) -> None:
-        self.codec, self.parameters, self.group, self.group_size = codec, list(parameters), group, group_size
-        self.count = sum(p.numel() for p in self.parameters)
+        """`group` is the process group of the replicas (None: the default one), `group_size` how many they are."""
+        self.parameters = list(parameters)
+        self.group, self.group_size = group, group_size
+        self.kind = exchange_kind(codec)
+        self._codec = bucket_codec(codec, self.parameters) if self.parameters else None
+        payloads = self._codec.payloads if self._codec else []
+        self.round_bytes = tuple(payload.numel() * payload.element_size() for payload in payloads)
+        """Payload of each round."""
+        self._received: list[Tensor] = []
+        if self.kind == "all_gather" and payloads:
+            self._received = list(torch.zeros(group_size, len(payloads[0]), dtype=payloads[0].dtype, device=payloads[0].device))
+        self._issued = 0
         self._work: Any = None
-        self._gathered: list[Tensor] = []
-        self._bucket = torch.zeros(0)
 
-    def encode(self) -> None:
-        grads = [torch.zeros_like(p).reshape(-1) if p.grad is None else p.grad.reshape(-1) for p in self.parameters]
-        flat = torch.cat(grads) if grads else torch.zeros(0)
-        self._bucket = encode(self.codec, flat)
+    @property
+    def round_wire_bytes(self) -> tuple[float, ...]:
+        """Bytes that this rank puts on the wire in each round, without headers."""
+        return tuple(sent_bytes(self.kind, size, self.group_size) for size in self.round_bytes)
 
     @property
     def wire_bytes(self) -> float:
-        kind = "all_reduce" if CODECS[self.codec].summable else "all_gather"
-        example = encode(self.codec, torch.zeros(self.count)) if self.count else torch.zeros(0)
-        return sent_bytes(kind, example.numel() * example.element_size(), self.group_size)
+        """The same of all rounds."""
+        return sum(self.round_wire_bytes)
+
+    @property
+    def twice(self) -> bool:
+        """Whether a second round follows."""
+        return len(self.round_bytes) > 1
+
+    def encode(self) -> None:
+        """Pack the parameters' gradients (zeros where one has none), with what earlier steps did not send."""
+        if self._codec:
+            self._codec.pack()
+        self._issued = 0
 
     def issue(self) -> None:
-        if not self.count:
+        """Start the first collective."""
+        if not self._codec:
             return
-        if CODECS[self.codec].summable:
-            self._gathered = []
-            self._work = dist.all_reduce(self._bucket, group=self.group, async_op=True)
+        payload = self._codec.payloads[self._issued]
+        self._issued += 1
+        if self.kind == "all_reduce":
+            if self.group_size > 1:
+                self._work = dist.all_reduce(payload, group=self.group, async_op=True)
+        elif self.group_size > 1:
+            self._work = dist.all_gather(self._received, payload, group=self.group, async_op=True)
         else:
-            self._gathered = [torch.empty_like(self._bucket) for _ in range(self.group_size)]
-            self._work = dist.all_gather(self._gathered, self._bucket, group=self.group, async_op=True)
+            self._received[0].copy_(payload)
 
     def wait(self) -> None:
+        """Wait for what was issued."""
         if self._work is not None:
             self._work.wait()
             self._work = None
 
-    def finish(self) -> None:
+    def advance(self) -> None:
+        """Wait for the first collective, and start the second of a codec that has two.
+
+        Called for all buckets before any is finished, it lets their second rounds travel together.
+        """
         self.wait()
-        if not self.count:
+        if self._codec and self._issued < len(self.round_bytes):
+            self._codec.prepare_second()
+            self.issue()
+
+    def finish(self) -> None:
+        """Wait, unpack, and let every parameter's gradient be the sum over the replicas."""
+        if not self._codec:
             return
-        payloads = self._gathered or [self._bucket]
-        total = decode(self.codec, payloads[0], self.count)
-        for payload in payloads[1:]:
-            total = total.add_(decode(self.codec, payload, self.count))
-        start = 0
-        for p in self.parameters:
-            p.grad = total[start : start + p.numel()].view_as(p).to(p.dtype)
-            start += p.numel()
+        self.advance()
+        self.wait()
+        self._codec.unpack(self._received or self._codec.payloads[:1])
+        for parameter, gradient in zip(self._codec.parameters, self._codec.gradients, strict=True):
+            parameter.grad = gradient
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the next step needs beside weights: "residual.I" like parameter I of the bucket, "q.I" (rank x columns) of low-rank.
+
+        Residuals are each rank's own: the sum over the replicas is what the group has not sent yet. Q is the same on all.
+        """
+        return self._codec.state() if self._codec else {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state_dict` gave, of a bucket with the same parameters and codec."""
+        own = self.state_dict()
+        wrong = sorted(set(own) ^ set(state)) or sorted(name for name, tensor in own.items() if tensor.shape != state[name].shape)
+        if wrong:
+            raise RunError(f"state of a gradient bucket: {', '.join(wrong)} do not fit its parameters and codec; start without residuals")
+        for name, tensor in own.items():
+            tensor.copy_(state[name])

@@ -18,6 +18,9 @@ from chinchilla_sim.runtime.groups import Groups, Seat
 from chinchilla_sim.runtime.recorder import Recorder
 from chinchilla_sim.runtime.stages import Stage
 
+FIRST, SECOND = "gradients", "second round of gradients"
+"""Names of the collectives of a bucket in records."""
+
 MakeOptimizer = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -57,17 +60,23 @@ class StageGradients:
         self.recorder.compute(str(Action(self.number, Op.ENCODE_GRAD)), CATEGORY[Op.ENCODE_GRAD], start_s)
 
     def _issue(self, bucket: int) -> None:
-        exchange = self.buckets[bucket]
-        self.recorder.join(("gradients", self.number, bucket, 0), str(Action(self.number, Op.REDUCE_GRAD)), exchange.wire_bytes)
-        exchange.issue()
+        self._join(FIRST, bucket)
+        self.buckets[bucket].issue()
         self._under_way.append(bucket)
+
+    def _join(self, name: str, bucket: int) -> None:
+        label, sent = str(Action(self.number, Op.REDUCE_GRAD)), self.buckets[bucket].round_wire_bytes
+        self.recorder.join((name, self.number, bucket, 0), label, sent[name == SECOND])
 
     def wait(self) -> None:
         """Wait for what is under way."""
         for bucket in self._under_way:
-            since_s = monotonic()
-            self.buckets[bucket].wait()
-            self.recorder.joined(("gradients", self.number, bucket, 0), since_s)
+            self._wait(FIRST, bucket)
+
+    def _wait(self, name: str, bucket: int) -> None:
+        since_s = monotonic()
+        self.buckets[bucket].wait()
+        self.recorder.joined((name, self.number, bucket, 0), since_s)
 
     def finish(self) -> None:
         """Let every parameter's gradient be the sum over the replicas."""
@@ -77,9 +86,32 @@ class StageGradients:
 
     def decode(self) -> None:
         """Wait, unpack, and add up."""
+        if any(self.buckets[bucket].twice for bucket in self._under_way):
+            self._decode_twice()
+            return
         self.wait()
         start_s = monotonic()
         self.finish()
+        self._record_decoding(start_s)
+
+    def _decode_twice(self) -> None:
+        """Of every bucket unpack the first round and issue the second, then unpack the results, as the simulation does."""
+        under_way, self._under_way = self._under_way, []
+        for bucket in under_way:
+            self._wait(FIRST, bucket)
+            start_s = monotonic()
+            self.buckets[bucket].advance()
+            self._record_decoding(start_s)
+            if self.buckets[bucket].twice:
+                self._join(SECOND, bucket)
+        for bucket in under_way:
+            if self.buckets[bucket].twice:
+                self._wait(SECOND, bucket)
+            start_s = monotonic()
+            self.buckets[bucket].finish()
+            self._record_decoding(start_s)
+
+    def _record_decoding(self, start_s: float) -> None:
         self.recorder.compute(str(Action(self.number, Op.DECODE_GRAD)), CATEGORY[Op.DECODE_GRAD], start_s)
 
     def update(self) -> None:

@@ -5,7 +5,8 @@ receiver's "ready", and for the message before it on its connection (same two ra
 
     leaves = max(t_send, t_receive_posted + latency back)        its bytes start `latency` later
 
-A collective waits until every member has issued it and has finished its collective before.
+A collective waits until every member has issued it and has finished its collective before. The second round of a codec that
+has two is a collective of its own, which a rank issues when it comes to DECODE_GRAD and has unpacked the first.
 """
 
 from __future__ import annotations
@@ -16,21 +17,17 @@ from itertools import pairwise
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.errors import RunError
 from chinchilla_sim.planner.action import CATEGORY, COLLECTIVES, PASSES, RECEIVES, SENDS, Action, Op, message_of
-from chinchilla_sim.planner.prices import Exchange, Pricing, StagePrice, memory_change
+from chinchilla_sim.planner.prices import Pricing, StagePrice, memory_change
 from chinchilla_sim.planner.program import Program, needs
 from chinchilla_sim.simulator.activities import NO_ACTIVITY, ActivityGraph, FlowSpec, Holding, Record
 from chinchilla_sim.simulator.collectives import add_exchange
+from chinchilla_sim.simulator.meetings import Collective, CollectiveKey, Message, MessageKey
 from chinchilla_sim.simulator.pause import no_collection
-
-MessageKey = tuple[str, int, int, int]
-"""Direction, boundary, microbatch and lane (the replica, unless stages have replica counts of their own)."""
-CollectiveKey = tuple[int, str, int, int]
-"""Stage, what is exchanged, microbatch (-1: once per step) and bucket; of shared weights their number and the replica."""
 
 INPUT = "INPUT"
 """Label of getting the batch, which is no action of the program."""
 
-SHARED = "shared weights"
+GRADIENTS, SECOND_ROUND, SHARED = "gradients", "second round of gradients", "shared weights"
 PREFETCHED_BUCKETS = 2
 """ZeRO 3 gathers the weights of so many buckets ahead of their use (FSDP's default: the next one, beside the present)."""
 
@@ -45,25 +42,6 @@ def activities_of(program: Program, pricing: Pricing, cluster: Cluster) -> Activ
         return _Lowering(program, pricing, cluster, program.folded).run()
 
 
-@dataclass(slots=True)
-class _Message:
-    """Behind which activity each end was issued; None where it was not."""
-
-    sent_after: int | None = None
-    posted_after: int | None = None
-
-
-@dataclass(slots=True)
-class _Collective:
-    """Exchange of one bucket among `members`: behind which activity, and with which action, each rank joined."""
-
-    members: tuple[int, ...]
-    exchange: Exchange
-    share: float
-    joined_after: dict[int, int] = field(default_factory=dict)
-    actions: dict[int, Action] = field(default_factory=dict)
-
-
 class _Lowering:
     def __init__(self, program: Program, pricing: Pricing, cluster: Cluster, folded: bool) -> None:
         self.program, self.plan, self.pricing, self.cluster, self.folded = program, program.plan, pricing, cluster, folded
@@ -72,9 +50,9 @@ class _Lowering:
         self.graph.held_bytes = [pricing.held_bytes(self.plan, rank) for rank in range(ranks)]
         self.tail = [NO_ACTIVITY] * ranks
         self.rank_of_slot = {slot: rank for rank in range(ranks) for slot in self.plan.slots_of(rank)}
-        self.messages: dict[MessageKey, _Message] = {}
+        self.messages: dict[MessageKey, Message] = {}
         self.channels: dict[tuple[int, int, str], list[MessageKey]] = {}
-        self.collectives: dict[CollectiveKey, _Collective] = {}
+        self.collectives: dict[CollectiveKey, Collective] = {}
         # In which order every rank issues its collectives.
         self.issued: list[list[CollectiveKey]] = [[] for _ in range(ranks)]
         # What an activity waits for and has no number yet: a message, a collective or a pass of another stage.
@@ -140,7 +118,7 @@ class _Lowering:
         graph.records.append(Record(target, "receive", "transfer", str(Action(receiver, receive_op, microbatch)), flows[0], end, payload))
         return end
 
-    def _name_end(self, key: MessageKey, message: _Message) -> str:
+    def _name_end(self, key: MessageKey, message: Message) -> str:
         """The end of a message that has no other, such as `0SEND_F0 of rank 0 has no receive`."""
         direction, boundary, microbatch, lane = key
         sent = message.sent_after is not None
@@ -164,10 +142,10 @@ class _Lowering:
                 )
             entries[key] = self.graph.join(collective.joined_after.values(), always=True)
             if self.folded and not collective.exchange.table:
-                exits[key] = self.graph.add(collective.exchange.idle_s * collective.share, after=entries[key])
+                exits[key] = self.graph.add(collective.exchange.idle_s * collective.part, after=entries[key])
             else:
                 exits[key] = self._add_rounds(collective, entries[key])
-            sent = collective.exchange.sent_bytes * collective.share * self.plan.group_width
+            sent = collective.exchange.sent_bytes * collective.part * self.plan.group_width
             for rank in members:
                 label = str(collective.actions[rank])
                 self.graph.records.append(Record(rank, "collective", "collective", label, entries[key], exits[key], sent))
@@ -176,10 +154,10 @@ class _Lowering:
                 self.graph.link(exits[before], entries[behind])
         return exits
 
-    def _add_rounds(self, collective: _Collective, entry: int) -> int:
+    def _add_rounds(self, collective: Collective, entry: int) -> int:
         """The rounds of an exchange, one behind the other; returns the end of the last."""
         exchange = collective.exchange
-        for _ in range(exchange.rounds):
+        for _ in range(collective.rounds):
             entry = add_exchange(self.graph, self.cluster, exchange, collective.share / exchange.rounds, self.rank_of_slot, entry)
         return entry
 
@@ -196,10 +174,12 @@ class _Row:
     expected: frozenset[tuple[Op, int, int | None]] = frozenset()
     started: set[int] = field(default_factory=set)
     last_backward: dict[int, int] = field(default_factory=dict)
+    decoded: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         self.stages, self.replica = self.lowering.plan.position[self.rank]
         self.expected = frozenset((a.op, a.stage, a.microbatch) for a in self.actions if a.op in RECEIVES or a.op in COLLECTIVES)
+        self.decoded = frozenset(a.stage for a in self.actions if a.op is Op.DECODE_GRAD)
         self.last_backward = {a.stage: index for index, a in enumerate(self.actions) if a.op in (Op.B, Op.W)}
 
     def lower(self) -> None:
@@ -233,7 +213,7 @@ class _Row:
         direction, boundary, microbatch = message_of(action)
         lane = lowering.plan.lane_of(self.replica, microbatch)
         key = (direction, boundary, microbatch, lane)
-        message = lowering.messages.setdefault(key, _Message())
+        message = lowering.messages.setdefault(key, Message())
         if action.op in RECEIVES:
             message.posted_after = lowering.tail[self.rank]
             return
@@ -256,12 +236,32 @@ class _Row:
         stage, op, _ = action
         if op is Op.ENCODE_GRAD and self._split:
             return  # packed bucket by bucket, between the parts of the last backward pass
+        if op is Op.DECODE_GRAD and self.lowering.pricing.gradients[stage].rounds > 1:
+            self._decode_twice(action)
+            return
         number = self._append(str(action), action, self._price(stage).action_s[op])
         for needed in needs(action):
             if needed in (Op.REDUCE_GRAD, Op.REDUCE_SHARED):
                 self._await_gradients(number, stage, needed)
             else:
                 self._await(number, action, needed)
+
+    def _decode_twice(self, action: Action) -> None:
+        """Unpack each bucket's first round and issue its second; then, behind that, unpack the results."""
+        lowering, price = self.lowering, self._price(action.stage)
+        firsts = [key for key in lowering.issued[self.rank] if key[:2] == (action.stage, GRADIENTS)]
+        seconds = []
+        for key in firsts:
+            first = lowering.collectives[key]
+            number = self._append(str(action), action, price.between_rounds_s * first.share)
+            lowering.awaited_collectives.append((number, key))
+            seconds.append((action.stage, SECOND_ROUND, *key[2:]))
+            named = Action(action.stage, Op.REDUCE_GRAD)
+            self._enter(seconds[-1], Collective(first.members, first.exchange, first.share, 1), named, number)
+        behind_s = price.action_s[Op.DECODE_GRAD] - price.between_rounds_s
+        for key in seconds:
+            number = self._append(str(action), action, behind_s * lowering.collectives[key].share)
+            lowering.awaited_collectives.append((number, key))
 
     def _await(self, number: int, action: Action, needed: Op) -> None:
         if (needed, action.stage, action.microbatch) in self.expected:
@@ -272,7 +272,7 @@ class _Row:
     def _await_gradients(self, number: int, stage: int, needed: Op) -> None:
         sets = self.lowering.plan.shared_stages
         for key in self.lowering.issued[self.rank]:
-            own = key[1] == "gradients" and key[0] == stage
+            own = key[1] == GRADIENTS and key[0] == stage
             shared = key[1] == SHARED and stage in sets[key[0]]
             if shared if needed is Op.REDUCE_SHARED else own:
                 self.lowering.awaited_collectives.append((number, key))
@@ -353,7 +353,7 @@ class _Row:
                 if plan.zero_stage < 3:
                     packing = Action(action.stage, Op.ENCODE_GRAD)
                     self._append(str(packing), packing, encode_s * share)
-                self._join("gradients", action, microbatch, index, share, self.lowering.tail[self.rank])
+                self._join(GRADIENTS, action, microbatch, index, share, self.lowering.tail[self.rank])
         return parts[0], self.lowering.tail[self.rank]
 
     # Collectives
@@ -365,18 +365,20 @@ class _Row:
             return
         gradients = action.op is Op.REDUCE_GRAD
         if not (gradients and self._split):
-            self._join("gradients" if gradients else "weights", action, None, 0, 1.0, self.lowering.tail[self.rank])
+            self._join(GRADIENTS if gradients else "weights", action, None, 0, 1.0, self.lowering.tail[self.rank])
 
     def _join(self, what: str, action: Action, microbatch: int | None, bucket: int, share: float, behind: int) -> CollectiveKey:
         lowering = self.lowering
-        gradients = what == "gradients"
+        gradients = what == GRADIENTS
         exchange = (lowering.pricing.gradients if gradients else lowering.pricing.weights)[action.stage]
         # A microbatch gathers weights for its forward and again for its backward pass.
         name = what if gradients or microbatch is None else f"{what} {action.op}"
         key = (action.stage, name, -1 if microbatch is None else microbatch, bucket)
         named = Action(action.stage, Op.REDUCE_GRAD if gradients else Op.UNSHARD)
         members = lowering.plan.placement[action.stage][: 1 if lowering.folded else None]
-        self._enter(key, _Collective(members, exchange, share), named, behind)
+        # A second round waits until DECODE_GRAD.
+        rounds = 1 if action.stage in self.decoded else exchange.rounds
+        self._enter(key, Collective(members, exchange, share, rounds), named, behind)
         return key
 
     def _join_shared(self, action: Action) -> None:
@@ -385,10 +387,10 @@ class _Row:
         assert number is not None
         by_replica, replica = lowering.pricing.shared[number], 0 if lowering.plan.free_replicas else self.replica
         exchange = max(by_replica, key=lambda one: one.idle_s) if lowering.folded else by_replica[replica]
-        collective = _Collective(lowering.plan.sharing_ranks(number, replica), exchange, 1.0)
+        collective = Collective(lowering.plan.sharing_ranks(number, replica), exchange, 1.0, exchange.rounds)
         self._enter((number, SHARED, -1, replica), collective, action, lowering.tail[self.rank])
 
-    def _enter(self, key: CollectiveKey, collective: _Collective, action: Action, behind: int) -> None:
+    def _enter(self, key: CollectiveKey, collective: Collective, action: Action, behind: int) -> None:
         joined = self.lowering.collectives.setdefault(key, collective)
         joined.joined_after[self.rank], joined.actions[self.rank] = behind, action
         self.lowering.issued[self.rank].append(key)

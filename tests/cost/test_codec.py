@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chinchilla_sim.cluster.topology import Device
-from chinchilla_sim.cost.codec import CODECS, compression_ratio, decode_s, encode_s, exchange_kind, matrices_of, payload_bytes
+from chinchilla_sim.cost.codec import (
+    CODECS,
+    between_rounds_s,
+    compression_ratio,
+    decode_s,
+    encode_s,
+    exchange_kind,
+    matrices_of,
+    packing_s,
+    payload_bytes,
+)
 from chinchilla_sim.graph.task import Weight
 
 DEVICE = Device("slow", 1.0, 1.0, elementwise_bandwidth_bytes_per_s=100.0, elementwise_launch_s=0.5)
@@ -55,20 +65,22 @@ def test_payload_by_hand(codec: str, payload: float) -> None:
     assert payload_bytes(codec, 0.0) == 0 and compression_ratio(codec, 0.0) == 1
 
 
-def test_started_block_has_a_whole_scale() -> None:
-    """257 values are two blocks of int8."""
+def test_started_blocks_and_bytes_are_whole() -> None:
+    """257 values are two blocks, and 33 bytes of signs."""
     assert payload_bytes("int8", 4.0 * 257) == 257 + 8
+    assert payload_bytes("one-bit", 4.0 * 257) == 33 + 8
 
 
 def test_packing_by_hand() -> None:
-    """100 values at 100 B/s: fp16 one kernel and 6 B each, int8 five kernels and 29 B each."""
+    """100 values at 100 B/s: fp16 one kernel and 6 B each, int8 nine kernels and 29 B each; copied before are int8 and none."""
     assert encode_s("fp16", 400.0, DEVICE) == pytest.approx(0.5 + 6.0)
-    assert encode_s("int8", 400.0, DEVICE) == pytest.approx(5 * 0.5 + 29.0)
+    assert encode_s("int8", 400.0, DEVICE) == pytest.approx(9 * 0.5 + 29.0)
+    assert [packing_s(name, 400.0, DEVICE) for name in ("none", "fp16", "int8", "one-bit")] == pytest.approx([8.5, 0, 8.5, 0])
 
 
 def test_unpacking_a_gather_adds_every_copy() -> None:
-    """Three int8 payloads are unpacked three times (two kernels, 13 B) and added twice (one kernel, 12 B)."""
-    assert decode_s("int8", 400.0, DEVICE, copies=3) == pytest.approx(3 * (2 * 0.5 + 13.0) + 2 * (0.5 + 12.0))
+    """Three int8 payloads are unpacked (two kernels, 13 B), two of them onto the first (two kernels, 17 B)."""
+    assert decode_s("int8", 400.0, DEVICE, copies=3) == pytest.approx(2 * 0.5 + 13.0 + 2 * (2 * 0.5 + 17.0))
 
 
 def test_only_sums_of_plain_numbers_are_sums() -> None:
@@ -89,10 +101,15 @@ def test_low_rank_by_hand() -> None:
     assert payload_bytes("low-rank", 4.0 * 2020, matrices=[(100, 20)]) == 4 * (480 + 20)
     assert payload_bytes("low-rank", 4.0 * 50, matrices=[(10, 5)]) == 200
     device = replace(DEVICE, flop_per_s=1000.0)
-    # Feedback 12 B of all values, M read twice; P and Q 2 n m r flop each, orthogonality 2 n r^2 and 2 r kernels.
-    encoding_s = (0.5 + 12 * 20.2) + 10 * 0.5 + (4 * 2000 * 4 + 2 * 100 * 16) / 1000 + 8 * 20.0
+    # Feedback 12 B of all values; P takes one kernel, 2 n m r flop and M once.
+    encoding_s = (0.5 + 12 * 20.2) + 0.5 + 2 * 2000 * 4 / 1000 + 4 * 20.0
     assert encode_s("low-rank", 4.0 * 2020, device, [(100, 20)]) == pytest.approx(encoding_s)
-    assert decode_s("low-rank", 4.0 * 2020, device, matrices=[(100, 20)]) == pytest.approx(2 * 0.5 + 16 * 20.0 + 2 * 2000 * 4 / 1000)
+    # Orthogonal columns 4 n r^2, Q as P; then the residual (8 B) and the result (4 B), 2 n m r flop each.
+    between_s = 4 * 0.5 + (2 * 2000 * 4 + 4 * 100 * 16) / 1000 + 4 * 20.0
+    assert between_rounds_s("low-rank", 4.0 * 2020, device, [(100, 20)]) == pytest.approx(between_s)
+    decoding_s = between_s + 2 * 0.5 + 4 * 2000 * 4 / 1000 + 12 * 20.0
+    assert decode_s("low-rank", 4.0 * 2020, device, matrices=[(100, 20)]) == pytest.approx(decoding_s)
+    assert between_rounds_s("int8", 4.0 * 2020, device, [(100, 20)]) == 0
 
 
 def test_matrices_are_the_first_axis_by_all_others() -> None:
@@ -102,7 +119,7 @@ def test_matrices_are_the_first_axis_by_all_others() -> None:
 
 
 def test_sparse_payloads_are_added_where_their_values_belong() -> None:
-    """100 values, three payloads of one value: 20 B and a kernel each; packing 44 B per value in nine kernels."""
-    assert decode_s("top-k", 400.0, DEVICE, copies=3) == pytest.approx(3 * (0.5 + 0.2))
-    assert encode_s("top-k", 400.0, DEVICE) == pytest.approx(9 * 0.5 + 44.0)
-    assert encode_s("one-bit", 400.0, DEVICE) == pytest.approx(4 * 0.5 + 28.0)
+    """100 values, three payloads of one value: 20 B and a kernel each, onto zeros (4 B and a kernel); packing 37 B in 14 kernels."""
+    assert decode_s("top-k", 400.0, DEVICE, copies=3) == pytest.approx(0.5 + 4.0 + 3 * (0.5 + 0.2))
+    assert encode_s("top-k", 400.0, DEVICE) == pytest.approx(14 * 0.5 + 37.0)
+    assert encode_s("one-bit", 400.0, DEVICE) == pytest.approx(10 * 0.5 + 59.0)

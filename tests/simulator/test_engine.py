@@ -13,7 +13,7 @@ from chinchilla_sim.errors import RunError
 from chinchilla_sim.planner.action import Op, parse_action
 from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.prices import Exchange, Pricing, StagePrice
+from chinchilla_sim.planner.prices import Bucket, Exchange, Pricing, StagePrice
 from chinchilla_sim.planner.program import Program, lower
 from chinchilla_sim.simulator.engine import simulate
 from chinchilla_sim.timeline import Timeline
@@ -138,6 +138,51 @@ def test_gradient_exchange_by_hand() -> None:
         ]  # fmt: skip
         assert timeline.sent_bytes(rank) == 7
         assert timeline.exposed_communication_s(rank) == 3
+
+
+def low_rank_prices(plan: Plan) -> Pricing:
+    """Pack 1 s; two rounds of 2 s (whatever their bytes); unpack 3 s, of which the second round waits for 1 s."""
+    seconds = {**SECONDS, Op.ENCODE_GRAD: 1.0, Op.DECODE_GRAD: 3.0, Op.OPTIM: 0.5}
+    halves = (Bucket(0.5, 0.5, 40.0),) * 2 if plan.gradient_buckets == 2 else ()
+    price = replace(prices(plan, seconds=seconds).stages[0][0], between_rounds_s=1.0, buckets=halves)
+    exchange = Exchange("all_reduce", 8.0, 4.0, 8.0, rounds=2, table=((0.0, 2.0),), orders=(plan.placement[0],))
+    return Pricing(((price, price),), (), (), (exchange,))
+
+
+def test_second_round_starts_where_its_rank_has_unpacked_the_first_by_hand() -> None:
+    """Two replicas with low-rank gradients: P travels, is made orthonormal (1 s), Q travels, and the result is unpacked.
+
+    second       0  1  2  3  4  5  6  7  8  9 10 11
+    compute      F  B  B  E        D        D  D  O
+    collective               P  P     Q  Q
+    """
+    plan = grid(1, replicas=2, codec="low-rank")
+    pricing, cluster = low_rank_prices(plan), cables(2, PLAIN, LINK)
+    timeline = simulate(lower(plan), pricing, cluster)
+    for rank in (0, 1):
+        assert spans_of(timeline, rank, "collective") == [("0REDUCE_GRAD", 4, 6), ("0REDUCE_GRAD", 7, 9)]
+        assert spans_of(timeline, rank, "compute")[2:] == [
+            ("0ENCODE_GRAD", 3, 4), ("0DECODE_GRAD", 6, 7), ("0DECODE_GRAD", 9, 11), ("0OPTIM", 11, 11.5),
+        ]  # fmt: skip
+        assert timeline.sent_bytes(rank) == 8
+    assert step_lower_bound_s(plan, pricing, cluster) == timeline.step_s
+
+
+def test_second_rounds_of_buckets_travel_together_by_hand() -> None:
+    """In two buckets: every second round is issued before the first result is unpacked, behind all first rounds.
+
+    half second  2  3  4  5  6  7  8  9 10 11 12 13 14 15 16 17 18 19 20 21 22 23
+    compute      B  B  E  B  B  E     D           D           D  D        D  D  O
+    collective            P  P  P  P  p  p  p  p  Q  Q  Q  Q  q  q  q  q
+    """
+    plan = replace(grid(1, replicas=2, codec="low-rank"), gradient_buckets=2)
+    timeline = simulate(lower(plan), low_rank_prices(plan), cables(2, PLAIN, LINK))
+    for rank in (0, 1):
+        ends = [(start, end) for _, start, end in spans_of(timeline, rank, "collective")]
+        assert ends == [(2.5, 4.5), (4.5, 6.5), (6.5, 8.5), (8.5, 10.5)]
+        unpacking = [(start, end) for label, start, end in spans_of(timeline, rank, "compute") if label == "0DECODE_GRAD"]
+        assert unpacking == [(4.5, 5), (6.5, 7), (8.5, 9.5), (10.5, 11.5)]
+        assert timeline.sent_bytes(rank) == 8
 
 
 def test_shared_weights_are_summed_when_the_last_stage_is_through_by_hand() -> None:
