@@ -21,6 +21,7 @@ from chinchilla_sim.runtime.messages import Messages
 from chinchilla_sim.runtime.passes import Loss, Passes, last_backward_of
 from chinchilla_sim.runtime.recorder import Recorder
 from chinchilla_sim.runtime.stages import Stage
+from chinchilla_sim.runtime.updates import StageUpdate
 
 Optimizers = Mapping[int, torch.optim.Optimizer]
 
@@ -35,7 +36,7 @@ class Interpreter:
         seat: Seat,
         stages: Sequence[Stage],
         loss: Callable[[Any, Any], Tensor],
-        optimizers: Optimizers,
+        updates: Mapping[int, StageUpdate],
         groups: Groups,
         recorder: Recorder,
         device: torch.device,
@@ -46,9 +47,9 @@ class Interpreter:
         self.messages = Messages(plan, seat, self.stages, groups, recorder, device)
         self.passes = {number: Passes(stage, last_backward_of(actions, number)) for number, stage in self.stages.items()}
         self.gradients = {
-            number: StageGradients(plan, stage, groups, recorder, optimizers.get(number)) for number, stage in self.stages.items()
+            number: StageGradients(plan, self.stages[number], seat, groups, recorder, update) for number, update in updates.items()
         }
-        self.shared = _shared_weights(plan, seat, self.stages, groups)
+        self.shared = _shared_weights(plan, seat, self.stages, updates, groups)
         self.inputs: Sequence[tuple[Tensor, ...]] = ()
         self.targets: Sequence[Any] = ()
         self.step_loss = 0.0
@@ -71,6 +72,7 @@ class Interpreter:
             Op.DECODE_GRAD: lambda action: self.gradients[action.stage].decode(),
             Op.REDUCE_SHARED: self._reduce_shared,
             Op.OPTIM: self._optimize,
+            Op.UNSHARD: lambda action: self.gradients[action.stage].gather(),
         }
 
     def step(self, inputs: Sequence[tuple[Tensor, ...]], targets: Sequence[Any]) -> float:
@@ -84,6 +86,8 @@ class Interpreter:
         for action in self.actions:
             self._play[action.op](action)
         self.messages.end_step()
+        for gradients in self.gradients.values():
+            gradients.end_step()
         self.recorder.end_step()
         return self.step_loss
 
@@ -165,6 +169,7 @@ class Interpreter:
         """Wait until a stage's gradients are sums over its replicas."""
         self.gradients[stage].wait()
         self.gradients[stage].finish()
+        self.gradients[stage].update.collect()
 
     def _complete_all(self, number: int) -> None:
         """The same for this rank's stages that share a set of weights."""
@@ -179,15 +184,19 @@ class Interpreter:
                 shared.finish(self.recorder)
         self._complete(action.stage)
         start_s = monotonic()
-        self.gradients[action.stage].update()
+        self.gradients[action.stage].optimize()
         self._record(action, start_s)
 
 
-def _shared_weights(plan: Plan, seat: Seat, stages: dict[int, Stage], groups: Groups) -> dict[int, SharedWeights]:
+def _shared_weights(
+    plan: Plan, seat: Seat, stages: Mapping[int, Stage], updates: Mapping[int, StageUpdate], groups: Groups
+) -> dict[int, SharedWeights]:
     """Sets of weights that stages of this rank share with others (of this rank or elsewhere), by number."""
     found = {}
     for number, group in enumerate(plan.shared_stages):
-        here = [stages[stage] for stage in group if stage in stages]
+        here = [stage for stage in group if stage in stages]
         if here:
-            found[number] = SharedWeights(plan, number, [stage.shared[number] for stage in here], seat, groups)
+            copies = [[updates[stage].master_of(one) for one in stages[stage].shared[number]] for stage in here]
+            dtype = stages[here[0]].dtype
+            found[number] = SharedWeights(plan, number, copies, dtype, seat, groups)
     return found
