@@ -93,7 +93,7 @@ def _together(units: Sequence[_Unit]) -> list[list[nn.Module]]:
         sharing = [row for row in rows if any(own & {*other.parameters()} for other in row)]
         rows = [row for row in rows if row not in sharing]
         rows.append([*(other for row in sharing for other in row), unit])
-    return sorted(rows, key=lambda row: units.index(row[0]))  # type: ignore[arg-type]
+    return sorted(rows, key=lambda row: units.index(row[0]))
 
 
 def _place_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:

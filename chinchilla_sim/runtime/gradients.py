@@ -159,7 +159,9 @@ class SharedWeights:
             self.add_up()
         for parameters in self.copies:
             start = 0
+            # Copies of one rank are scaled apart where gradients are clipped.
+            total = self._sum if len(self.copies) == 1 else self._sum.clone()
             for parameter in parameters:
-                parameter.grad = self._sum[start : start + parameter.numel()].view_as(parameter).to(parameter.dtype)
+                parameter.grad = total[start : start + parameter.numel()].view_as(parameter).to(parameter.dtype)
                 start += parameter.numel()
         self.open = False

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from chinchilla_sim.planner.action import CATEGORY, Action, Op
 from chinchilla_sim.planner.plan import Plan
+from chinchilla_sim.runtime.clipping import GradientNorm
 from chinchilla_sim.runtime.gradients import SharedWeights, StageGradients
 from chinchilla_sim.runtime.groups import Groups, Seat
 from chinchilla_sim.runtime.messages import Messages
@@ -40,6 +41,7 @@ class Interpreter:
         groups: Groups,
         recorder: Recorder,
         device: torch.device,
+        norm_limit: float | None = None,
     ) -> None:
         self.plan, self.actions, self.seat, self.recorder, self.loss = plan, actions, seat, recorder, loss
         self.stages = {stage.number: stage for stage in stages}
@@ -50,6 +52,7 @@ class Interpreter:
             number: StageGradients(plan, self.stages[number], seat, groups, recorder, update) for number, update in updates.items()
         }
         self.shared = _shared_weights(plan, seat, self.stages, updates, groups)
+        self.norm = GradientNorm(plan, seat, self.stages, updates, groups, norm_limit) if norm_limit and plan.clips_gradients else None
         self.inputs: Sequence[tuple[Tensor, ...]] = ()
         self.targets: Sequence[Any] = ()
         self.step_loss = 0.0
@@ -71,6 +74,8 @@ class Interpreter:
             Op.REDUCE_GRAD: lambda action: self.gradients[action.stage].reduce(),
             Op.DECODE_GRAD: lambda action: self.gradients[action.stage].decode(),
             Op.REDUCE_SHARED: self._reduce_shared,
+            Op.NORM_GRAD: self._add_squares,
+            Op.REDUCE_NORM: self._reduce_norm,
             Op.OPTIM: self._optimize,
             Op.UNSHARD: lambda action: self.gradients[action.stage].gather(),
         }
@@ -81,6 +86,8 @@ class Interpreter:
         self.outputs = {}
         for shared in self.shared.values():
             shared.open = True
+        if self.norm:
+            self.norm.begin_step()
         self.messages.begin_step()
         self.recorder.begin_step()
         for action in self.actions:
@@ -177,13 +184,32 @@ class Interpreter:
             if stage in self.gradients:
                 self._complete(stage)
 
-    def _optimize(self, action: Action) -> None:
+    def _complete_with_shared(self, stage: int) -> None:
+        """Wait until a stage's gradients are sums over its replicas, and over the stages that it shares weights with."""
         for number, shared in self.shared.items():
-            if shared.open and action.stage in self.plan.shared_stages[number]:
+            if shared.open and stage in self.plan.shared_stages[number]:
                 self._complete_all(number)
                 shared.finish(self.recorder)
-        self._complete(action.stage)
+        self._complete(stage)
+
+    def _add_squares(self, action: Action) -> None:
+        self._complete_with_shared(action.stage)
         start_s = monotonic()
+        if self.norm:
+            self.norm.add(action.stage)
+        self._record(action, start_s)
+
+    def _reduce_norm(self, action: Action) -> None:
+        if self.norm:
+            self.norm.reduce(self.recorder, str(action))
+
+    def _optimize(self, action: Action) -> None:
+        self._complete_with_shared(action.stage)
+        if self.norm:
+            self.norm.wait(self.recorder)
+        start_s = monotonic()
+        if self.norm:
+            self.norm.scale(action.stage)
         self.gradients[action.stage].optimize()
         self._record(action, start_s)
 

@@ -47,7 +47,7 @@ class Pieces:
     def split(self, row: Tensor, place: int) -> list[Tensor]:
         """A replica's row as its pieces: views."""
         counts = [own.numel() for own in self.own(self.parameters, place)]
-        return [piece[:count] for piece, count in zip(row.split(self.lengths), counts, strict=True)]
+        return [piece[:count] for piece, count in zip(torch.split(row, self.lengths), counts, strict=True)]
 
     def row(self, pieces: Sequence[Tensor]) -> Tensor:
         """Pieces of one replica as its row."""
@@ -56,7 +56,7 @@ class Pieces:
 
     def spread(self, rows: Tensor) -> None:
         """Write the pieces of all replicas into the parameters."""
-        for parameter, piece in zip(self.parameters, rows.split(self.lengths, dim=1), strict=True):
+        for parameter, piece in zip(self.parameters, torch.split(rows, self.lengths, dim=1), strict=True):
             parameter.detach().copy_(piece.reshape(-1)[: parameter.numel()].view_as(parameter))
 
     def _cut(self, tensor: Tensor) -> Tensor:
@@ -126,15 +126,6 @@ class ShardExchange:
             self._payload = self._arriving = torch.zeros(0)
         for master, gradient in zip(self.masters, sums, strict=True):
             master.grad = gradient.to(master.dtype)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the codec keeps from one step to the next."""
-        return self.whole.state_dict() if self.whole else {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
-        if self.whole:
-            self.whole.load_state_dict(state)
 
 
 class WeightGather:

@@ -45,7 +45,7 @@ class RankRun:
         self.optimizers = {number: update.optimizer for number, update in self.updates.items() if update.optimizer}
         self.interpreter = Interpreter(
             self.plan, lower(self.plan).actions[self.seat.rank], self.seat, self.stages, self.job.loss, self.updates, self.groups,
-            self.recorder, device,
+            self.recorder, device, self.spec.clip_gradient_norm,
         )  # fmt: skip
         self.shares = Shares(self.plan, self.seat.replica, device, run_dtype(self.spec.precision))
         self.total_steps = self._total_steps()

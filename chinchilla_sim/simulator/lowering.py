@@ -16,18 +16,13 @@ from itertools import pairwise
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.errors import RunError
 from chinchilla_sim.planner.action import CATEGORY, COLLECTIVES, PASSES, RECEIVES, SENDS, Action, Op, message_of
-from chinchilla_sim.planner.prices import Exchange, Pricing, StagePrice, memory_change
+from chinchilla_sim.planner.prices import Pricing, StagePrice, memory_change
 from chinchilla_sim.planner.program import Program, needs
 from chinchilla_sim.simulator.activities import NO_ACTIVITY, ActivityGraph, FlowSpec, Holding, Record
 from chinchilla_sim.simulator.collectives import add_exchange
+from chinchilla_sim.simulator.meetings import NORM, SHARED, Collective, CollectiveKey, Message, MessageKey
 from chinchilla_sim.simulator.pause import no_collection
 
-MessageKey = tuple[str, int, int, int]
-"""Direction, boundary, microbatch and lane (the replica, unless stages have replica counts of their own)."""
-CollectiveKey = tuple[int, str, int, int]
-"""Stage, what is exchanged, microbatch (-1: once per step) and bucket; of shared weights their number and the replica."""
-
-SHARED = "shared weights"
 PREFETCHED_BUCKETS = 2
 """ZeRO 3 gathers the weights of so many buckets ahead of their use (FSDP's default: the next one, beside the present)."""
 
@@ -42,25 +37,6 @@ def activities_of(program: Program, pricing: Pricing, cluster: Cluster) -> Activ
         return _Lowering(program, pricing, cluster, program.folded).run()
 
 
-@dataclass(slots=True)
-class _Message:
-    """Behind which activity each end was issued; None where it was not."""
-
-    sent_after: int | None = None
-    posted_after: int | None = None
-
-
-@dataclass(slots=True)
-class _Collective:
-    """Exchange of one bucket among `members`: behind which activity, and with which action, each rank joined."""
-
-    members: tuple[int, ...]
-    exchange: Exchange
-    share: float
-    joined_after: dict[int, int] = field(default_factory=dict)
-    actions: dict[int, Action] = field(default_factory=dict)
-
-
 class _Lowering:
     def __init__(self, program: Program, pricing: Pricing, cluster: Cluster, folded: bool) -> None:
         self.program, self.plan, self.pricing, self.cluster, self.folded = program, program.plan, pricing, cluster, folded
@@ -69,9 +45,9 @@ class _Lowering:
         self.graph.held_bytes = [pricing.held_bytes(self.plan, rank) for rank in range(ranks)]
         self.tail = [NO_ACTIVITY] * ranks
         self.rank_of_slot = {slot: rank for rank in range(ranks) for slot in self.plan.slots_of(rank)}
-        self.messages: dict[MessageKey, _Message] = {}
+        self.messages: dict[MessageKey, Message] = {}
         self.channels: dict[tuple[int, int, str], list[MessageKey]] = {}
-        self.collectives: dict[CollectiveKey, _Collective] = {}
+        self.collectives: dict[CollectiveKey, Collective] = {}
         # In which order every rank issues its collectives.
         self.issued: list[list[CollectiveKey]] = [[] for _ in range(ranks)]
         # What an activity waits for and has no number yet: a message, a collective or a pass of another stage.
@@ -137,7 +113,7 @@ class _Lowering:
         graph.records.append(Record(target, "receive", "transfer", str(Action(receiver, receive_op, microbatch)), flows[0], end, payload))
         return end
 
-    def _name_end(self, key: MessageKey, message: _Message) -> str:
+    def _name_end(self, key: MessageKey, message: Message) -> str:
         """The end of a message that has no other, such as `0SEND_F0 of rank 0 has no receive`."""
         direction, boundary, microbatch, lane = key
         sent = message.sent_after is not None
@@ -173,7 +149,7 @@ class _Lowering:
                 self.graph.link(exits[before], entries[behind])
         return exits
 
-    def _add_rounds(self, collective: _Collective, entry: int) -> int:
+    def _add_rounds(self, collective: Collective, entry: int) -> int:
         """The rounds of an exchange, one behind the other; returns the end of the last."""
         exchange = collective.exchange
         for _ in range(exchange.rounds):
@@ -222,7 +198,7 @@ class _Row:
         direction, boundary, microbatch = message_of(action)
         lane = lowering.plan.lane_of(self.replica, microbatch)
         key = (direction, boundary, microbatch, lane)
-        message = lowering.messages.setdefault(key, _Message())
+        message = lowering.messages.setdefault(key, Message())
         if action.op in RECEIVES:
             message.posted_after = lowering.tail[self.rank]
             return
@@ -247,7 +223,7 @@ class _Row:
             return  # packed bucket by bucket, between the parts of the last backward pass
         number = self._append(str(action), action, self._price(stage).action_s[op])
         for needed in needs(action):
-            if needed in (Op.REDUCE_GRAD, Op.REDUCE_SHARED):
+            if needed in COLLECTIVES:
                 self._await_gradients(number, stage, needed)
             else:
                 self._await(number, action, needed)
@@ -261,9 +237,11 @@ class _Row:
     def _await_gradients(self, number: int, stage: int, needed: Op) -> None:
         sets = self.lowering.plan.shared_stages
         for key in self.lowering.issued[self.rank]:
-            own = key[1] == "gradients" and key[0] == stage
-            shared = key[1] == SHARED and stage in sets[key[0]]
-            if shared if needed is Op.REDUCE_SHARED else own:
+            if {
+                Op.REDUCE_GRAD: key[1] == "gradients" and key[0] == stage,
+                Op.REDUCE_SHARED: key[1] == SHARED and stage in sets[key[0]],
+                Op.REDUCE_NORM: key[1] == NORM,
+            }[needed]:
                 self.lowering.awaited_collectives.append((number, key))
 
     def _pass(self, action: Action, last: bool) -> None:
@@ -324,26 +302,35 @@ class _Row:
         order = list(range(len(price.buckets))) if forward else list(reversed(range(len(price.buckets))))
         total = sum(bucket.parameter_bytes for bucket in price.buckets) or 1.0
         microbatch = action.microbatch if plan.zero_stage == 3 else None
-        before = self.lowering.tail[self.rank]
+        gathered: dict[int, CollectiveKey] = {}
         parts: list[int] = []
         encode_s = price.action_s.get(Op.ENCODE_GRAD, 0.0)
         for turn, index in enumerate(order):
             bucket = price.buckets[index]
             share = bucket.parameter_bytes / total
-            gathered = None
-            if gathers and bucket.parameter_bytes:
-                ahead = turn - PREFETCHED_BUCKETS
-                gathered = self._join("weights", action, microbatch, index, share, parts[ahead] if ahead >= 0 else before)
+            # Weights of the next bucket are asked for before this one's gradients leave.
+            for ahead in order[turn : turn + PREFETCHED_BUCKETS]:
+                size = price.buckets[ahead].parameter_bytes
+                if gathers and size and ahead not in gathered:
+                    gathered[ahead] = self._join("weights", action, microbatch, ahead, size / total, self.lowering.tail[self.rank])
             part = self._append(str(action), action, seconds * (bucket.forward_share if forward else bucket.backward_share))
             parts.append(part)
-            if gathered:
-                self.lowering.awaited_collectives.append((part, gathered))
+            if index in gathered:
+                self.lowering.awaited_collectives.append((part, gathered[index]))
             if leaves and bucket.parameter_bytes:
                 if plan.zero_stage < 3:
                     packing = Action(action.stage, Op.ENCODE_GRAD)
                     self._append(str(packing), packing, encode_s * share)
-                self._join("gradients", action, microbatch, index, share, self.lowering.tail[self.rank])
+                left = self._join("gradients", action, microbatch, index, share, self.lowering.tail[self.rank])
+                if plan.zero_stage == 3 and self.lowering.cluster.backend.rendezvous:
+                    self._wait_for(left)
         return parts[0], self.lowering.tail[self.rank]
+
+    def _wait_for(self, key: CollectiveKey) -> None:
+        """Where there are no streams (gloo) FSDP2 goes on when the sum is there."""
+        lowering = self.lowering
+        lowering.tail[self.rank] = lowering.graph.add(0.0, after=lowering.tail[self.rank])
+        lowering.awaited_collectives.append((lowering.tail[self.rank], key))
 
     # Collectives
 
@@ -351,6 +338,9 @@ class _Row:
         """An exchange of the whole stage, unless its buckets have left already; or of weights shared with other stages."""
         if action.op is Op.REDUCE_SHARED:
             self._join_shared(action)
+            return
+        if action.op is Op.REDUCE_NORM:
+            self._join_norm(action)
             return
         gradients = action.op is Op.REDUCE_GRAD
         if not (gradients and self._split):
@@ -365,7 +355,7 @@ class _Row:
         key = (action.stage, name, -1 if microbatch is None else microbatch, bucket)
         named = Action(action.stage, Op.REDUCE_GRAD if gradients else Op.UNSHARD)
         members = lowering.plan.placement[action.stage][: 1 if lowering.folded else None]
-        self._enter(key, _Collective(members, exchange, share), named, behind)
+        self._enter(key, Collective(members, exchange, share), named, behind)
         return key
 
     def _join_shared(self, action: Action) -> None:
@@ -374,10 +364,19 @@ class _Row:
         assert number is not None
         by_replica, replica = lowering.pricing.shared[number], 0 if lowering.plan.free_replicas else self.replica
         exchange = max(by_replica, key=lambda one: one.idle_s) if lowering.folded else by_replica[replica]
-        collective = _Collective(lowering.plan.sharing_ranks(number, replica), exchange, 1.0)
+        collective = Collective(lowering.plan.sharing_ranks(number, replica), exchange, 1.0)
         self._enter((number, SHARED, -1, replica), collective, action, lowering.tail[self.rank])
 
-    def _enter(self, key: CollectiveKey, collective: _Collective, action: Action, behind: int) -> None:
+    def _join_norm(self, action: Action) -> None:
+        """Of a folded program the slowest replica's."""
+        lowering, plan = self.lowering, self.lowering.plan
+        exchanges = lowering.pricing.norm
+        exchange = max(exchanges, key=lambda one: one.idle_s) if lowering.folded else lowering.pricing.norm_of(self.replica)
+        members = plan.pipeline(0) if lowering.folded else plan.norm_ranks(self.replica)
+        place = self.replica if len(exchanges) > 1 else 0
+        self._enter((0, NORM, -1, place), Collective(members, exchange, 1.0), action, lowering.tail[self.rank])
+
+    def _enter(self, key: CollectiveKey, collective: Collective, action: Action, behind: int) -> None:
         joined = self.lowering.collectives.setdefault(key, collective)
         joined.joined_after[self.rank], joined.actions[self.rank] = behind, action
         self.lowering.issued[self.rank].append(key)
