@@ -112,9 +112,11 @@ class Judge:
         return self.objective(candidate.step_s, candidate.plan.slots)
 
     def _bounded(self, plan: Plan, limited: bool = True) -> tuple[float, Pricing] | None:
-        """Lower bound of the objective, with the prices; None where the plan does not fit, or is beyond the limits."""
-        assert not (self.search.executable and unplayable(plan)), unplayable(plan)
+        """Lower bound of the objective, with the prices; None where the plan does not fit, cannot be played, or is beyond the limits."""
         self.considered += 1
+        if self.search.executable and unplayable(plan):
+            self.infeasible += 1
+            return None
         pricing = self.pricer.price(plan)
         if not self._fits(plan, pricing):
             return None

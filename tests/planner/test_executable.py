@@ -53,3 +53,11 @@ def test_all_that_is_too_wide_is_told_at_once() -> None:
     )
     assert "executable = false" in text
     assert search_mistakes(wide.model_copy(update={"executable": False})) == []
+
+
+def test_the_search_leaves_out_what_cannot_be_played_together() -> None:
+    """ZeRO 3 with split backward passes or an int8 exchange is never drafted to be run."""
+    search = SearchSpec(zero_stages=(3,), schedules=("1f1b", "zb-h1"), gradient_codecs=("int8",), maximum_ranks=4)
+    found = find_plans(chain(6, 16, 1e9, 8.0, 8), cluster_of({}, {}), JobSpec(global_batch_size=16), search, simulate)
+    for candidate in (found.best, *found.runner_ups):
+        assert unplayable(candidate.plan) == []
