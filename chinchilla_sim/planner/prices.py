@@ -75,7 +75,7 @@ class Pricing:
 
     `gradients[s]` is the exchange of all gradients of stage s, `weights[s]` the all-gather of its sharded weights (ZeRO),
     `shared[n][d]` the sum over the stages of replica d that share the n-th set of weights, `norm[d]` that of squared gradients over its
-    ranks (one for all replicas where these hold parts of them).
+    ranks (one for all replicas where these hold parts of them). Rank r takes `input_s[r]` to get its part of the batch (empty: no time).
     """
 
     stages: tuple[tuple[StagePrice, ...], ...]
@@ -85,6 +85,7 @@ class Pricing:
     weights: tuple[Exchange, ...] = ()
     shared: tuple[tuple[Exchange, ...], ...] = ()
     norm: tuple[Exchange, ...] = ()
+    input_s: tuple[float, ...] = ()
 
     def shared_s(self, plan: Plan, stage: int, replica: int) -> float:
         """Idle seconds of all exchanges of weights that a stage shares with others: a rank runs them one behind the other."""
