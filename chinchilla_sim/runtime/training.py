@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -129,7 +130,7 @@ class RankRun:
             _load(self.model, gathered)
             torch.save(self.model.state_dict(), self.folder / "weights.pt")
         evaluate = getattr(self.job, "evaluate", None)
-        self.metrics = evaluate(self.model) if evaluate and (gathered or self.file.scenario.model.weights) else {}
+        self.metrics = evaluate(_in_fp32(self.model)) if evaluate and (gathered or self.file.scenario.model.weights) else {}
         line = {"epoch": epoch + 1, "steps": self.steps, "epoch_s": round(self.epoch_s[-1], 4), **self.metrics}
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -161,6 +162,12 @@ class RankRun:
             tensor = torch.empty(shape, dtype=dtype, device=self.device)
             dist.recv(tensor, src=owner)
             yield name, tensor
+
+
+def _in_fp32(model: nn.Module) -> nn.Module:
+    """A model that takes what the job's data gives: itself, or a copy of one in half precision."""
+    floating = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
+    return model if all(dtype == torch.float32 for dtype in floating) else deepcopy(model).float()
 
 
 def _load(model: nn.Module, state: dict[str, Tensor]) -> None:
