@@ -256,6 +256,10 @@ def open_plan(file: PlanFile, source: str, overrides: Sequence[str] = (), force:
     if file.plan.global_batch_size != scenario.job.global_batch_size:
         what = f"the plan is for {file.plan.global_batch_size} samples, the scenario has {scenario.job.global_batch_size}"
         mismatches.append(Mistake("job.global_batch_size", what, "plan again"))
+    clips = file.plan.training and scenario.job.clip_gradient_norm is not None
+    if file.plan.clips_gradients != clips:
+        what = f"job.clip_gradient_norm {'asks for' if clips else 'does without'} clipping, the plan {'does not' if clips else 'clips'}"
+        mismatches.append(Mistake("plan.clips_gradients", what, f"plan again, or write {str(clips).lower()}"))
     if file.plan.training != (scenario.job.kind == "training"):
         mismatches.append(Mistake("plan.schedule", f"{file.plan.schedule} is not a schedule of {scenario.job.kind}", "plan again"))
     if mismatches:
@@ -328,9 +332,10 @@ def _check_place(scenario: Scenario, several_machines: bool) -> None:
 
 
 def _check_numbers(scenario: Scenario) -> None:
-    if scenario.job.precision != "fp32":
-        cure = "plan and simulate it, or run it in fp32"
-        raise ScenarioError([Mistake("job.precision", f"the runtime computes in fp32, not in {scenario.job.precision}", cure)])
+    if scenario.job.precision == "fp16":
+        cure = 'write job.precision = "bf16" (same bytes, range of fp32), or plan and simulate it'
+        what = "fp16 needs its loss scaled against underflow, which the runtime does not do"
+        raise ScenarioError([Mistake("job.precision", what, cure)])
     _refuse_compressed(scenario)
 
 

@@ -47,10 +47,14 @@ def ring_all_reduce_s(payload_bytes: float, rank_count: int, link: Link, backend
 
 
 def ring_reduce_scatter_s(payload_bytes: float, rank_count: int, link: Link, backend: Backend) -> float:
-    """Seconds until every rank holds its share of the sum of `payload_bytes` from each; gloo runs a whole all-reduce."""
-    if backend.rendezvous:
-        return ring_all_reduce_s(payload_bytes, rank_count, link, backend)
-    return ring_all_reduce_s(payload_bytes, rank_count, link, backend) / 2
+    """Seconds until every rank holds its share of the sum of `payload_bytes` from each.
+
+    gloo's own runs a whole all-reduce (torch 2.13 sends 2 (p-1)/p of the payload); the runtime sends every share straight to
+    its owner, which adds up: no ring, but the same hops and bytes.
+    """
+    hops = rank_count - 1
+    moved = sent_bytes("reduce_scatter", payload_bytes, rank_count)
+    return hops * _hop_s(link, backend) + moved * backend.header_factor / link.bandwidth_bytes_per_s
 
 
 def ring_all_gather_s(payload_bytes: float, rank_count: int, link: Link, backend: Backend) -> float:
@@ -98,10 +102,10 @@ def hop_latencies(backend: Backend) -> int:
 
 
 def window_excess_s(kind: str, payload_bytes: float, rank_count: int, link: Link, backend: Backend) -> float:
-    """Seconds by which gloo's ring takes longer than the hops and bytes of its rounds: its window, and whole all-reduces to scatter."""
-    if not backend.rendezvous or kind not in ("all_reduce", "reduce_scatter"):
+    """Seconds by which gloo's all-reduce takes longer than the hops and bytes of its rounds: its window."""
+    if not backend.rendezvous or kind != "all_reduce":
         return 0.0
-    hops = (2 if kind == "all_reduce" else 1) * (rank_count - 1)
+    hops = 2 * (rank_count - 1)
     moved = sent_bytes(kind, payload_bytes, rank_count) * backend.header_factor
     rounds_s = hops * _hop_s(link, backend) + moved / link.bandwidth_bytes_per_s
     return max(0.0, collective_s(kind, payload_bytes, rank_count, link, backend) - rounds_s)

@@ -6,6 +6,7 @@
     accumulation of a gradient into an existing one reads both and writes one: 3 P bytes
     optimizer    adam reads p, g, m, v and writes p, m, v (28 B per fp32 parameter); sgd 12 B, with momentum 20 B;
                  12 B more beside 2-byte weights
+    clipping     the norm reads all gradients (4 B per fp32 value), scaling reads and writes them (8 B)
 
 The sum, not the maximum of the classic roofline (Williams, Waterman & Patterson 2009): on the CPU cores that
 were measured, loading weights does not hide behind products (64x784x512 and 8x784x512 both fit within 5 %).
@@ -194,6 +195,14 @@ def _depth(task: Task) -> float:
 def accumulation_s(parameter_bytes: float, device: Device) -> float:
     """Seconds to add one microbatch's gradients to those that are there."""
     return 3.0 * parameter_bytes / device.elementwise_bandwidth_bytes_per_s if parameter_bytes else 0.0
+
+
+def clipping_s(gradient_bytes: float, device: Device) -> tuple[float, float]:
+    """Seconds of the norm of fp32 gradients, and of scaling them to a smaller one."""
+    if not gradient_bytes:
+        return 0.0, 0.0
+    read_s = gradient_bytes / device.elementwise_bandwidth_bytes_per_s
+    return device.elementwise_launch_s + read_s, device.elementwise_launch_s + 2 * read_s
 
 
 def optimizer_s(parameter_bytes: float, optimizer: str, momentum: float, device: Device, mixed: bool = False) -> float:

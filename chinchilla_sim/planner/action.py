@@ -4,7 +4,8 @@
 input and of the weights); `1SEND_F0`, `1RECV_B3`, `0UNSHARD`, `0REDUCE_GRAD` are PyTorch's too. Ours are `1ENCODE_F0`,
 `1DECODE_B0` (codecs of a boundary, named after the direction they travel), `0ENCODE_GRAD` (gradients into the
 bucket), `0DECODE_GRAD`, `0OPTIM`, and `3REDUCE_SHARED0`: gradients of the first set of weights that stage 3 shares with
-other stages (its number stands where others have their microbatch).
+other stages (its number stands where others have their microbatch). Where gradients are clipped, `0NORM_GRAD` adds up the squares of
+a stage's, and `0REDUCE_NORM` those of all stages (the stage is the rank's first one).
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Op(StrEnum):
     REDUCE_GRAD = "REDUCE_GRAD"
     DECODE_GRAD = "DECODE_GRAD"
     REDUCE_SHARED = "REDUCE_SHARED"
+    NORM_GRAD = "NORM_GRAD"
+    REDUCE_NORM = "REDUCE_NORM"
     OPTIM = "OPTIM"
     UNSHARD = "UNSHARD"
 
@@ -42,13 +45,13 @@ class Op(StrEnum):
 PASSES = frozenset({Op.F, Op.B, Op.I, Op.W})
 SENDS = frozenset({Op.SEND_F, Op.SEND_B})
 RECEIVES = frozenset({Op.RECV_F, Op.RECV_B})
-COLLECTIVES = frozenset({Op.REDUCE_GRAD, Op.REDUCE_SHARED, Op.UNSHARD})
+COLLECTIVES = frozenset({Op.REDUCE_GRAD, Op.REDUCE_SHARED, Op.REDUCE_NORM, Op.UNSHARD})
 COMPUTES = frozenset(set(Op) - SENDS - RECEIVES - COLLECTIVES)
 
 CATEGORY: dict[Op, Category] = {
     Op.F: "forward",
     **dict.fromkeys((Op.B, Op.I, Op.W), "backward"),
-    Op.OPTIM: "optimizer",
+    **dict.fromkeys((Op.NORM_GRAD, Op.OPTIM), "optimizer"),
     **dict.fromkeys(COLLECTIVES, "collective"),
     **dict.fromkeys(SENDS | RECEIVES, "transfer"),
     **dict.fromkeys((Op.ENCODE_F, Op.DECODE_F, Op.ENCODE_B, Op.DECODE_B, Op.ENCODE_GRAD, Op.DECODE_GRAD), "codec"),

@@ -136,6 +136,7 @@ def whole_s(price: StagePrice, *ops: Op) -> float:
 def end_of_step_s(plan: Plan, pricing: Pricing, stage: int, replica: int) -> float:
     """Seconds of the exchange and the optimizer of a stage, with nothing else on the links."""
     price, shared_s = pricing.stages[stage][replica], pricing.shared_s(plan, stage, replica)
+    shared_s += pricing.norm_of(replica).idle_s + whole_s(price, Op.NORM_GRAD)
     if plan.gradient_buckets > 1 or plan.zero_stage == 3:
         return shared_s + whole_s(price, Op.OPTIM)
     decode_s = price.action_s.get(Op.DECODE_GRAD, 0.0) if plan.gradient_codecs[stage] != "none" else 0.0

@@ -7,10 +7,11 @@ from dataclasses import replace
 from itertools import pairwise, product
 
 from chinchilla_sim.cluster.topology import Device
-from chinchilla_sim.cost.codec import GRADIENTS_ONLY
+from chinchilla_sim.cost.codec import CODECS, GRADIENTS_ONLY
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.configuration import Configuration, microbatch_counts
 from chinchilla_sim.planner.cutting import Cutter
+from chinchilla_sim.planner.executable import FSDP_CODECS
 from chinchilla_sim.planner.placement import placements, share_out
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.pricing import Pricer
@@ -40,7 +41,8 @@ class Drafter:
         gradient_codecs = self.search.gradient_codecs if exchanging and self.training else ("none",)
         if shape.sharding.zero_stage == 3:
             # No rank ever has whole gradients, of which a residual could be kept.
-            gradient_codecs = tuple(codec for codec in gradient_codecs if codec not in GRADIENTS_ONLY) or ("none",)
+            played = FSDP_CODECS if self.search.executable else tuple(CODECS)
+            gradient_codecs = tuple(codec for codec in gradient_codecs if codec in played and codec not in GRADIENTS_ONLY) or ("none",)
         activation_codecs = self.search.activation_codecs if shape.pipeline_parallel_degree > 1 else ("none",)
         schedule = SCHEDULES[shape.schedule]
         for slots, line in product(self.chooser.choices(shape.device_count), placements(*shape.split)):

@@ -11,12 +11,13 @@ from chinchilla_sim.scenario.model import CompressionSpec
 from chinchilla_sim.scenario.search import SearchSpec
 
 ACTIVATION_CODECS = tuple(name for name in CODECS if name not in GRADIENTS_ONLY)
+FSDP_CODECS = ("none", "fp16", "bf16")
 
 PLAYED: Mapping[str, tuple[object, ...]] = {
     "tensor_parallel_degrees": (1,),
     "context_parallel_degrees": (1,),
     "expert_parallel_degrees": (1,),
-    "zero_stages": (0,),
+    "zero_stages": (0, 1, 2, 3),
     "gradient_codecs": tuple(CODECS),
     "activation_codecs": ACTIVATION_CODECS,
     "activation_priorities": (),
@@ -26,7 +27,13 @@ PLAYED: Mapping[str, tuple[object, ...]] = {
 
 _ASKS: Mapping[str, Callable[[Plan], bool]] = {
     "priorities of messages": lambda plan: plan.activation_priority is not None,
-    "ZeRO": lambda plan: plan.zero_stage > 0,
+    "ZeRO 3 with split backward passes (FSDP2 divides gradients once a pass)": lambda plan: plan.zero_stage == 3 and plan.splits_backward,
+    f"ZeRO 3 with gradient codecs other than {', '.join(FSDP_CODECS)}": lambda plan: (
+        plan.zero_stage == 3 and not {*plan.gradient_codecs} <= {*FSDP_CODECS}
+    ),
+    "ZeRO with weights shared by stages that have replica counts of their own": lambda plan: bool(
+        plan.zero_stage and plan.free_replicas and plan.shared_stages
+    ),
     "tensor, context and expert parallelism": lambda plan: plan.group_width * plan.expert_parallel_degree > 1,
 }
 

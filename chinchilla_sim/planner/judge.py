@@ -20,7 +20,6 @@ from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import Program, folds, lower, passes_of
-from chinchilla_sim.planner.sharing import with_sharing
 from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.units import format_bytes
@@ -82,9 +81,9 @@ class Judge:
                 self.considered += 1
                 self.infeasible += 1
                 continue
-            sharing = with_sharing(plan, self.pricer.graph)
-            if (priced := self._bounded(sharing, limited)) is not None:
-                bounded.append((priced[0], len(bounded), sharing, priced[1]))
+            plan = self.pricer.completed(plan)
+            if (priced := self._bounded(plan, limited)) is not None:
+                bounded.append((priced[0], len(bounded), plan, priced[1]))
         best: Candidate | None = None
         for bound, _, plan, pricing in sorted(bounded, key=lambda row: row[:2])[:most]:
             if bound >= (best.objective if best else below):
@@ -96,7 +95,7 @@ class Judge:
 
     def if_better(self, plan: Plan, limit: float, limited: bool = True) -> Candidate | None:
         """A plan simulated, if it fits and its bound is below a limit; `limited` as in `best_of`."""
-        plan = with_sharing(plan, self.pricer.graph)
+        plan = self.pricer.completed(plan)
         priced = self._bounded(plan, limited)
         return self._simulated(plan, priced[1], limited) if priced and priced[0] < limit else None
 
@@ -113,9 +112,11 @@ class Judge:
         return self.objective(candidate.step_s, candidate.plan.slots)
 
     def _bounded(self, plan: Plan, limited: bool = True) -> tuple[float, Pricing] | None:
-        """Lower bound of the objective, with the prices; None where the plan does not fit, or is beyond the limits."""
-        assert not (self.search.executable and unplayable(plan)), unplayable(plan)
+        """Lower bound of the objective, with the prices; None where the plan does not fit, cannot be played, or is beyond the limits."""
         self.considered += 1
+        if self.search.executable and unplayable(plan):
+            self.infeasible += 1
+            return None
         pricing = self.pricer.price(plan)
         if not self._fits(plan, pricing):
             return None

@@ -32,6 +32,7 @@ class Plan:
     receives are posted ahead of their use on every rank. `collective_algorithm` is auto, ring,
     halving-doubling, tree or hierarchical; rings go from neighbour to neighbour (`ring_order` near) or as placed.
     `shared_stages` are the sets of stages that train the same weights (`sharing.py`).
+    `clips_gradients` says that updates wait for the norm of all gradients.
     `activation_priority` is the weight of messages between stages on links that they share with exchanges (None: the network's own).
     """
 
@@ -57,6 +58,7 @@ class Plan:
     context_parallel_degree: int = 1
     expert_parallel_degree: int = 1
     shared_stages: tuple[tuple[int, ...], ...] = ()
+    clips_gradients: bool = False
 
     @cached_property
     def free_replicas(self) -> bool:
@@ -162,6 +164,10 @@ class Plan:
         """Ranks of a replica (with a stream all ranks) that hold `shared_stages[number]`'s weights; a single one exchanges nothing."""
         rows = [self.placement[stage] for stage in self.shared_stages[number]]
         return tuple(dict.fromkeys(rank for row in rows for rank in (row if self.free_replicas else row[replica : replica + 1])))
+
+    def norm_ranks(self, replica: int = 0) -> tuple[int, ...]:
+        """Ranks that hold all gradients together: a replica's where replicas hold the same, else all."""
+        return tuple(range(self.rank_count)) if self.zero_stage or self.free_replicas else self.pipeline(replica)
 
     def recompute_of(self, stage: int) -> str:
         """What a stage computes again: none, selective or full."""

@@ -108,6 +108,7 @@ class _PlanSpec(BaseModel):
     context_parallel_degree: int = Field(default=1, ge=1)
     expert_parallel_degree: int = Field(default=1, ge=1)
     shared_stages: tuple[tuple[int, ...], ...] = ()
+    clips_gradients: bool = False
 
 
 class _FileSpec(BaseModel):

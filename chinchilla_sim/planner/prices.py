@@ -76,8 +76,8 @@ class Pricing:
     """`stages[s][d]`; `boundary_bytes[s]` and `boundary_gradient_bytes[s]` are payloads of one microbatch behind stage s.
 
     `gradients[s]` is the exchange of all gradients of stage s, `weights[s]` the all-gather of its sharded weights (ZeRO),
-    `shared[n][d]` the sum over the stages of replica d that share the n-th set of weights. Rank r takes `input_s[r]` to get its part of the
-    batch (empty: no time).
+    `shared[n][d]` the sum over the stages of replica d that share the n-th set of weights, `norm[d]` that of squared gradients over its
+    ranks (one for all replicas where these hold parts of them). Rank r takes `input_s[r]` to get its part of the batch (empty: no time).
     """
 
     stages: tuple[tuple[StagePrice, ...], ...]
@@ -86,12 +86,17 @@ class Pricing:
     gradients: tuple[Exchange, ...]
     weights: tuple[Exchange, ...] = ()
     shared: tuple[tuple[Exchange, ...], ...] = ()
+    norm: tuple[Exchange, ...] = ()
     input_s: tuple[float, ...] = ()
 
     def shared_s(self, plan: Plan, stage: int, replica: int) -> float:
         """Idle seconds of all exchanges of weights that a stage shares with others: a rank runs them one behind the other."""
         pairs = zip(plan.shared_stages, self.shared, strict=True)
         return sum(exchanges[0 if plan.free_replicas else replica].idle_s for stages, exchanges in pairs if stage in stages)
+
+    def norm_of(self, replica: int) -> Exchange:
+        """The sum of squared gradients that a replica takes part in."""
+        return self.norm[replica if len(self.norm) > 1 else 0] if self.norm else NO_EXCHANGE
 
     def message_bytes(self, direction: str, boundary: int) -> float:
         """Payload of one message over a boundary."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +15,7 @@ from chinchilla_sim.cost.collective import collective_s, measured_table
 from chinchilla_sim.cost.compute import (
     FP32_BYTES,
     accumulation_s,
+    clipping_s,
     launches,
     optimizer_s,
     weight_launches,
@@ -31,7 +33,7 @@ from chinchilla_sim.planner.packing import between_rounds_of, boundary_codec_s, 
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import NO_EXCHANGE, Bucket, Exchange, Pricing, StagePrice
 from chinchilla_sim.planner.recompute import Blocks, Kept, keep_all
-from chinchilla_sim.planner.sharing import shared_exchanges
+from chinchilla_sim.planner.sharing import norm_exchanges, shared_exchanges, with_sharing
 from chinchilla_sim.planner.task_seconds import TaskSeconds
 from chinchilla_sim.scenario.job import JobSpec
 
@@ -116,6 +118,7 @@ class Pricer:
             gradients=tuple(device_pricer.gradient_exchange(plan, stage) for stage in stages),
             weights=tuple(device_pricer.weight_exchange(plan, stage) for stage in stages) if plan.zero_stage else (),
             shared=shared_exchanges(plan, device_pricer.graph, self.cluster, self._exchanges.ring),
+            norm=norm_exchanges(plan, self.cluster, self._exchanges.ring),
             input_s=self._input_s(plan),
         )
 
@@ -176,7 +179,14 @@ class Pricer:
             *(plan.stages[stage], device, plan.microbatch_size, plan.microbatch_count, len(plan.slots), plan.training),
             *(stage > 0, stage < plan.stage_count - 1, plan.activation_codecs[around], tuple(raw[around]), tuple(raw_gradients[around])),
             *(plan.gradient_codecs[stage], plan.gradient_buckets, plan.exchange_degree_of(stage), plan.zero_stage),
-            *(plan.recompute_of(stage), plan.receives_in_flight, plan.free_replicas and plan.share_of(stage), group, experts),
+            *(
+                plan.recompute_of(stage),
+                plan.receives_in_flight,
+                plan.clips_gradients,
+                plan.free_replicas and plan.share_of(stage),
+                group,
+                experts,
+            ),
         )
         if key not in self._stage_prices:
             self._stage_prices[key] = self.stage_price(plan, stage, device, raw, raw_gradients)
@@ -197,6 +207,9 @@ class Pricer:
             Op.W: weights_s,
             Op.OPTIM: self._optimizer_s(plan, stage, parameters, device),
         }
+        if plan.clips_gradients:
+            norm_s, scaling_s = clipping_s(self._updated_bytes(plan, stage, parameters), device)
+            action_s |= {Op.NORM_GRAD: norm_s, Op.OPTIM: action_s[Op.OPTIM] + scaling_s}
         action_s |= boundary_codec_s(plan, stage, raw, raw_gradients, device)
         action_s |= gradient_codec_s(plan, stage, parameters, device, self.matrices(tasks))
         buffers = self._buffer_bytes(plan, stage, sum(raw[boundary] for boundary in (stage - 1, stage) if 0 <= boundary < len(raw)))
@@ -301,9 +314,19 @@ class Pricer:
         return collective_s(collective.kind, payload, len(slots), self.cluster.slowest_pair(slots), self.cluster.backend, table)
 
     def _optimizer_s(self, plan: Plan, stage: int, parameters: float, device: Device) -> float:
-        shards = plan.exchange_degree_of(stage) if plan.zero_stage else 1
-        fp32_bytes = parameters * FP32_BYTES / self.value_bytes / shards
+        fp32_bytes = self._updated_bytes(plan, stage, parameters)
         return optimizer_s(fp32_bytes, self.job.optimizer, self.job.momentum, device, mixed=self.value_bytes < FP32_BYTES)
+
+    def _updated_bytes(self, plan: Plan, stage: int, parameters: float) -> float:
+        """Bytes in fp32 of what one device updates."""
+        shards = plan.exchange_degree_of(stage) if plan.zero_stage else 1
+        return parameters * FP32_BYTES / self.value_bytes / shards
+
+    def completed(self, plan: Plan) -> Plan:
+        """The plan with what its graph and job decide: weights that stages share, and whether gradients are clipped."""
+        clips = plan.training and self.job.clip_gradient_norm is not None
+        plan = with_sharing(plan, self.graph)
+        return plan if plan.clips_gradients == clips else replace(plan, clips_gradients=clips)
 
     def _buckets(self, plan: Plan, tasks: Sequence[Task], times: Sequence[tuple[float, float, float]]) -> tuple[Bucket, ...]:
         """The stage in so many runs of tasks of about equal parameter bytes."""

@@ -4,14 +4,16 @@ Both interpreters read a program alike:
 
 - compute actions (F, B, I, W, codecs, OPTIM) run in list order on the rank's main thread;
 - RECV posts a receive where it stands and returns; the first action that needs the message waits for it;
-- SEND, REDUCE_GRAD, REDUCE_SHARED and UNSHARD are issued where they stand and return; DECODE_GRAD or OPTIM waits for the gradients.
+- SEND, REDUCE_GRAD, REDUCE_SHARED, REDUCE_NORM and UNSHARD are issued where they stand and return; DECODE_GRAD, NORM_GRAD or OPTIM
+  waits for the gradients, OPTIM for their norm.
 
 Stages on one rank hand over without a message. The gradients of a stage are exchanged as soon as its last
 backward pass has run, while the others go on; with ZeRO 3 they are exchanged within every backward pass instead.
 
 Weights that several stages share are summed over these stages once a step, replica by replica, when the replicas of each stage have
 summed theirs (as Megatron does). Every rank issues its collectives in one order: gradients of its stages, sets of shared weights by
-number, gathered weights. So no two ranks wait for each other. Stages that share nothing are updated meanwhile.
+number, the norm of all gradients where they are clipped, gathered weights. So no two ranks wait for each other. Stages that share
+nothing are updated meanwhile.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ _NEEDS: dict[Op, tuple[Op, ...]] = {
     Op.DECODE_F: (Op.RECV_F,),
     Op.DECODE_B: (Op.RECV_B,),
     Op.DECODE_GRAD: (Op.REDUCE_GRAD,),
-    Op.OPTIM: (Op.REDUCE_GRAD, Op.REDUCE_SHARED),
+    Op.NORM_GRAD: (Op.REDUCE_GRAD, Op.REDUCE_SHARED),
+    Op.OPTIM: (Op.REDUCE_GRAD, Op.REDUCE_SHARED, Op.REDUCE_NORM),
 }
 
 
@@ -186,11 +189,14 @@ def _with_exchanges(plan: Plan, work: Sequence[Action]) -> list[Action]:
     decodes = {
         stage: [Action(stage, Op.DECODE_GRAD)] * bool(exchanges[stage] and plan.gradient_codecs[stage] != "none") for stage in stages
     }
+    # Nothing is updated before the norm of all gradients is known.
+    whole = {*stages} if plan.clips_gradients else sharing
     for stage in stages:
-        ordered += decodes[stage] if stage in sharing else []
+        ordered += decodes[stage] if stage in whole else []
     ordered += shared
+    ordered += _norm_actions(plan, stages)
     for stage in sorted(stages, key=lambda stage: stage in sharing):
-        ordered += decodes[stage] if stage not in sharing else []
+        ordered += decodes[stage] if stage not in whole else []
         ordered.append(Action(stage, Op.OPTIM))
         if plan.zero_stage in (1, 2) and plan.exchange_degree_of(stage) > 1:
             ordered.append(Action(stage, Op.UNSHARD))
@@ -205,6 +211,14 @@ def _shared_actions(plan: Plan, stages: Collection[int]) -> list[Action]:
         if here and len(plan.sharing_ranks(number)) > 1:
             actions.append(Action(here[0], Op.REDUCE_SHARED, number))
     return actions
+
+
+def _norm_actions(plan: Plan, stages: Sequence[int]) -> list[Action]:
+    """The norm of all gradients, where they are clipped."""
+    if not plan.clips_gradients:
+        return []
+    actions = [Action(stage, Op.NORM_GRAD) for stage in stages]
+    return [*actions, Action(min(stages), Op.REDUCE_NORM)] if len(plan.norm_ranks()) > 1 else actions
 
 
 def _gradient_actions(plan: Plan, stage: int) -> list[Action]:

@@ -57,14 +57,28 @@ def shared_exchanges(plan: Plan, graph: TaskGraph, cluster: Cluster, ring: Ring)
     sizes = shared_bytes(graph, plan.stages)
     shards = plan.exchange_degree if plan.zero_stage and not plan.free_replicas else 1
     return tuple(
-        tuple(_exchange_of(plan, number, replica, sizes[group] / shards, cluster, ring) for replica in range(plan.data_parallel_degree))
+        tuple(
+            _exchange_of(plan, plan.sharing_ranks(number, replica), sizes[group] / shards, cluster, ring)
+            for replica in range(plan.data_parallel_degree)
+        )
         for number, group in enumerate(plan.shared_stages)
     )
 
 
-def _exchange_of(plan: Plan, number: int, replica: int, payload: float, cluster: Cluster, ring: Ring) -> Exchange:
+NORM_BYTES = 4.0
+"""A sum of squares in fp32."""
+
+
+def norm_exchanges(plan: Plan, cluster: Cluster, ring: Ring) -> tuple[Exchange, ...]:
+    """Sums of squared gradients, by replica where each holds them all; none where gradients are not clipped."""
+    if not plan.clips_gradients:
+        return ()
+    rows = dict.fromkeys(plan.norm_ranks(replica) for replica in range(plan.data_parallel_degree))
+    return tuple(_exchange_of(plan, ranks, NORM_BYTES, cluster, ring) for ranks in rows)
+
+
+def _exchange_of(plan: Plan, ranks: tuple[int, ...], payload: float, cluster: Cluster, ring: Ring) -> Exchange:
     """Each device of a rank with those in its place on the other ranks."""
-    ranks = plan.sharing_ranks(number, replica)
     if len(ranks) == 1:
         return Exchange("all_reduce")
     orders = tuple(ring(plan, slots) for slots in zip(*(plan.slots_of(rank) for rank in ranks), strict=True))

@@ -21,17 +21,17 @@ SCALE_BYTES = 4
 
 
 def encode(codec: str, values: Tensor) -> Tensor:
-    """Pack fp32 `values` (any shape) into a flat payload: fp32, fp16, bf16, or bytes for int8."""
+    """Pack fp32 or bf16 `values` (any shape) into a flat payload: their own type, fp16, bf16, or bytes for int8."""
     flat = values.reshape(-1)
     if codec == "none":
         return flat
     if codec in HALF:
         return flat.to(HALF[codec])
-    return _encode_int8(flat)
+    return _encode_int8(flat.to(torch.float32))
 
 
 def decode(codec: str, payload: Tensor, count: int) -> Tensor:
-    """Inverse of `encode` for `count` values; returns flat fp32."""
+    """Inverse of `encode` for `count` values; returns them flat, in fp32 (of codec none as they are)."""
     if codec == "none":
         return payload
     if codec in HALF:
@@ -96,11 +96,11 @@ class TensorSpec:
 
 
 class MessageCodec:
-    """Packs the tensors that cross a boundary into one message; fp32 tensors through the codec, others as they are."""
+    """Packs the tensors that cross a boundary into one message; floating ones through the codec, others as they are."""
 
     def __init__(self, codec: str, specs: Sequence[TensorSpec]) -> None:
         self.specs = tuple(specs)
-        self._codecs = [codec if spec.dtype == torch.float32 else "none" for spec in specs]
+        self._codecs = [codec if spec.dtype.is_floating_point else "none" for spec in specs]
         examples = [encode(kind, torch.zeros(spec.shape, dtype=spec.dtype)) for kind, spec in zip(self._codecs, specs, strict=True)]
         self._sizes = [example.numel() * example.element_size() for example in examples]
         self._types = [example.dtype for example in examples]
@@ -126,6 +126,6 @@ class MessageCodec:
             part = message[start : start + size]
             if start % 8:
                 part = part.clone()
-            tensors.append(decode(kind, part.view(dtype), spec.count).view(spec.shape))
+            tensors.append(decode(kind, part.view(dtype), spec.count).view(spec.shape).to(spec.dtype))
             start += size
         return tensors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
@@ -15,26 +15,24 @@ from chinchilla_sim.planner.action import CATEGORY, Action, Op
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.runtime.exchange import BucketExchange
 from chinchilla_sim.runtime.groups import Groups, Seat
-from chinchilla_sim.runtime.recorder import Recorder
+from chinchilla_sim.runtime.recorder import CollectiveKey, Recorder
+from chinchilla_sim.runtime.sharding import ShardExchange
 from chinchilla_sim.runtime.stages import Stage
+from chinchilla_sim.runtime.updates import StageUpdate
 
 FIRST, SECOND = "gradients", "second round of gradients"
 """Names of the collectives of a bucket in records."""
 
-MakeOptimizer = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
+Exchange = BucketExchange | ShardExchange
 
 
 class StageGradients:
     """Exchange and update of one stage's weights."""
 
-    def __init__(self, plan: Plan, stage: Stage, groups: Groups, recorder: Recorder, optimizer: torch.optim.Optimizer | None) -> None:
-        self.number, self.recorder, self.optimizer = stage.number, recorder, optimizer
+    def __init__(self, plan: Plan, stage: Stage, seat: Seat, groups: Groups, recorder: Recorder, update: StageUpdate) -> None:
+        self.number, self.recorder, self.update = stage.number, recorder, update
         self.parameters = stage.parameters()
-        ranks = plan.placement[stage.number]
-        self.buckets: list[BucketExchange] = []
-        if plan.training and len(ranks) > 1:
-            codec, group = plan.gradient_codecs[stage.number], groups.among[tuple(ranks)]
-            self.buckets = [BucketExchange(codec, stage.parameters(bucket), group, len(ranks)) for bucket in range(stage.bucket_count)]
+        self.buckets = _exchanges(plan, stage, seat, groups, update)
         self.split = len(self.buckets) > 1
         self._under_way: list[int] = []
 
@@ -114,20 +112,51 @@ class StageGradients:
     def _record_decoding(self, start_s: float) -> None:
         self.recorder.compute(str(Action(self.number, Op.DECODE_GRAD)), CATEGORY[Op.DECODE_GRAD], start_s)
 
-    def update(self) -> None:
+    def optimize(self) -> None:
         """One step of the optimizer."""
-        if self.optimizer is not None:
-            self.optimizer.step()
-        for parameter in self.parameters:
-            parameter.grad = None
+        self.update.collect()
+        self.update.apply()
+
+    def gather(self) -> None:
+        """Send the updated weights to the other replicas."""
+        if self.update.gather:
+            self.recorder.join(self._gather_key, str(Action(self.number, Op.UNSHARD)), self.update.gather.wire_bytes)
+            self.update.gather.issue()
+
+    def end_step(self) -> None:
+        """Wait until all weights are here."""
+        if self.update.gather and self.update.gather.wait():
+            self.recorder.joined(self._gather_key)
+            self.update.gather.finish()
+
+    @property
+    def _gather_key(self) -> CollectiveKey:
+        return "weights", self.number, 0, 0
+
+
+def _exchanges(plan: Plan, stage: Stage, seat: Seat, groups: Groups, update: StageUpdate) -> list[Exchange]:
+    """One for each bucket; none where there are no replicas, or FSDP2 does it within the passes."""
+    ranks = plan.placement[stage.number]
+    if not plan.training or len(ranks) == 1 or plan.zero_stage == 3:
+        return []
+    codec, group, found = plan.gradient_codecs[stage.number], groups.among[tuple(ranks)], list[Exchange]()
+    for parameters in map(stage.parameters, range(stage.bucket_count)):
+        if plan.zero_stage:
+            masters = [update.master_of(parameter) for parameter in parameters]
+            found.append(ShardExchange(codec, parameters, masters, group, len(ranks), ranks.index(seat.rank)))
+        else:
+            found.append(BucketExchange(codec, parameters, group, len(ranks)))
+    return found
 
 
 class SharedWeights:
     """One set of weights that several stages train: their gradients are summed over all of them."""
 
-    def __init__(self, plan: Plan, number: int, copies: Sequence[Sequence[nn.Parameter]], seat: Seat, groups: Groups) -> None:
-        """`copies[i]` are the parameters of the i-th of this rank's stages that use them, in the same order."""
-        self.number, self.copies, self.replica = number, copies, seat.replica
+    def __init__(
+        self, plan: Plan, number: int, copies: Sequence[Sequence[nn.Parameter]], dtype: torch.dtype, seat: Seat, groups: Groups
+    ) -> None:
+        """`copies[i]` are the masters of the i-th of this rank's stages that use them, in the same order; sums travel in `dtype`."""
+        self.number, self.copies, self.dtype, self.replica = number, copies, dtype, seat.replica
         ranks = plan.sharing_ranks(number, 0 if plan.free_replicas else seat.replica)
         self.group, self.group_size = groups.among.get(ranks), len(ranks)
         self.key = ("shared", number, 0, 0 if plan.free_replicas else seat.replica)
@@ -145,7 +174,7 @@ class SharedWeights:
         for share, parameters in zip(self.share, self.copies, strict=True):
             gradients = [torch.zeros_like(one) if one.grad is None else one.grad * share for one in parameters]
             total = [a + b for a, b in zip(total, gradients, strict=True)] if total else gradients
-        self._sum = torch.cat([gradient.reshape(-1) for gradient in total])
+        self._sum = torch.cat([gradient.reshape(-1) for gradient in total]).to(self.dtype)
 
     def reduce(self, recorder: Recorder, label: str) -> None:
         """Issue the sum over all ranks that hold them."""
@@ -164,7 +193,9 @@ class SharedWeights:
             self.add_up()
         for parameters in self.copies:
             start = 0
+            # Copies of one rank are scaled apart where gradients are clipped.
+            total = self._sum if len(self.copies) == 1 else self._sum.clone()
             for parameter in parameters:
-                parameter.grad = self._sum[start : start + parameter.numel()].view_as(parameter)
+                parameter.grad = total[start : start + parameter.numel()].view_as(parameter).to(parameter.dtype)
                 start += parameter.numel()
         self.open = False

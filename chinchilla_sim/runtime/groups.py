@@ -73,7 +73,7 @@ def make_groups(plan: Plan, seat: Seat, ordered_messages: bool) -> Groups:
 
 
 def _exchanging(plan: Plan) -> Sequence[tuple[int, ...]]:
-    """Ranks that exchange gradients: replicas of a stage, and stages that share weights."""
+    """Ranks that exchange gradients: replicas of a stage, stages that share weights, and all that hold parts of a norm."""
     rows = [tuple(row) for row in plan.placement if len(row) > 1]
     rows += [
         ranks
@@ -81,4 +81,6 @@ def _exchanging(plan: Plan) -> Sequence[tuple[int, ...]]:
         for replica in range(plan.data_parallel_degree)
         if len(ranks := plan.sharing_ranks(number, replica)) > 1
     ]
+    if plan.clips_gradients:
+        rows += [ranks for replica in range(plan.data_parallel_degree) if len(ranks := plan.norm_ranks(replica)) > 1]
     return list(dict.fromkeys(rows)) if plan.training else []

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from chinchilla_sim.planner.action import CATEGORY, Action, Op
 from chinchilla_sim.planner.plan import Plan
+from chinchilla_sim.runtime.clipping import GradientNorm
 from chinchilla_sim.runtime.gradients import SharedWeights, StageGradients
 from chinchilla_sim.runtime.groups import Groups, Seat
 from chinchilla_sim.runtime.messages import Messages
 from chinchilla_sim.runtime.passes import Loss, Passes, last_backward_of
 from chinchilla_sim.runtime.recorder import Recorder
 from chinchilla_sim.runtime.stages import Stage
-
-Optimizers = Mapping[int, torch.optim.Optimizer]
+from chinchilla_sim.runtime.updates import StageUpdate
 
 
 class Interpreter:
@@ -35,10 +35,11 @@ class Interpreter:
         seat: Seat,
         stages: Sequence[Stage],
         loss: Callable[[Any, Any], Tensor],
-        optimizers: Optimizers,
+        updates: Mapping[int, StageUpdate],
         groups: Groups,
         recorder: Recorder,
         device: torch.device,
+        norm_limit: float | None = None,
     ) -> None:
         self.plan, self.actions, self.seat, self.recorder, self.loss = plan, actions, seat, recorder, loss
         self.stages = {stage.number: stage for stage in stages}
@@ -46,9 +47,10 @@ class Interpreter:
         self.messages = Messages(plan, seat, self.stages, groups, recorder, device)
         self.passes = {number: Passes(stage, last_backward_of(actions, number)) for number, stage in self.stages.items()}
         self.gradients = {
-            number: StageGradients(plan, stage, groups, recorder, optimizers.get(number)) for number, stage in self.stages.items()
+            number: StageGradients(plan, self.stages[number], seat, groups, recorder, update) for number, update in updates.items()
         }
-        self.shared = _shared_weights(plan, seat, self.stages, groups)
+        self.shared = _shared_weights(plan, seat, self.stages, updates, groups)
+        self.norm = GradientNorm(plan, seat, self.stages, updates, groups, norm_limit) if norm_limit and plan.clips_gradients else None
         self.inputs: Sequence[tuple[Tensor, ...]] = ()
         self.targets: Sequence[Any] = ()
         self.step_loss = 0.0
@@ -70,7 +72,10 @@ class Interpreter:
             Op.REDUCE_GRAD: lambda action: self.gradients[action.stage].reduce(),
             Op.DECODE_GRAD: lambda action: self.gradients[action.stage].decode(),
             Op.REDUCE_SHARED: self._reduce_shared,
+            Op.NORM_GRAD: self._add_squares,
+            Op.REDUCE_NORM: self._reduce_norm,
             Op.OPTIM: self._optimize,
+            Op.UNSHARD: lambda action: self.gradients[action.stage].gather(),
         }
 
     def step(self, inputs: Sequence[tuple[Tensor, ...]], targets: Sequence[Any], begun_s: float | None = None) -> float:
@@ -82,6 +87,8 @@ class Interpreter:
         self.outputs = {}
         for shared in self.shared.values():
             shared.open = True
+        if self.norm:
+            self.norm.begin_step()
         self.messages.begin_step()
         self.recorder.begin_step()
         if begun_s is not None:
@@ -89,6 +96,8 @@ class Interpreter:
         for action in self.actions:
             self._play[action.op](action)
         self.messages.end_step()
+        for gradients in self.gradients.values():
+            gradients.end_step()
         self.recorder.end_step()
         return self.step_loss
 
@@ -170,6 +179,7 @@ class Interpreter:
         """Wait until a stage's gradients are sums over its replicas."""
         self.gradients[stage].wait()
         self.gradients[stage].finish()
+        self.gradients[stage].update.collect()
 
     def _complete_all(self, number: int) -> None:
         """The same for this rank's stages that share a set of weights."""
@@ -177,22 +187,45 @@ class Interpreter:
             if stage in self.gradients:
                 self._complete(stage)
 
-    def _optimize(self, action: Action) -> None:
+    def _complete_with_shared(self, stage: int) -> None:
+        """Wait until a stage's gradients are sums over its replicas, and over the stages that it shares weights with."""
         for number, shared in self.shared.items():
-            if shared.open and action.stage in self.plan.shared_stages[number]:
+            if shared.open and stage in self.plan.shared_stages[number]:
                 self._complete_all(number)
                 shared.finish(self.recorder)
-        self._complete(action.stage)
+        self._complete(stage)
+
+    def _add_squares(self, action: Action) -> None:
+        self._complete_with_shared(action.stage)
         start_s = monotonic()
-        self.gradients[action.stage].update()
+        if self.norm:
+            self.norm.add(action.stage)
+        self._record(action, start_s)
+
+    def _reduce_norm(self, action: Action) -> None:
+        if self.norm:
+            self.norm.reduce(self.recorder, str(action))
+
+    def _optimize(self, action: Action) -> None:
+        self._complete_with_shared(action.stage)
+        if self.norm:
+            self.norm.wait(self.recorder)
+        start_s = monotonic()
+        if self.norm:
+            self.norm.scale(action.stage)
+        self.gradients[action.stage].optimize()
         self._record(action, start_s)
 
 
-def _shared_weights(plan: Plan, seat: Seat, stages: dict[int, Stage], groups: Groups) -> dict[int, SharedWeights]:
+def _shared_weights(
+    plan: Plan, seat: Seat, stages: Mapping[int, Stage], updates: Mapping[int, StageUpdate], groups: Groups
+) -> dict[int, SharedWeights]:
     """Sets of weights that stages of this rank share with others (of this rank or elsewhere), by number."""
     found = {}
     for number, group in enumerate(plan.shared_stages):
-        here = [stages[stage] for stage in group if stage in stages]
+        here = [stage for stage in group if stage in stages]
         if here:
-            found[number] = SharedWeights(plan, number, [stage.shared[number] for stage in here], seat, groups)
+            copies = [[updates[stage].master_of(one) for one in stages[stage].shared[number]] for stage in here]
+            dtype = stages[here[0]].dtype
+            found[number] = SharedWeights(plan, number, copies, dtype, seat, groups)
     return found

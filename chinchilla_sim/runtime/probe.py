@@ -41,6 +41,7 @@ from chinchilla_sim.runtime.interpreter import Interpreter
 from chinchilla_sim.runtime.launch import launch_ranks
 from chinchilla_sim.runtime.recorder import Recorder
 from chinchilla_sim.runtime.stages import cut_stages
+from chinchilla_sim.runtime.updates import StageUpdate
 from chinchilla_sim.runtime.worker import prepare_process
 
 LAYERS = ((784, 512), (512, 10), (256, 256), (1024, 1024), (64, 64))
@@ -261,8 +262,9 @@ def _reference_step_s(microbatch_count: int) -> float:
     plan = Plan((names,), ((0,),), (0,), REFERENCE_BATCH * microbatch_count, microbatch_count, "gpipe", ("none",), ())
     job, device = _ReferenceJob(), torch.device("cpu")
     stages = cut_stages(job, job.model(), plan, (0,), device)
-    optimizers = {0: torch.optim.Adam(stages[0].parameters(), fused=True)}
-    rank = Interpreter(plan, lower(plan).actions[0], seat_of(plan, 0), stages, job.loss, optimizers, Groups(), Recorder(), device)
+    parameters = stages[0].parameters()
+    updates = {0: StageUpdate(parameters, parameters, parameters, lambda updated: torch.optim.Adam(updated, fused=True))}
+    rank = Interpreter(plan, lower(plan).actions[0], seat_of(plan, 0), stages, job.loss, updates, Groups(), Recorder(), device)
     inputs, targets = job.example_batch(REFERENCE_BATCH)
     return _median_s(lambda _: _timed(lambda: rank.step([(inputs,)] * microbatch_count, [targets] * microbatch_count)), minimum=50)
 

@@ -50,8 +50,9 @@ class Recorder:
         self.steps.append(self._step)
 
     def end_step(self) -> None:
-        """Close the step."""
-        self.intervals.append((self._step.compute[0][2], self._step.compute[-1][3]))
+        """Close the step: it ends with the last computation, or with the last weights that were gathered behind it."""
+        ends = [self._step.compute[-1][3], *(row[2] for row in self._step.collectives.values() if row[2] is not None)]
+        self.intervals.append((self._step.compute[0][2], max(ends)))
 
     def compute(self, label: str, category: Category, start_s: float) -> None:
         """A compute action that began at `start_s` and has just ended."""

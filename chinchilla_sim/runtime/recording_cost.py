@@ -8,6 +8,7 @@ Steps are of 784-512-10 on one rank, in microbatches so small that a span takes 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from statistics import median
 from time import monotonic, perf_counter
 
@@ -24,6 +25,7 @@ from chinchilla_sim.runtime.interpreter import Interpreter
 from chinchilla_sim.runtime.optimizers import make_optimizer
 from chinchilla_sim.runtime.recorder import WARM_UP_STEPS, Recorder
 from chinchilla_sim.runtime.stages import cut_stages, own_parameters
+from chinchilla_sim.runtime.updates import stage_update
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.simulator.benchmark import Figure
 
@@ -106,8 +108,8 @@ def _interpreter() -> Interpreter:
     torch.manual_seed(scenario.job.seed)
     seat = seat_of(plan, 0)
     stages = cut_stages(job, job.model(), plan, seat.stages, cpu)
-    optimizers = {0: make_optimizer(scenario.job, own_parameters(stages)[0])}
-    interpreter = Interpreter(plan, lower(plan).actions[0], seat, stages, job.loss, optimizers, Groups(), Recorder(), cpu)
+    updates = {0: stage_update(plan, stages[0], own_parameters(stages)[0], seat, Groups(), partial(make_optimizer, scenario.job))}
+    interpreter = Interpreter(plan, lower(plan).actions[0], seat, stages, job.loss, updates, Groups(), Recorder(), cpu)
     shares = Shares(plan, seat.replica, cpu, torch.float32)
     inputs, targets = next(global_batches(job.batches("train", 0, 0), scenario.job.global_batch_size))
     interpreter.inputs, interpreter.targets = shares.inputs(inputs), shares.targets(targets)

@@ -39,7 +39,7 @@ class Segment:
     `random` that it draws random numbers, which must be the same when it runs again.
     """
 
-    module: GraphModule
+    module: nn.Module
     input_needs_gradient: tuple[bool, ...]
     output_needs_gradient: tuple[bool, ...]
     bucket: int = 0
@@ -54,6 +54,7 @@ class Stage:
     `*_specs` describe the tensors of the boundaries, `*_needs_gradient` says which of them have a gradient. The
     last stage's outputs are the leaves of the model's; `restore` gives them the model's own structure. With split backward passes the
     weight gradients are on `tape` after I. `shared` are its parameters that other stages train too, by number of their set.
+    Weights have `dtype`. `modules` have the model's names for what is in the segments, where those do not (empty: the segments do).
     """
 
     segments: tuple[Segment, ...]
@@ -66,6 +67,8 @@ class Stage:
     last: bool = True
     tape: WeightTape = field(default_factory=WeightTape)
     shared: dict[int, list[nn.Parameter]] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+    modules: tuple[nn.Module, ...] = ()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         tensors = inputs
@@ -88,10 +91,10 @@ class Stage:
         return [parameter for parameter, own in bucket_of.items() if bucket in (None, own)]
 
     def state(self) -> dict[str, Tensor]:
-        """Parameters and buffers by the model's own names."""
+        """Parameters and buffers by the model's own names; sharded ones as they are."""
         state: dict[str, Tensor] = {}
-        for segment in self.segments:
-            state |= {name: tensor.detach() for name, tensor in segment.module.state_dict(keep_vars=True).items()}
+        for module in self.modules or [segment.module for segment in self.segments]:
+            state |= {name: tensor.detach() for name, tensor in module.state_dict(keep_vars=True).items()}
         return state
 
 
@@ -106,7 +109,7 @@ def cut_stages(job: TrainingJob, model: nn.Module, plan: Plan, numbers: Sequence
     exported = export_module(model.train(plan.training), inputs)
     graph = graph_of(model, list(exported.graph.nodes), plan.microbatch_size, plan.training, name="run")
     _check(plan, graph)
-    cutter = _Cutter(exported, graph, plan)
+    cutter = _Cutter(exported, graph, plan, floating)
     stages = [cutter.cut(number) for number in numbers]
     _separate_gradients(stages)
     _find_shared(stages, dict(model.named_parameters(remove_duplicate=False)), plan, graph)
@@ -133,8 +136,8 @@ def _check(plan: Plan, graph: TaskGraph) -> None:
 class _Cutter:
     """Cuts stages and their segments out of one exported model."""
 
-    def __init__(self, exported: GraphModule, graph: TaskGraph, plan: Plan) -> None:
-        self.exported, self.graph, self.plan = exported, graph, plan
+    def __init__(self, exported: GraphModule, graph: TaskGraph, plan: Plan, dtype: torch.dtype) -> None:
+        self.exported, self.graph, self.plan, self.dtype = exported, graph, plan, dtype
         self.nodes = {(str(node.target) if node.op == "placeholder" else node.name): node for node in exported.graph.nodes}
         self._blocks: dict[str, Blocks] = {}
 
@@ -161,6 +164,7 @@ class _Cutter:
             number=number,
             last=last,
             tape=tape,
+            dtype=self.dtype,
         )
 
     def _segment_ends(self, number: int) -> list[tuple[int, int, bool]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import astuple
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from chinchilla_sim.errors import RunError
 from chinchilla_sim.graph.contract import TrainingJob, factory_of, load_job
@@ -22,12 +24,14 @@ from chinchilla_sim.planner.program import lower
 from chinchilla_sim.runtime.batches import Shares, batch_length, global_batches
 from chinchilla_sim.runtime.clock import clock_name, read_offset
 from chinchilla_sim.runtime.engines import Engine, plan_of_plain_stages
+from chinchilla_sim.runtime.fully_sharded import shard_stage
 from chinchilla_sim.runtime.groups import Groups, make_groups, process_of, seat_of
 from chinchilla_sim.runtime.interpreter import Interpreter
 from chinchilla_sim.runtime.memory import MemoryProbe, batch_bytes, optimizer_tensors, storage_bytes
 from chinchilla_sim.runtime.optimizers import make_optimizer, set_learning_rate
 from chinchilla_sim.runtime.recorder import Recorder
 from chinchilla_sim.runtime.stages import Stage, cut_stages, own_parameters, run_dtype
+from chinchilla_sim.runtime.updates import StageUpdate, stage_update
 
 if TYPE_CHECKING:
     from chinchilla_sim.runtime.torch_engine import TorchEngine
@@ -44,10 +48,10 @@ class RankRun:
         self.groups: Groups = make_groups(self.plan, self.seat, ordered_messages=device.type == "cuda")
         self.job: TrainingJob = load_job(*factory_of(file.scenario), to_run=True)
         self.model = self._model()
-        cut_by = self.plan if engine == "chinchilla" else plan_of_plain_stages(self.plan)
-        self.stages: list[Stage] = cut_stages(self.job, self.model, cut_by, self.seat.stages, device)
         self.recorder = Recorder()
-        self.optimizers = self._optimizers()
+        self.stages: list[Stage] = self._stages()
+        self.updates = self._updates()
+        self.optimizers = {number: update.optimizer for number, update in self.updates.items() if update.optimizer}
         self.interpreter = self._make_engine()
         self.shares = Shares(self.plan, self.seat.replica, device, run_dtype(self.spec.precision))
         self.total_steps = self._total_steps()
@@ -57,12 +61,14 @@ class RankRun:
 
     def _make_engine(self) -> Interpreter | TorchEngine:
         """What plays the steps; both have the same two names."""
-        own = self.seat, self.stages, self.job.loss, self.optimizers, self.groups, self.recorder, self.device
         if self.engine == "chinchilla":
-            return Interpreter(self.plan, lower(self.plan).actions[self.seat.rank], *own)
+            return Interpreter(
+                self.plan, lower(self.plan).actions[self.seat.rank], self.seat, self.stages, self.job.loss, self.updates, self.groups,
+                self.recorder, self.device, self.spec.clip_gradient_norm,
+            )  # fmt: skip
         from chinchilla_sim.runtime.torch_engine import TorchEngine
 
-        return TorchEngine(self.plan, *own)
+        return TorchEngine(self.plan, self.seat, self.stages, self.job.loss, self.optimizers, self.groups, self.recorder, self.device)
 
     def _model(self) -> nn.Module:
         torch.manual_seed(self.spec.seed)
@@ -74,11 +80,20 @@ class RankRun:
         torch.manual_seed(self.spec.seed + self.seat.process)
         return model.to(self.device, run_dtype(self.spec.precision))
 
-    def _optimizers(self) -> dict[int, torch.optim.Optimizer]:
+    def _stages(self) -> list[Stage]:
+        plan = self.plan if self.engine == "chinchilla" else plan_of_plain_stages(self.plan)
+        stages = cut_stages(self.job, self.model, plan, self.seat.stages, self.device)
+        if plan.zero_stage < 3 or not plan.training or plan.data_parallel_degree == 1:
+            return stages
+        dtype = run_dtype(self.spec.precision)
+        return [shard_stage(plan, stage, self.groups, self.recorder, dtype) for stage in stages]
+
+    def _updates(self) -> dict[int, StageUpdate]:
         if not self.plan.training:
             return {}
         pairs = zip(self.stages, own_parameters(self.stages), strict=True)
-        return {stage.number: make_optimizer(self.spec, parameters) for stage, parameters in pairs if parameters}
+        make = partial(make_optimizer, self.spec)
+        return {stage.number: stage_update(self.plan, stage, owned, self.seat, self.groups, make) for stage, owned in pairs}
 
     def _total_steps(self) -> int:
         """Steps of the whole run, which learning rates fall over; 0 where they do not fall."""
@@ -139,10 +154,10 @@ class RankRun:
         if self.seat.process:
             return
         if gathered:
-            self.model.load_state_dict(gathered)
+            _load(self.model, gathered)
             torch.save(self.model.state_dict(), self.folder / "weights.pt")
         evaluate = getattr(self.job, "evaluate", None)
-        self.metrics = evaluate(self.model) if evaluate and (gathered or self.file.scenario.model.weights) else {}
+        self.metrics = evaluate(_in_fp32(self.model)) if evaluate and (gathered or self.file.scenario.model.weights) else {}
         line = {"epoch": epoch + 1, "steps": self.steps, "epoch_s": round(self.epoch_s[-1], 4), **self.metrics}
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -151,8 +166,9 @@ class RankRun:
         """The whole model's state on the first process, from the first replica of every stage; {} elsewhere."""
         ours: dict[str, Tensor] = {}
         for stage in self.stages:
+            whole = {name: _whole(tensor, stage.dtype) for name, tensor in stage.state().items()}
             if self.plan.placement[stage.number][0] == self.seat.rank:
-                ours |= stage.state()
+                ours |= whole
         owners = [process_of(self.plan, rank, 0) for rank in dict.fromkeys(row[0] for row in self.plan.placement)]
         if self.seat.process:
             if self.seat.process in owners:
@@ -173,3 +189,22 @@ class RankRun:
             tensor = torch.empty(shape, dtype=dtype, device=self.device)
             dist.recv(tensor, src=owner)
             yield name, tensor
+
+
+def _in_fp32(model: nn.Module) -> nn.Module:
+    """A model that takes what the job's data gives: itself, or a copy of one in half precision."""
+    floating = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
+    return model if all(dtype == torch.float32 for dtype in floating) else deepcopy(model).float()
+
+
+def _load(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Give a model these weights; those that were given up for shards get their memory back."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.shape != state[name].shape:
+            tensor.data = torch.empty_like(state[name])
+    model.load_state_dict(state)
+
+
+def _whole(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A sharded tensor put together, which all its holders do at the same time; others as they are."""
+    return tensor.full_tensor().to(dtype) if isinstance(tensor, DTensor) else tensor

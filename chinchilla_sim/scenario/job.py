@@ -22,8 +22,18 @@ class JobSpec(Table):
     )
     optimizer: Literal["adam", "sgd"] = Field(default="adam", description="Optimizer.", examples=["adam"])
     learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False, description="Learning rate.", examples=[0.001])
-    learning_rate_schedule: Literal["constant", "linear"] = Field(
-        default="constant", description="constant, or falling linearly to 0 over all epochs.", examples=["linear"]
+    learning_rate_schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="constant, or falling to 0 over all epochs: linearly, or along half a cosine.", examples=["linear"]
+    )
+    warmup_steps: int = Field(
+        default=0, ge=0, description="Steps over which the learning rate first rises linearly to its value.", examples=[100]
+    )
+    clip_gradient_norm: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Scale all gradients down to this norm where theirs is larger (2-norm over the whole model).",
+        examples=[1.0],
     )
     momentum: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False, description="Momentum of optimizer sgd.", examples=[0.9])
     precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="Numbers the job computes with.", examples=["fp32"])

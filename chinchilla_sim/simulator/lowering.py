@@ -21,13 +21,12 @@ from chinchilla_sim.planner.prices import Pricing, StagePrice, memory_change
 from chinchilla_sim.planner.program import Program, needs
 from chinchilla_sim.simulator.activities import NO_ACTIVITY, ActivityGraph, FlowSpec, Holding, Record
 from chinchilla_sim.simulator.collectives import add_exchange
-from chinchilla_sim.simulator.meetings import Collective, CollectiveKey, Message, MessageKey
+from chinchilla_sim.simulator.meetings import GRADIENTS, NORM, SECOND_ROUND, SHARED, Collective, CollectiveKey, Message, MessageKey
 from chinchilla_sim.simulator.pause import no_collection
 
 INPUT = "INPUT"
 """Label of getting the batch, which is no action of the program."""
 
-GRADIENTS, SECOND_ROUND, SHARED = "gradients", "second round of gradients", "shared weights"
 PREFETCHED_BUCKETS = 2
 """ZeRO 3 gathers the weights of so many buckets ahead of their use (FSDP's default: the next one, beside the present)."""
 
@@ -241,7 +240,7 @@ class _Row:
             return
         number = self._append(str(action), action, self._price(stage).action_s[op])
         for needed in needs(action):
-            if needed in (Op.REDUCE_GRAD, Op.REDUCE_SHARED):
+            if needed in COLLECTIVES:
                 self._await_gradients(number, stage, needed)
             else:
                 self._await(number, action, needed)
@@ -272,9 +271,11 @@ class _Row:
     def _await_gradients(self, number: int, stage: int, needed: Op) -> None:
         sets = self.lowering.plan.shared_stages
         for key in self.lowering.issued[self.rank]:
-            own = key[1] == GRADIENTS and key[0] == stage
-            shared = key[1] == SHARED and stage in sets[key[0]]
-            if shared if needed is Op.REDUCE_SHARED else own:
+            if {
+                Op.REDUCE_GRAD: key[1] == GRADIENTS and key[0] == stage,
+                Op.REDUCE_SHARED: key[1] == SHARED and stage in sets[key[0]],
+                Op.REDUCE_NORM: key[1] == NORM,
+            }[needed]:
                 self.lowering.awaited_collectives.append((number, key))
 
     def _pass(self, action: Action, last: bool) -> None:
@@ -335,26 +336,35 @@ class _Row:
         order = list(range(len(price.buckets))) if forward else list(reversed(range(len(price.buckets))))
         total = sum(bucket.parameter_bytes for bucket in price.buckets) or 1.0
         microbatch = action.microbatch if plan.zero_stage == 3 else None
-        before = self.lowering.tail[self.rank]
+        gathered: dict[int, CollectiveKey] = {}
         parts: list[int] = []
         encode_s = price.action_s.get(Op.ENCODE_GRAD, 0.0)
         for turn, index in enumerate(order):
             bucket = price.buckets[index]
             share = bucket.parameter_bytes / total
-            gathered = None
-            if gathers and bucket.parameter_bytes:
-                ahead = turn - PREFETCHED_BUCKETS
-                gathered = self._join("weights", action, microbatch, index, share, parts[ahead] if ahead >= 0 else before)
+            # Weights of the next bucket are asked for before this one's gradients leave.
+            for ahead in order[turn : turn + PREFETCHED_BUCKETS]:
+                size = price.buckets[ahead].parameter_bytes
+                if gathers and size and ahead not in gathered:
+                    gathered[ahead] = self._join("weights", action, microbatch, ahead, size / total, self.lowering.tail[self.rank])
             part = self._append(str(action), action, seconds * (bucket.forward_share if forward else bucket.backward_share))
             parts.append(part)
-            if gathered:
-                self.lowering.awaited_collectives.append((part, gathered))
+            if index in gathered:
+                self.lowering.awaited_collectives.append((part, gathered[index]))
             if leaves and bucket.parameter_bytes:
                 if plan.zero_stage < 3:
                     packing = Action(action.stage, Op.ENCODE_GRAD)
                     self._append(str(packing), packing, encode_s * share)
-                self._join(GRADIENTS, action, microbatch, index, share, self.lowering.tail[self.rank])
+                left = self._join(GRADIENTS, action, microbatch, index, share, self.lowering.tail[self.rank])
+                if plan.zero_stage == 3 and self.lowering.cluster.backend.rendezvous:
+                    self._wait_for(left)
         return parts[0], self.lowering.tail[self.rank]
+
+    def _wait_for(self, key: CollectiveKey) -> None:
+        """Where there are no streams (gloo) FSDP2 goes on when the sum is there."""
+        lowering = self.lowering
+        lowering.tail[self.rank] = lowering.graph.add(0.0, after=lowering.tail[self.rank])
+        lowering.awaited_collectives.append((lowering.tail[self.rank], key))
 
     # Collectives
 
@@ -362,6 +372,9 @@ class _Row:
         """An exchange of the whole stage, unless its buckets have left already; or of weights shared with other stages."""
         if action.op is Op.REDUCE_SHARED:
             self._join_shared(action)
+            return
+        if action.op is Op.REDUCE_NORM:
+            self._join_norm(action)
             return
         gradients = action.op is Op.REDUCE_GRAD
         if not (gradients and self._split):
@@ -389,6 +402,16 @@ class _Row:
         exchange = max(by_replica, key=lambda one: one.idle_s) if lowering.folded else by_replica[replica]
         collective = Collective(lowering.plan.sharing_ranks(number, replica), exchange, 1.0, exchange.rounds)
         self._enter((number, SHARED, -1, replica), collective, action, lowering.tail[self.rank])
+
+    def _join_norm(self, action: Action) -> None:
+        """Of a folded program the slowest replica's."""
+        lowering, plan = self.lowering, self.lowering.plan
+        exchanges = lowering.pricing.norm
+        exchange = max(exchanges, key=lambda one: one.idle_s) if lowering.folded else lowering.pricing.norm_of(self.replica)
+        members = plan.pipeline(0) if lowering.folded else plan.norm_ranks(self.replica)
+        place = self.replica if len(exchanges) > 1 else 0
+        collective = Collective(members, exchange, 1.0, exchange.rounds)
+        self._enter((0, NORM, -1, place), collective, action, lowering.tail[self.rank])
 
     def _enter(self, key: CollectiveKey, collective: Collective, action: Action, behind: int) -> None:
         joined = self.lowering.collectives.setdefault(key, collective)

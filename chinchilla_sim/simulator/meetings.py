@@ -10,7 +10,9 @@ from chinchilla_sim.planner.prices import Exchange
 MessageKey = tuple[str, int, int, int]
 """Direction, boundary, microbatch and lane (the replica, unless stages have replica counts of their own)."""
 CollectiveKey = tuple[int, str, int, int]
-"""Stage, what is exchanged, microbatch (-1: once per step) and bucket; of shared weights their number and the replica."""
+"""Stage, what is exchanged, microbatch (-1: once per step) and bucket; of shared weights number and replica, of the norm the replica."""
+
+GRADIENTS, SECOND_ROUND, SHARED, NORM = "gradients", "second round of gradients", "shared weights", "norm"
 
 
 @dataclass(slots=True)

@@ -26,7 +26,12 @@ def test_plain_plans_can_be_played() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"zero_stage": 1}, "ZeRO"),
+        ({"zero_stage": 3, "schedule": "zb-h1"}, "ZeRO 3 with split backward passes (FSDP2 divides gradients once a pass)"),
+        ({"zero_stage": 3, "gradient_codecs": ("none", "int8")}, "ZeRO 3 with gradient codecs other than none, fp16, bf16"),
+        (
+            {"zero_stage": 1, "placement": ((0, 1), (2,)), "slots": (0, 1, 2), "shared_stages": ((0, 1),)},
+            "ZeRO with weights shared by stages that have replica counts of their own",
+        ),
         ({"activation_priority": 4.0}, "priorities of messages"),
     ],
 )
@@ -37,10 +42,22 @@ def test_what_cannot_be_played_is_named(change: dict[str, object], words: str) -
 
 def test_all_that_is_too_wide_is_told_at_once() -> None:
     """Values that the runtime cannot play need executable = false, and every one is named."""
-    wide = SearchSpec(zero_stages=(0, 1), activation_priorities=(4.0,), variants=(CompressionSpec(prune=0.5),))
+    wide = SearchSpec(expert_parallel_degrees=(1, 2), activation_priorities=(4.0,), variants=(CompressionSpec(prune=0.5),))
     with pytest.raises(ScenarioError) as caught:
         find_plans(chain(2, 8, 1e9, 8.0, 8), cluster_of({}, {}), JobSpec(global_batch_size=8), wide, simulate)
     text = str(caught.value)
-    assert "search.zero_stages: asks for 1" in text and "search.activation_priorities: asks for 4.0" in text and "pruned 50 %" in text
+    assert (
+        "search.expert_parallel_degrees: asks for 2" in text
+        and "search.activation_priorities: asks for 4.0" in text
+        and "pruned 50 %" in text
+    )
     assert "executable = false" in text
     assert search_mistakes(wide.model_copy(update={"executable": False})) == []
+
+
+def test_the_search_leaves_out_what_cannot_be_played_together() -> None:
+    """ZeRO 3 with split backward passes or an int8 exchange is never drafted to be run."""
+    search = SearchSpec(zero_stages=(3,), schedules=("1f1b", "zb-h1"), gradient_codecs=("int8",), maximum_ranks=4)
+    found = find_plans(chain(6, 16, 1e9, 8.0, 8), cluster_of({}, {}), JobSpec(global_batch_size=16), search, simulate)
+    for candidate in (found.best, *found.runner_ups):
+        assert unplayable(candidate.plan) == []

@@ -103,24 +103,34 @@ def with_job() -> Callable[..., PlanFile]:
 
 
 def train_alone(scenario: Scenario, steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Losses and final weights of plain PyTorch in this process."""
+    """Losses and final weights of plain PyTorch in this process; in bf16 with fp32 masters."""
     spec = scenario.job
     job = load_job(*factory_of(scenario), to_run=True)
     torch.manual_seed(spec.seed)
-    model = job.model()
+    dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
+    model = job.model().to(dtype)
+    weights = list(model.parameters())
+    masters = weights if dtype == torch.float32 else [torch.nn.Parameter(weight.detach().float()) for weight in weights]
     optimizer = (
-        torch.optim.Adam(model.parameters(), lr=spec.learning_rate)
+        torch.optim.Adam(masters, lr=spec.learning_rate)
         if spec.optimizer == "adam"
-        else torch.optim.SGD(model.parameters(), lr=spec.learning_rate, momentum=spec.momentum)
+        else torch.optim.SGD(masters, lr=spec.learning_rate, momentum=spec.momentum)
     )
     losses: list[float] = []
     for epoch in range(spec.epochs):
         for inputs, targets in global_batches(job.batches("train", spec.seed, epoch), spec.global_batch_size):
             if len(losses) == steps:
                 break
-            loss = job.loss(model(inputs), targets)
-            optimizer.zero_grad()
+            loss = job.loss(model(inputs.to(dtype) if inputs.is_floating_point() else inputs), targets)
+            model.zero_grad()
             loss.backward()
+            for weight, master in zip(weights, masters, strict=True):
+                master.grad = weight.grad.to(master.dtype)
+            if spec.clip_gradient_norm:
+                torch.nn.utils.clip_grad_norm_(masters, spec.clip_gradient_norm)
             optimizer.step()
+            with torch.no_grad():
+                for weight, master in zip(weights, masters, strict=True):
+                    weight.copy_(master)
             losses.append(float(loss.detach()))
     return losses, model.state_dict()

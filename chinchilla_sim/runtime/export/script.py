@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.utils._pytree import tree_flatten, tree_map
 
 from chinchilla_sim.errors import Mistake, ScenarioError
@@ -52,7 +53,7 @@ def export_script(file: PlanFile, folder: Path) -> tuple[str, ...]:
     stages = cut_stages(job, model, plan, range(plan.stage_count), torch.device("cpu"))
     example = tuple(tensor[: plan.microbatch_size] for tensor in data.inputs)
     loss = export_loss(job.loss, stages[-1].restore, _outputs(stages, example), _example_targets(job, data, plan))
-    codes = [write_module(stage.segments[0].module) for stage in stages]
+    codes = [write_module(cast(GraphModule, stage.segments[0].module)) for stage in stages]
     loss_code = write_module(loss, prefix="loss.")
     tensors = {tensor.key: tensor.value.detach().clone() for code in (*codes, loss_code) for tensor in code.tensors}
     torch.save(tensors, folder / "weights.pt")
