@@ -5,11 +5,15 @@ device. Stage s takes the tensors that cross the boundary before it and returns 
 a tensor that a later stage needs passes through the stages between (a skip connection across several stages).
 
 A stage is a row of segments, cut in the same way: where its gradients leave in several buckets, and around what is computed again.
+
+A dynamic trace takes any number of samples. Its sizes that depend on them are no tensors and cross no boundary: each stage reads them
+off its own inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -20,15 +24,17 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_unflatten
 
 from chinchilla_sim.errors import RunError
+from chinchilla_sim.graph.compress import AS_IT_IS, Variant
 from chinchilla_sim.graph.contract import TrainingJob
 from chinchilla_sim.graph.task import LOSS_OP, Task, TaskGraph
-from chinchilla_sim.graph.trace import DTYPE_OF, as_tuple, export_module, graph_of
+from chinchilla_sim.graph.trace import DTYPE_OF, as_tuple, export_module, graph_of, shape_of
 from chinchilla_sim.planner.buckets import bucket_ends, trained_sizes
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.recompute import Blocks
 from chinchilla_sim.planner.sharing import shared_names
 from chinchilla_sim.runtime.codecs import TensorSpec
 from chinchilla_sim.runtime.deferred import WeightTape, defer
+from chinchilla_sim.runtime.variants import MADE_OF_WEIGHTS, make_variant
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class Stage:
     `*_specs` describe the tensors of the boundaries, `*_needs_gradient` says which of them have a gradient. The
     last stage's outputs are the leaves of the model's; `restore` gives them the model's own structure. With split backward passes the
     weight gradients are on `tape` after I. `shared` are its parameters that other stages train too, by number of their set.
+    A `dynamic` stage takes any number of samples; the specs are those of a full microbatch.
     """
 
     segments: tuple[Segment, ...]
@@ -66,6 +73,7 @@ class Stage:
     last: bool = True
     tape: WeightTape = field(default_factory=WeightTape)
     shared: dict[int, list[nn.Parameter]] = field(default_factory=dict)
+    dynamic: bool = False
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         tensors = inputs
@@ -95,22 +103,63 @@ class Stage:
         return state
 
 
-def cut_stages(job: TrainingJob, model: nn.Module, plan: Plan, numbers: Sequence[int], device: torch.device) -> list[Stage]:
+def cut_stages(
+    job: TrainingJob,
+    model: nn.Module,
+    plan: Plan,
+    numbers: Sequence[int],
+    device: torch.device,
+    dynamic: bool = False,
+    variant: Variant = AS_IT_IS,
+) -> list[Stage]:
     """The stages of `model` (in training mode for training plans) with these numbers; its parameters become theirs.
 
-    A weight that several of them use is one tensor with a gradient for each of them.
+    A weight that several of them use is one tensor with a gradient for each of them. With `dynamic` they take any number of samples,
+    where torch.export can trace the model so, and the plan's microbatches else. With a `variant` the stages are those of a smaller model.
     """
-    inputs, _ = job.example_batch(plan.microbatch_size)
-    floating = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
-    inputs = tuple(cast_floating(tensor.to(device), floating) for tensor in as_tuple(inputs))
-    exported = export_module(model.train(plan.training), inputs)
-    graph = graph_of(model, list(exported.graph.nodes), plan.microbatch_size, plan.training, name="run")
+    size, model = plan.microbatch_size, model.train(plan.training)
+    exported, dynamic = _export(model, example_inputs(job, model, size, device), dynamic, size)
+    nodes = list(exported.graph.nodes)
+    graph = graph_of(model, nodes, size, plan.training, name="run")
+    if variant != AS_IT_IS:
+        exported, graph = make_variant(exported, graph, variant)
     _check(plan, graph)
-    cutter = _Cutter(exported, graph, plan)
+    cutter = _Cutter(exported, graph, plan, dynamic)
     stages = [cutter.cut(number) for number in numbers]
     _separate_gradients(stages)
     _find_shared(stages, dict(model.named_parameters(remove_duplicate=False)), plan, graph)
     return stages
+
+
+def example_inputs(job: TrainingJob, model: nn.Module, size: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Inputs of `size` samples as the model takes them, any values."""
+    inputs, _ = job.example_batch(size)
+    floating = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
+    return tuple(cast_floating(tensor.to(device), floating) for tensor in as_tuple(inputs))
+
+
+def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool, size: int) -> tuple[GraphModule, bool]:
+    """The exported model, and whether it takes any number of samples."""
+    if dynamic and size > 1:
+        try:
+            exported = export_module(model, inputs, dynamic=True)
+        except Exception:  # torch.export fails in many ways; a fixed size is left
+            return export_module(model, inputs), False
+        _drop_empty_slices(exported)
+        return exported, True
+    return export_module(model, inputs), False
+
+
+def _drop_empty_slices(exported: GraphModule) -> None:
+    """Slices that keep everything, which a trace of a fixed size does not have."""
+    for node in list(exported.graph.nodes):
+        if node.op == "call_function" and node.target is torch.ops.aten.slice.Tensor and _keeps_all(node):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            exported.graph.erase_node(node)
+
+
+def _keeps_all(node: Node) -> bool:
+    return tuple(map(str, node.meta["val"].shape)) == tuple(map(str, node.all_input_nodes[0].meta["val"].shape))
 
 
 def cast_floating(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -133,8 +182,8 @@ def _check(plan: Plan, graph: TaskGraph) -> None:
 class _Cutter:
     """Cuts stages and their segments out of one exported model."""
 
-    def __init__(self, exported: GraphModule, graph: TaskGraph, plan: Plan) -> None:
-        self.exported, self.graph, self.plan = exported, graph, plan
+    def __init__(self, exported: GraphModule, graph: TaskGraph, plan: Plan, dynamic: bool) -> None:
+        self.exported, self.graph, self.plan, self.dynamic = exported, graph, plan, dynamic
         self.nodes = {(str(node.target) if node.op == "placeholder" else node.name): node for node in exported.graph.nodes}
         self._blocks: dict[str, Blocks] = {}
 
@@ -161,6 +210,7 @@ class _Cutter:
             number=number,
             last=last,
             tape=tape,
+            dynamic=self.dynamic,
         )
 
     def _segment_ends(self, number: int) -> list[tuple[int, int, bool]]:
@@ -202,9 +252,7 @@ class _Cutter:
 
         def copy_of(node: Node) -> Node:
             if node not in copied:
-                if node.op != "get_attr":
-                    raise RunError(f"{node.name} is needed in a stage that does not receive it")
-                copied[node] = graph.node_copy(node)
+                copied[node] = _made_here(graph, node, copied) or graph.node_copy(node, copy_of)
             return copied[node]
 
         for name in names:
@@ -219,6 +267,25 @@ class _Cutter:
         else:
             graph.output(tuple(copy_of(self.nodes[task.name]) for task in outputs))
         return GraphModule(self.exported, graph)
+
+
+def _made_here(graph: Graph, node: Node, copied: Mapping[Node, Node]) -> Node | None:
+    """A number of samples read off what the stage has; None for what it may copy: weights, what is made of them, and of numbers."""
+    value = node.meta.get("val")
+    if node.op == "get_attr" or node.meta.get(MADE_OF_WEIGHTS):
+        return None
+    if not isinstance(value, torch.SymInt):
+        raise RunError(f"{node.name} is needed in a stage that does not receive it")
+    if node.target is not torch.ops.aten.sym_size.int or node.args[0] in copied:
+        return None
+    wanted = value.node.expr
+    for source, own in copied.items():
+        for dim, length in enumerate(getattr(source.meta.get("val"), "shape", ())):
+            times = length.node.expr / wanted if isinstance(length, torch.SymInt) else None
+            if times is not None and times.is_Integer:
+                found = graph.call_function(torch.ops.aten.sym_size.int, (own, dim))
+                return found if times == 1 else graph.call_function(operator.floordiv, (found, int(times)))
+    raise RunError(f"the stage that computes with {node.name} receives no tensor that tells the number of samples")
 
 
 def _keep_inputs(graph: Graph, node: Node) -> None:
@@ -243,7 +310,7 @@ def _restorer(exported: GraphModule) -> Callable[[Sequence[Tensor]], Any]:
 
 def _spec(node: Node) -> TensorSpec:
     value = node.meta["val"]
-    return TensorSpec(tuple(int(n) for n in value.shape), value.dtype)
+    return TensorSpec(shape_of(value), value.dtype)
 
 
 def _separate_gradients(stages: Sequence[Stage]) -> None:
