@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from chinchilla_sim.cli.app import AsJson, Force, Output, Overrides, app, bench, validate
+from chinchilla_sim.cli.serving import answers_requests, serve
 from chinchilla_sim.cli.shared import at_least, calibrate_tasks, load_plan_file, seconds_of
 from chinchilla_sim.console import busy, log, print_json, print_tables, searching, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
@@ -25,7 +26,7 @@ def validate_run(plan: Path, *, steps: int = VALIDATION_STEPS, as_json: AsJson =
     plan
         A plan file (plan.json).
     steps
-        Optimizer steps to measure.
+        Optimizer steps to measure, or global batches of requests.
     """
     import tempfile
 
@@ -38,6 +39,8 @@ def validate_run(plan: Path, *, steps: int = VALIDATION_STEPS, as_json: AsJson =
     setting = open_plan(file, str(plan), force=force)
     candidate = simulate_plan(setting, file)
     with tempfile.TemporaryDirectory(prefix="chinchilla-") as folder:
+        if answers_requests(file):
+            return serve(setting, file, Path(folder), steps, as_json)
         comparison = compare(candidate.timeline, run_for_real(file, Path(folder), steps))
     if as_json:
         print_json(comparison.to_dict())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from chinchilla_sim.cli.app import AsJson, Force, Output, Overrides, app
+from chinchilla_sim.cli.serving import answers_requests, serve
 from chinchilla_sim.cli.shared import (
     at_least,
     find_plan,
@@ -287,6 +288,8 @@ def run(
 ) -> None:
     """Plan, simulate and run a job for real on this machine, and compare prediction and measurement.
 
+    A job with `arrival_rate` or `concurrency` answers requests: their latencies are compared instead of the step.
+
     Parameters
     ----------
     source
@@ -294,7 +297,7 @@ def run(
     output
         Folder for plan.json, weights.pt, metrics.jsonl and measurement.json (default: reports/NAME/run).
     steps
-        Stop after so many optimizer steps.
+        Stop after so many optimizer steps, or after the requests of so many global batches.
     """
     from chinchilla_sim.report.measured import categories_table, comparison_table, metrics_table
     from chinchilla_sim.validation.compare import compare
@@ -304,8 +307,10 @@ def run(
         at_least("--steps", steps)
     file, setting = plan_to_run(source, overrides, force, as_json)
     folder = writable_folder(output or Path("reports") / setting.scenario.name / "run")
-    candidate = simulate_plan(setting, file)
     (folder / "measurement.json").unlink(missing_ok=True)
+    if answers_requests(file):
+        return serve(setting, file, folder, steps, as_json, keep=True)
+    candidate = simulate_plan(setting, file)
     with show_epochs(file.scenario.job.epochs) as watch:
         measurement = run_for_real(file, folder, steps, watch)
     comparison = compare(candidate.timeline, measurement)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
@@ -39,7 +39,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Requests taken so far; the replicas that are free, the one that has been longest first; and, in a closed loop, who waits since when."""
+    """Requests taken so far, the free replicas (the one that is free longest first), and since when requests wait in a closed loop."""
 
     free: tuple[int, ...]
     taken: int = 0
@@ -160,16 +160,12 @@ class Counter:
             opens_s = self.line.change(lambda line: (line, line.opens_s(self.replica, self.source)))
             if opens_s is None:
                 return None
-            if opens_s > self.clock():
-                self.sleep(min(max(opens_s - self.clock(), 0.0), self.poll_s) if opens_s == float("inf") else max(opens_s - self.clock(), 0.0))
+            wait_s = opens_s - self.clock()
+            if wait_s > 0:
+                self.sleep(self.poll_s if wait_s == float("inf") else wait_s)
                 continue
             batch = self.line.change(lambda line: line.take(self.replica, self.source, self.clock()))
             if batch is not None:
                 self.joined = False
                 return batch
             self.sleep(self.poll_s)
-
-
-def merge_arrivals(batches: Sequence[Batch]) -> tuple[float, ...]:
-    """Arrivals of all requests in their order."""
-    return tuple(arrival_s for batch in sorted(batches, key=lambda batch: batch.first) for arrival_s in batch.arrivals_s)

@@ -131,6 +131,16 @@ def cut_stages(
     return stages
 
 
+def variant_module(job: TrainingJob, model: nn.Module, plan: Plan, device: torch.device, variant: Variant) -> nn.Module:
+    """The whole variant of a model in one module, which takes any number of samples; RunError where torch.export cannot trace it so."""
+    size = max(2, plan.microbatch_size)
+    exported, dynamic = _export(model.eval(), example_inputs(job, model, size, device), True, size)
+    if not dynamic:
+        raise RunError("torch.export traces this model for one number of samples only: its variant cannot be evaluated")
+    made, _ = make_variant(exported, graph_of(model, list(exported.graph.nodes), size, False, name="run"), variant)
+    return GraphModule(made, made.graph)
+
+
 def example_inputs(job: TrainingJob, model: nn.Module, size: int, device: torch.device) -> tuple[Tensor, ...]:
     """Inputs of `size` samples as the model takes them, any values."""
     inputs, _ = job.example_batch(size)

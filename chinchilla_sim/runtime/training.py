@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from chinchilla_sim.errors import RunError
+from chinchilla_sim.graph.compress import AS_IT_IS, Variant
 from chinchilla_sim.graph.contract import TrainingJob, factory_of, load_job
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.planner.program import lower
@@ -22,7 +23,7 @@ from chinchilla_sim.runtime.groups import Groups, make_groups, process_of, seat_
 from chinchilla_sim.runtime.interpreter import Interpreter
 from chinchilla_sim.runtime.optimizers import make_optimizer, set_learning_rate
 from chinchilla_sim.runtime.recorder import Recorder
-from chinchilla_sim.runtime.stages import Stage, cut_stages, own_parameters, run_dtype
+from chinchilla_sim.runtime.stages import Stage, cut_stages, own_parameters, run_dtype, variant_module
 
 
 class RankRun:
@@ -35,7 +36,8 @@ class RankRun:
         self.groups: Groups = make_groups(self.plan, self.seat, ordered_messages=device.type == "cuda")
         self.job: TrainingJob = load_job(*factory_of(file.scenario), to_run=True)
         self.model = self._model()
-        self.stages: list[Stage] = cut_stages(self.job, self.model, self.plan, self.seat.stages, device)
+        self.variant = Variant(**file.scenario.model.compression.model_dump())
+        self.stages = self._cut()
         self.recorder = Recorder()
         self.optimizers = self._optimizers()
         self.interpreter = Interpreter(
@@ -57,6 +59,9 @@ class RankRun:
         # Ranks draw their dropout masks apart.
         torch.manual_seed(self.spec.seed + self.seat.process)
         return model.to(self.device, run_dtype(self.spec.precision))
+
+    def _cut(self) -> list[Stage]:
+        return cut_stages(self.job, self.model, self.plan, self.seat.stages, self.device, variant=self.variant)
 
     def _optimizers(self) -> dict[int, torch.optim.Optimizer]:
         if not self.plan.training:
@@ -111,11 +116,19 @@ class RankRun:
         if gathered:
             self.model.load_state_dict(gathered)
             torch.save(self.model.state_dict(), self.folder / "weights.pt")
-        evaluate = getattr(self.job, "evaluate", None)
-        self.metrics = evaluate(self.model) if evaluate and (gathered or self.file.scenario.model.weights) else {}
+        self.metrics = self._evaluate() if gathered or self.file.scenario.model.weights else {}
         line = {"epoch": epoch + 1, "steps": self.steps, "epoch_s": round(self.epoch_s[-1], 4), **self.metrics}
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+    def _evaluate(self) -> dict[str, float]:
+        """The job's own metrics of the model, or of its variant."""
+        evaluate = getattr(self.job, "evaluate", None)
+        if evaluate is None:
+            return {}
+        model = self.model if self.variant == AS_IT_IS else variant_module(self.job, self.model, self.plan, self.device, self.variant)
+        metrics: dict[str, float] = evaluate(model)
+        return metrics
 
     def _gather_weights(self) -> dict[str, Tensor]:
         """The whole model's state on the first process, from the first replica of every stage; {} elsewhere."""

@@ -21,11 +21,13 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.nn.functional import embedding, linear
 
 from chinchilla_sim.errors import RunError
-from chinchilla_sim.graph.compress import Variant, factor_low_rank, prune, quantize, share_weights, tie_embeddings
+from chinchilla_sim.graph.compress import Variant
 from chinchilla_sim.graph.compress.calls import Followed
 from chinchilla_sim.graph.compress.follow import follow
-from chinchilla_sim.graph.compress.prune import RESHAPES, kept_sizes
-from chinchilla_sim.graph.compress.quantize import quantizable
+from chinchilla_sim.graph.compress.low_rank import factor_low_rank
+from chinchilla_sim.graph.compress.prune import RESHAPES, kept_sizes, prune
+from chinchilla_sim.graph.compress.quantize import quantizable, quantize
+from chinchilla_sim.graph.compress.share import share_weights, tie_embeddings
 from chinchilla_sim.graph.task import WEIGHT_PREFIX, Task, TaskGraph
 from chinchilla_sim.graph.trace import shape_of, tensors_of
 
@@ -61,7 +63,7 @@ class _Maker:
 
     def _name_readers(self) -> None:
         """Let every node that reads a weight do so by the task graph's name of it: tied weights have several."""
-        names = {_tensor(self.exported, name).data_ptr(): name for name in reversed(self.graph.weights) if _has(self.exported, name)}
+        names = {_tensor(self.exported, name).data_ptr(): name for name in reversed(list(self.graph.weights)) if _has(self.exported, name)}
         for node in self.exported.graph.nodes:
             if node.op == "get_attr" and tensors_of(node) and str(node.target) not in self.graph.weights:
                 node.target = names.get(_tensor(self.exported, str(node.target)).data_ptr(), node.target)
@@ -171,7 +173,7 @@ class _Maker:
             if half:
                 stored = [graph.get_attr(self._store(name, "bf16", tensor.to(torch.bfloat16)))]
             elif _is_linear(user, node) and (bias is None or isinstance(bias, Node)):
-                values = None if bias is None else _tensor(self.exported, str(bias.target))  # type: ignore[union-attr]
+                values = None if bias is None else _tensor(self.exported, str(bias.target))
                 stored = [graph.get_attr(self._store(name, "int8_linear", pack_linear(tensor, values)))]
             else:
                 rows, scale = quantize_rows(tensor)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from chinchilla_sim.planner.plan_file import load_plan
 from chinchilla_sim.runtime.launch import die_with_parent
-from chinchilla_sim.runtime.training import RankRun
+from chinchilla_sim.runtime.serving import make_run
 
 TIMEOUT = timedelta(seconds=120)
 
@@ -30,7 +30,7 @@ def main(folder: Path) -> int:
         prepare_process()
         device = choose_device()
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-        RankRun(load_plan(folder / "plan.json"), folder, device).run()
+        make_run(load_plan(folder / "plan.json"), folder, device).run()
         dist.destroy_process_group()
     except BaseException:
         (folder / f"rank{rank}.error").write_text(traceback.format_exc())
