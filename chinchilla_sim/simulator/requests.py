@@ -72,14 +72,14 @@ def serve_arrivals(tandems: Sequence[Tandem], arrivals: Sequence[float] | Floats
 
 def circulate(tandems: Sequence[Tandem], concurrency: int, count: int) -> tuple[Floats, Batches]:
     """Arrivals and batches of `count` requests of which `concurrency` are always under way, all of those at 0 s at first."""
-    arrivals = [0.0] * min(concurrency, count)
+    arrivals = [0.0] * concurrency
     with no_collection():
         batches = _serve(tandems, arrivals, count)
-    return np.array(arrivals), batches
+    return np.array(arrivals[:count]), batches
 
 
-def _serve(tandems: Sequence[Tandem], arrivals: list[float], wanted: int = 0) -> Batches:
-    """With `wanted` requests in a closed loop each answer adds an arrival to the list."""
+def _serve(tandems: Sequence[Tandem], arrivals: list[float], looped: int | None = None) -> Batches:
+    """All arrivals, or the first `looped` requests of a closed loop, where each answer adds an arrival to the list."""
     lines = [[(station.busy_s, station.delay_s) for station in tandem.stations] for tandem in tandems]
     free_s = [[0.0] * len(line) for line in lines]
     most, windows = tandems[0].most, [tandem.window for tandem in tandems]
@@ -88,11 +88,11 @@ def _serve(tandems: Sequence[Tandem], arrivals: list[float], wanted: int = 0) ->
     ready = [(0.0, number) for number in range(len(tandems))]
     heapify(ready)
     batches: list[tuple[int, int, float, float]] = []
-    first = 0
-    while first < len(arrivals):
+    first, count = 0, len(arrivals) if looped is None else looped
+    while first < count:
         ready_s, replica = ready[0]
         start_s = now_s = max(ready_s, arrivals[first])
-        end, limit = first + 1, min(first + most, len(arrivals))
+        end, limit = first + 1, min(first + most, count, len(arrivals))
         while end < limit and arrivals[end] <= start_s:
             end += 1
         size, free = end - first, free_s[replica]
@@ -109,8 +109,9 @@ def _serve(tandems: Sequence[Tandem], arrivals: list[float], wanted: int = 0) ->
         oldest_s = exits[replica][handled[replica] % windows[replica]] if handled[replica] >= windows[replica] else 0.0
         heapreplace(ready, (max(free[0], oldest_s), replica))
         first = end
-        for _ in range(min(size, wanted - len(arrivals))):
-            insort(arrivals, now_s, lo=first)
+        if looped is not None:
+            for _ in range(size):
+                insort(arrivals, now_s, lo=first)
     sizes, replicas, starts, ends = zip(*batches, strict=True) if batches else ((), (), (), ())
     return Batches(np.array(sizes, np.int64), np.array(replicas, np.int64), np.array(starts, np.float64), np.array(ends, np.float64))
 
