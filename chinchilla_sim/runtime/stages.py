@@ -152,7 +152,8 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool, size: i
     """The exported model, and whether it takes any number of samples."""
     if dynamic and size > 1:
         try:
-            exported = export_module(model, inputs, dynamic=True)
+            # torch.export marks the very tensors, for good.
+            exported = export_module(model, tuple(tensor.clone() for tensor in inputs), dynamic=True)
         except Exception:  # torch.export fails in many ways; a fixed size is left
             return export_module(model, inputs), False
         _drop_empty_slices(exported)

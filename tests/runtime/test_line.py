@@ -1,6 +1,5 @@
 """The line of requests that real replicas share: the simulator's discipline, batch by batch, on a clock of the test's own."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
@@ -161,4 +160,5 @@ def test_processes_that_change_the_line_at_once_lose_nothing() -> None:
     assert [number for first, size in taken for number in range(first, first + size)] == list(range(count))
 
 
-_no_sleep: Callable[[float], None] = lambda _: None  # noqa: E731
+def _no_sleep(seconds: float) -> None:
+    assert seconds == 0.0
