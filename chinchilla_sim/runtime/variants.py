@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.nn.functional import embedding, linear
 
 from chinchilla_sim.errors import RunError
@@ -134,11 +134,11 @@ class _Maker:
         graph = self.exported.graph
         source, _, *rest = node.args
         with graph.inserting_before(node):
-            narrow_weight, wide_weight = graph.get_attr(first), graph.get_attr(second)
+            narrow_weight, wide_weight = _fetch(graph, first), _fetch(graph, second)
             places = [] if weight.dim() == 2 else [None, *rest[1:]]
             narrow = graph.create_node("call_function", node.target, (source, narrow_weight, *places), name=thin.name)
             if rest and isinstance(rest[0], Node):
-                rest[0] = graph.get_attr(_beside(second, str(rest[0].target)))
+                rest[0] = _fetch(graph, _beside(second, str(rest[0].target)))
                 _put(self.exported, str(rest[0].target), _tensor(self.exported, task.operands[2].removeprefix(WEIGHT_PREFIX)))
         node.args = (narrow, wide_weight, *rest[:1])
         self.node_of[thin.name] = narrow
@@ -171,13 +171,13 @@ class _Maker:
         bias = user.args[2] if len(user.args) > 2 else None
         with graph.inserting_before(user):
             if half:
-                stored = [graph.get_attr(self._store(name, "bf16", tensor.to(torch.bfloat16)))]
+                stored = [_fetch(graph, self._store(name, "bf16", tensor.to(torch.bfloat16)))]
             elif _is_linear(user, node) and (bias is None or isinstance(bias, Node)):
                 values = None if bias is None else _tensor(self.exported, str(bias.target))
-                stored = [graph.get_attr(self._store(name, "int8_linear", pack_linear(tensor, values)))]
+                stored = [_fetch(graph, self._store(name, "int8_linear", pack_linear(tensor, values)))]
             else:
                 rows, scale = quantize_rows(tensor)
-                stored = [graph.get_attr(self._store(name, "int8", rows)), graph.get_attr(self._store(name, "scale", scale))]
+                stored = [_fetch(graph, self._store(name, "int8", rows)), _fetch(graph, self._store(name, "scale", scale))]
             if _is_linear(user, node):
                 user.target, user.args = (linear_bf16, (user.args[0], *stored, bias)) if half else (int8_linear(), (user.args[0], *stored))
             elif user.target is torch.ops.aten.embedding.default and user.args[0] is node:
@@ -319,3 +319,8 @@ def _put(module: nn.Module, name: str, value: Any) -> None:
     if isinstance(getattr(module, attribute, None), nn.Parameter):
         value = nn.Parameter(value, requires_grad=False)
     setattr(module, attribute, value)
+
+
+def _fetch(graph: Graph, name: str) -> Node:
+    """A node that reads a weight, which may be put there later."""
+    return graph.create_node("get_attr", name)

@@ -6,7 +6,7 @@ import pytest
 
 from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.graph.zoo import chain
-from chinchilla_sim.planner.executable import search_mistakes, unplayable
+from chinchilla_sim.planner.executable import search_mistakes, unplayable, variant_mistakes
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.search import find_plans
 from chinchilla_sim.scenario.job import JobSpec
@@ -44,3 +44,11 @@ def test_all_that_is_too_wide_is_told_at_once() -> None:
     assert "search.zero_stages: asks for 1" in text and "search.activation_priorities: asks for 4.0" in text and "pruned 50 %" in text
     assert "executable = false" in text
     assert search_mistakes(wide.model_copy(update={"executable": False})) == []
+
+
+def test_variants_that_run_may_be_searched() -> None:
+    """In inference all but int4 weights; in training none yet."""
+    search = SearchSpec(variants=(CompressionSpec(prune=0.5), CompressionSpec(quantize="int8"), CompressionSpec(quantize="int4")))
+    (inference,), (training,) = variant_mistakes(search, training=False), variant_mistakes(search, training=True)
+    assert "asks for int4 weights, which" in str(inference) and "asks for pruned 50 %, int8 weights, int4 weights, which" in str(training)
+    assert variant_mistakes(search.model_copy(update={"executable": False}), training=True) == []
