@@ -19,7 +19,7 @@ from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.alternative import search_instead
 from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.planner.codec_map import CodecCell, CodecMap, codec_cell, with_bandwidth
-from chinchilla_sim.planner.executable import unplayable
+from chinchilla_sim.planner.executable import RUN_FORMATS, unplayable
 from chinchilla_sim.planner.explain import explain_choice
 from chinchilla_sim.planner.front import front_of, spread
 from chinchilla_sim.planner.judge import Progress
@@ -31,7 +31,7 @@ from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import folds, lower
 from chinchilla_sim.planner.search import find_plans
 from chinchilla_sim.planner.served_search import find_served_plans
-from chinchilla_sim.planner.serving import Serving, load_of, tandems_of
+from chinchilla_sim.planner.serving import ClosedLoop, Serving, Tandem, demand_of, load_of, tandems_of
 from chinchilla_sim.scenario.cluster import THIS_MACHINE
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.model import CompressionSpec
@@ -43,7 +43,7 @@ from chinchilla_sim.simulator.drawing import read_order_file
 from chinchilla_sim.simulator.engine import devices_of, play_events, simulate
 from chinchilla_sim.simulator.goodput import Goodput, simulate_goodput
 from chinchilla_sim.simulator.lowering import activities_of
-from chinchilla_sim.simulator.requests import simulate_requests
+from chinchilla_sim.simulator.requests import serve_closed_loop, simulate_requests
 
 if TYPE_CHECKING:
     from chinchilla_sim.report.study import Study
@@ -79,7 +79,9 @@ def profile_scenario(scenario: Scenario) -> tuple[Profile, Path]:
     """Measure every task of a scenario's model on this machine and store the times for `prepare`."""
     from chinchilla_sim.runtime.profiler import measure_tasks
 
-    _refuse_compressed(scenario)
+    if scenario.model.compression != CompressionSpec():
+        cure = "leave model.compression out"
+        raise ScenarioError([Mistake("model.compression", "tasks of compressed variants are not measured one by one yet", cure)])
     graph, _ = build_graph(scenario)
     profile = measure_tasks(scenario, this_machine_ranks(scenario.cluster))
     path = profile_path(graph)
@@ -91,9 +93,15 @@ def profile_scenario(scenario: Scenario) -> tuple[Profile, Path]:
 
 
 def _refuse_compressed(scenario: Scenario) -> None:
-    if scenario.model.compression != CompressionSpec():
-        cure = "plan and simulate it, or leave model.compression out"
-        raise ScenarioError([Mistake("model.compression", "compressed variants can be planned and simulated, not run yet", cure)])
+    """Of compressed variants those run that the runtime can make of a model, in inference."""
+    variant = scenario.model.compression
+    if variant == CompressionSpec():
+        return
+    cure = "plan and simulate it, or leave model.compression out"
+    if scenario.job.kind == "training":
+        raise ScenarioError([Mistake("model.compression", "compressed variants can be planned and simulated, not trained yet", cure)])
+    if variant.quantize not in RUN_FORMATS:
+        raise ScenarioError([Mistake("model.compression.quantize", f"{variant.quantize} weights cannot be run yet", cure)])
 
 
 def make_plan(setting: Setting, progress: Progress | None = None, time_limit_s: float | None = None, front: bool = False) -> SearchResult:
@@ -211,11 +219,17 @@ def _in_own_tasks(setting: Setting, coarse: TaskGraph, candidate: Candidate) -> 
 
 
 def serve_plan(setting: Setting, plan: Plan) -> Serving | None:
-    """What the arrivals of an inference job make of a plan; None where the job states none, or stages have replica counts of their own."""
-    load = load_of(setting.scenario.job)
-    if load is None or plan.free_replicas:
+    """What the requests of an inference job make of a plan; None where the job states none, or stages have replica counts of their own."""
+    demand = demand_of(setting.scenario.job)
+    if demand is None or plan.free_replicas:
         return None
-    return simulate_requests(tandems_of(plan, Pricer(setting.graph, setting.cluster, setting.scenario.job, setting.profile)), load)
+    tandems = plan_tandems(setting, plan)
+    return serve_closed_loop(tandems, demand) if isinstance(demand, ClosedLoop) else simulate_requests(tandems, demand)
+
+
+def plan_tandems(setting: Setting, plan: Plan) -> tuple[Tandem, ...]:
+    """Each replica of an inference plan as a line of stations."""
+    return tandems_of(plan, Pricer(setting.graph, setting.cluster, setting.scenario.job, setting.profile))
 
 
 def map_codecs(scenario: Scenario, bandwidths: Sequence[float], batches: Sequence[int], progress: Progress | None = None) -> CodecMap:
@@ -339,6 +353,22 @@ def _check_numbers(scenario: Scenario) -> None:
     _refuse_compressed(scenario)
 
 
+def check_playable(file: PlanFile, several_machines: bool = False) -> None:
+    """ScenarioError where a plan, or what its scenario asks for, cannot be run here."""
+    check_runnable(file.allow_factory(False, "plan.json").scenario, several_machines)
+    _check_actions(file)
+
+
+def _check_actions(file: PlanFile) -> None:
+    refused = unplayable(file.plan)
+    several = any(len(stages) > 1 for stages, _ in file.plan.position.values())
+    if demand_of(file.scenario.job) and (several or file.plan.free_replicas):
+        refused.append("requests through several stages on one rank, or stages with replica counts of their own,")
+    if refused:
+        cure = "plan and simulate it, or leave these out of [search]"
+        raise ScenarioError([Mistake("plan", f"the runtime does not play {' and '.join(refused)} yet", cure)])
+
+
 def run_for_real(
     file: PlanFile,
     folder: Path,
@@ -354,8 +384,7 @@ def run_for_real(
     from chinchilla_sim.runtime.engines import check_engine
     from chinchilla_sim.runtime.launch import run_plan
 
-    check_runnable(file.allow_factory(False, "plan.json").scenario)
-    check_playable(file.plan)
+    check_playable(file)
     check_engine(file.plan, engine)
     return run_plan(_with_steps(file, steps), folder, watch, count_memory=count_memory, engine=engine)
 
@@ -370,8 +399,7 @@ def join_for_real(
     """Run this machine's part of a plan for several; the measurement on the first node, None on the others."""
     from chinchilla_sim.runtime.launch import join_run
 
-    check_runnable(file.allow_factory(False, "plan.json").scenario, several_machines=True)
-    check_playable(file.plan)
+    check_playable(file, several_machines=True)
     return join_run(_with_steps(file, steps), folder, rendezvous, watch)
 
 
@@ -424,15 +452,7 @@ def check_exportable(file: PlanFile) -> None:
 
     factory_of(file.scenario)
     _check_numbers(file.scenario)
-    check_playable(file.plan)
-
-
-def check_playable(plan: Plan) -> None:
-    """ScenarioError where a plan asks for what the runtime does not do."""
-    refused = unplayable(plan)
-    if refused:
-        cure = "plan and simulate it, or leave these out of [search]"
-        raise ScenarioError([Mistake("plan", f"the runtime does not play {' and '.join(refused)} yet", cure)])
+    _check_actions(file)
 
 
 def study_of(setting: Setting, search: SearchResult, measurement: Measurement | None = None) -> Study:

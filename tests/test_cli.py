@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from chinchilla_sim.graph.contract import BUILTIN_FACTORIES, load_job
 
 ROOT = Path(__file__).parents[1]
 MNIST = str(ROOT / "scenarios" / "mnist_mlp.toml")
 FOUR_NODES = str(ROOT / "scenarios" / "seed_four_nodes.toml")
+SERVICE = str(ROOT / "scenarios" / "digits_service.toml")
 DEADLINE = str(ROOT / "scenarios" / "deadline.toml")
 
 
@@ -182,6 +186,23 @@ def test_run_report_and_validate_make_the_loop(tmp_path: Path) -> None:
     assert (folder / "summary.txt").read_bytes() == (ROOT / "reports" / "mnist_mlp" / "summary.txt").read_bytes()
     again = printed(chinchilla("validate", "run", str(folder / "plan.json"), "--steps", "40", "--json", cwd=tmp_path))
     assert again["step_count"] == 35 and again["measured_p5_s"] <= again["measured_step_s"] <= again["measured_p95_s"]
+
+
+def test_requests_are_answered_and_compared(tmp_path: Path) -> None:
+    """run answers with a trained variant and prints simulated beside measured latencies; validate does it again, in a table."""
+    job = load_job(BUILTIN_FACTORIES["mnist_mlp"], {"widths": [784, 2048, 2048, 10]}, None)
+    torch.save(job.model().state_dict(), tmp_path / "weights.pt")
+    sets = ("--set", f"model.weights={tmp_path / 'weights.pt'}", "--set", "model.compression.quantize=int8")
+    told = printed(chinchilla("run", SERVICE, *sets, "--steps", "8", "--json", "--output", "out", cwd=tmp_path))
+    serving, count = told["serving"], 8 * told["plan"]["scenario"]["job"]["global_batch_size"]
+    assert serving["request_count"] == count and 0 <= told["validation_accuracy"] <= 1
+    for side in ("simulated", "measured"):
+        assert 0 < serving[side]["p50_s"] <= serving[side]["p95_s"] <= serving[side]["p99_s"]
+    error = serving["simulated"]["p50_s"] / serving["measured"]["p50_s"] - 1
+    assert serving["relative_errors"]["p50_s"] == pytest.approx(error)
+    assert json.loads((tmp_path / "out" / "served.json").read_text())["serving"] == serving
+    again = chinchilla("validate", "run", "out/plan.json", "--steps", "4", cwd=tmp_path)
+    assert "Simulated and measured latency of 200 requests/s" in again.stdout and "One batch in each stage" in again.stdout
 
 
 def test_calibrate_measures_and_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.report.summary import summary_text
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.setting import prepare
-from chinchilla_sim.workflow import make_best_plan, make_plan, plan_file, run_for_real, study_of
+from chinchilla_sim.workflow import check_runnable, make_best_plan, make_plan, plan_file, run_for_real, study_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,12 +31,14 @@ def test_one_node_wins_the_case_of_the_article() -> None:
 
 
 def test_a_compressed_model_is_not_run_uncompressed(tmp_path: Path) -> None:
-    """A plan of a pruned model cannot be run yet: the run is refused before anything starts."""
+    """A pruned model cannot be trained yet, nor answer with int4 weights: the run is refused before anything starts."""
     scenario = load_scenario(ROOT / "scenarios" / "mnist_mlp.toml", ["model.compression.prune=0.5"])
     setting = prepare(scenario)
     assert sum(weight.value_count for weight in setting.graph.weights.values()) == 784 * 256 + 256 + 256 * 10 + 10
-    with pytest.raises(ScenarioError, match=r"model\.compression: compressed variants can be planned and simulated, not run yet"):
+    with pytest.raises(ScenarioError, match=r"model\.compression: compressed variants can be planned and simulated, not trained yet"):
         run_for_real(plan_file(setting, make_plan(setting)), tmp_path)
+    with pytest.raises(ScenarioError, match=r"model\.compression\.quantize: int4 weights cannot be run yet"):
+        check_runnable(load_scenario(ROOT / "scenarios" / "digits_service.toml", ["model.compression.quantize=int4"]))
 
 
 def test_a_codec_with_feedback_is_not_run(tmp_path: Path) -> None:

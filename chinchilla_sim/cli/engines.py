@@ -41,7 +41,7 @@ def bench_engines(
     at_least("--rounds", rounds)
     at_least("--steps", steps)
     file, _ = plan_to_run(source, overrides, force, as_json, allow_factory)
-    check_playable(file.plan)
+    check_playable(file)
     check_engine(file.plan, "torch")
     with busy("racing two engines"):
         race = run_race(file, rounds, steps)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from chinchilla_sim.cli.app import AllowFactory, AsJson, Force, Output, Overrides, app
+from chinchilla_sim.cli.serving import answers_requests, serve
 from chinchilla_sim.cli.shared import (
     at_least,
     find_plan,
@@ -301,7 +302,8 @@ def run(
 ) -> None:
     """Plan, simulate and run a job for real on this machine, and compare prediction and measurement.
 
-    Nodes with device = "this-machine" are emulated (Linux, root). Over several machines every one runs its own ranks of the same plan.
+    A job with `arrival_rate` or `concurrency` answers requests: their latencies are compared instead of the step. Nodes with
+    device = "this-machine" are emulated (Linux, root). Over several machines every one runs its own ranks of the same plan.
 
     Parameters
     ----------
@@ -310,7 +312,7 @@ def run(
     output
         Folder for plan.json, weights.pt, metrics.jsonl and measurement.json (default: reports/NAME/run).
     steps
-        Stop after so many optimizer steps.
+        Stop after so many optimizer steps, or after the requests of so many global batches.
     rendezvous
         HOST:PORT where the machines of a plan meet: an address of node 0 that all others reach. Trust the network: it is not encrypted.
     node_rank
@@ -330,8 +332,10 @@ def run(
     file, setting = plan_to_run(source, overrides, force, as_json, allow_factory)
     check_engine(file.plan, engine)
     folder = writable_folder(output or Path("reports") / setting.scenario.name / "run")
-    simulated = simulate_fully(setting, file.plan)
     (folder / "measurement.json").unlink(missing_ok=True)
+    if answers_requests(file):
+        return serve(setting, file, folder, steps, as_json, keep=True)
+    simulated = simulate_fully(setting, file.plan)
     with show_epochs(file.scenario.job.epochs) as watch:
         measurement = run_for_real(file, folder, steps, watch, engine=engine)
     comparison = judge_run(setting, simulated, measurement)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from chinchilla_sim.cli.app import AllowFactory, AsJson, Force, Output, validate
+from chinchilla_sim.cli.serving import answers_requests, serve
 from chinchilla_sim.cli.shared import at_least, load_plan_file
 from chinchilla_sim.console import busy, log, print_json, print_tables, save_json, writable_folder
 
@@ -37,7 +38,7 @@ def validate_run(
     plan
         A plan file (plan.json).
     steps
-        Optimizer steps to measure.
+        Optimizer steps to measure, or global batches of requests.
     output
         Write comparison.html to this folder, with the Gantt charts of both steps on one time scale, and comparison.json.
     recalibrate
@@ -52,6 +53,9 @@ def validate_run(
     folder = writable_folder(output) if output else None
     file = load_plan_file(plan, allow_factory)
     setting = open_plan(file, str(plan), force=force)
+    if answers_requests(file):
+        with tempfile.TemporaryDirectory(prefix="chinchilla-") as run_folder:
+            return serve(setting, file, Path(run_folder), steps, as_json)
     simulated = simulate_fully(setting, file.plan)
     with tempfile.TemporaryDirectory(prefix="chinchilla-") as run_folder, busy(f"running {steps} steps"):
         measurement = run_for_real(file, Path(run_folder), steps, count_memory=True)

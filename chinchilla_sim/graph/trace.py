@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -76,12 +77,17 @@ def as_tuple(inputs: Any) -> tuple[Any, ...]:
     return tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
 
 
-def export_module(model: nn.Module, inputs: Any) -> GraphModule:
-    """The exported model: operators in topological order, parameters as `get_attr` nodes that share the model's storage."""
+def export_module(model: nn.Module, inputs: Any, dynamic: bool = False) -> GraphModule:
+    """The exported model: operators in topological order, parameters as `get_attr` nodes that share the model's storage.
+
+    A `dynamic` one takes any number of samples (the first dim of every input); raises what torch.export raises where it cannot.
+    """
     with warnings.catch_warnings():
         # Recurrent modules keep their weights in a list besides, which export says on every call.
         warnings.filterwarnings("ignore", message="The tensor attributes? .*_flat_weights", category=UserWarning)
-        exported = torch.export.export(model, as_tuple(inputs), strict=False)
+        tensors = as_tuple(inputs)
+        shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in tensors) if dynamic else None
+        exported = torch.export.export(model, tensors, strict=False, dynamic_shapes=shapes)
     module = exported.module(check_guards=False)
     assert isinstance(module, GraphModule)
     return module
@@ -143,7 +149,7 @@ class _Reader:
             name=node.name,
             attributes=_attributes(node),
             view=_is_view(node),
-            output_bytes=float(sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(node))),
+            output_bytes=float(sum(prod(shape_of(tensor)) * tensor.element_size() for tensor in tensors_of(node))),
             floating=any(tensor.is_floating_point() for tensor in tensors_of(node)) and op != "detach",
             module=_module_path(node),
             value_bytes=_value_bytes(node),
@@ -183,7 +189,13 @@ def tensors_of(node: Node) -> list[torch.Tensor]:
 
 
 def _shapes(node: Node) -> list[tuple[int, ...]]:
-    return [tuple(int(n) for n in tensor.shape) for tensor in tensors_of(node)]
+    return [shape_of(tensor) for tensor in tensors_of(node)]
+
+
+def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Its shape, with the example's number of samples where any would do."""
+    # To ask a symbolic size for its value would fix it.
+    return tuple(int(n.node.hint) if isinstance(n, torch.SymInt) else int(n) for n in tensor.shape)
 
 
 def _value_bytes(node: Node) -> float:

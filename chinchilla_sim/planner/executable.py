@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from chinchilla_sim.cost.codec import CODECS, GRADIENTS_ONLY
 from chinchilla_sim.errors import Mistake
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.scenario.model import CompressionSpec
 from chinchilla_sim.scenario.search import SearchSpec
 
 ACTIVATION_CODECS = tuple(name for name in CODECS if name not in GRADIENTS_ONLY)
 FSDP_CODECS = ("none", "fp16", "bf16")
+RUN_FORMATS = (None, "bf16", "int8")
+"""Formats of weights that compressed variants can be run in."""
 
 PLAYED: Mapping[str, tuple[object, ...]] = {
     "tensor_parallel_degrees": (1,),
@@ -21,7 +22,6 @@ PLAYED: Mapping[str, tuple[object, ...]] = {
     "gradient_codecs": tuple(CODECS),
     "activation_codecs": ACTIVATION_CODECS,
     "activation_priorities": (),
-    "variants": (),
 }
 """Keys of [search] and those of their values that the runtime plays."""
 
@@ -50,9 +50,19 @@ def search_mistakes(search: SearchSpec) -> list[Mistake]:
     mistakes = []
     for key, played in PLAYED.items():
         given = getattr(search, key)
-        foreign = [value for value in ((given,) if isinstance(given, str) else given) if value not in played]
-        if foreign:
-            words = [value.describe() if isinstance(value, CompressionSpec) else str(value) for value in foreign]
-            what = f"asks for {', '.join(words)}, which the runtime cannot play yet"
-            mistakes.append(Mistake(f"search.{key}", what, "leave it out, or write executable = false to plan and simulate only"))
+        foreign = [str(value) for value in ((given,) if isinstance(given, str) else given) if value not in played]
+        mistakes += _foreign(key, foreign)
     return mistakes
+
+
+def variant_mistakes(search: SearchSpec, training: bool) -> list[Mistake]:
+    """Compressed variants that cannot be run, where the search is to keep to what can."""
+    if not search.executable:
+        return []
+    return _foreign("variants", [one.describe() for one in search.variants if training or one.quantize not in RUN_FORMATS])
+
+
+def _foreign(key: str, words: list[str]) -> list[Mistake]:
+    what = f"asks for {', '.join(words)}, which the runtime cannot play yet"
+    cure = "leave it out, or write executable = false to plan and simulate only"
+    return [Mistake(f"search.{key}", what, cure)] if words else []

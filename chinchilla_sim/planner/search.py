@@ -30,7 +30,7 @@ from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.planner.configuration import Configuration, Space, divisors
 from chinchilla_sim.planner.drafts import Drafter
-from chinchilla_sim.planner.executable import search_mistakes
+from chinchilla_sim.planner.executable import search_mistakes, variant_mistakes
 from chinchilla_sim.planner.free_space import FreeSpace
 from chinchilla_sim.planner.front import front_of, rows_on_fewer_devices
 from chinchilla_sim.planner.improve import Budget, improve
@@ -231,7 +231,11 @@ class PlanSearch:
 
     def _check(self) -> None:
         """Minimising what no device states would make every plan equal; and what the runtime cannot play must be asked for."""
-        mistakes = [*search_mistakes(self.search), *self.judge.limits.mistakes()]
+        mistakes = [
+            *search_mistakes(self.search),
+            *variant_mistakes(self.search, self.job.kind == "training"),
+            *self.judge.limits.mistakes(),
+        ]
         rates = {"cost": "usd_per_s", "energy": "power_watt"}
         field = rates.get(self.search.objective)
         if field and not any(getattr(self.cluster.device(slot), field) for slot in range(self.cluster.rank_count)):

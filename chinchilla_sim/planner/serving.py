@@ -13,6 +13,7 @@ from itertools import pairwise
 from math import ceil
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.planner.action import Op
@@ -28,6 +29,17 @@ class Load:
 
     arrivals_per_s: float
     seed: int = 0
+
+    def arrivals_s(self, count: int) -> NDArray[np.float64]:
+        """Seconds at which the first `count` requests arrive."""
+        return np.random.default_rng(self.seed).exponential(1 / self.arrivals_per_s, count).cumsum()
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedLoop:
+    """So many requests are always under way: each answer brings the next one."""
+
+    concurrency: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +89,7 @@ class Serving:
 
     `capacity_per_s` is what full batches would answer; `utilization` the share of time that the busiest station of a replica is
     busy (mean over replicas), `batch_size` the mean batch. Under light load batches are small, and utilization is above `load`.
+    In a closed loop (`concurrency`) as many arrive as are answered.
     """
 
     arrivals_per_s: float
@@ -88,6 +101,7 @@ class Serving:
     throughput_per_s: float = 0.0
     utilization: float = 1.0
     batch_size: float = 0.0
+    concurrency: int | None = None
 
     @property
     def load(self) -> float:
@@ -97,7 +111,7 @@ class Serving:
     @property
     def saturated(self) -> bool:
         """Whether the line of waiting requests would grow without end."""
-        return self.load >= 1
+        return self.load >= 1 and self.concurrency is None
 
     def to_dict(self) -> dict[str, float | bool]:
         """JSON-ready; what is infinite in a saturated system becomes null there."""
@@ -112,10 +126,44 @@ def load_of(job: JobSpec) -> Load | None:
     return None if job.arrivals_per_s is None else Load(job.arrivals_per_s, job.seed)
 
 
+def demand_of(job: JobSpec) -> Load | ClosedLoop | None:
+    """The requests that a job states, arriving at random or in a closed loop; None where it states none."""
+    return ClosedLoop(job.concurrency) if job.concurrency is not None else load_of(job)
+
+
+WARM_UP = 0.1
+"""Share of the requests, the first, that still find an emptier system than later ones; they are not counted."""
+
+
+def serving_of(
+    rate: float | None, capacity_per_s: float, arrivals_s: ArrayLike, sizes: Sequence[int], answered_s: Sequence[float], busy: float
+) -> Serving:
+    """What requests met, from their arrivals, the batches in the order in which they left the line, and the seconds of their answers.
+
+    `busy` are seconds of the busiest stations, mean over replicas; without a `rate` (a closed loop) as many arrive as are answered.
+    """
+    arrivals = np.asarray(arrivals_s, dtype=np.float64)
+    counted = (np.repeat(answered_s, sizes) - arrivals)[int(WARM_UP * len(arrivals)) :]
+    p50, p95, p99 = np.quantile(counted, [0.5, 0.95, 0.99]).tolist()
+    elapsed_s = float(max(answered_s) - arrivals[0])
+    throughput = len(arrivals) / elapsed_s
+    return Serving(
+        arrivals_per_s=throughput if rate is None else rate,
+        capacity_per_s=capacity_per_s,
+        p50_s=p50,
+        p95_s=p95,
+        p99_s=p99,
+        mean_s=float(counted.mean()),
+        throughput_per_s=throughput,
+        utilization=busy / elapsed_s,
+        batch_size=len(arrivals) / len(sizes),
+    )
+
+
 def tandems_of(plan: Plan, pricer: Pricer) -> tuple[Tandem, ...]:
     """One line of stations for each replica of an inference plan."""
     sizes = priced_sizes(plan.microbatch_size)
-    pricings = [pricer.price(_with_batch(plan, size)) for size in sizes]
+    pricings = [pricer.price(with_batch(plan, size)) for size in sizes]
     lines: dict[tuple[tuple[tuple[float, ...], float], ...], Tandem] = {}
     found = []
     for replica in range(plan.data_parallel_degree):
@@ -135,7 +183,7 @@ def priced_sizes(most: int) -> list[int]:
     return [*(1 << power for power in range((most - 1).bit_length())), most]
 
 
-def _with_batch(plan: Plan, size: int) -> Plan:
+def with_batch(plan: Plan, size: int) -> Plan:
     """The plan with microbatches of another size."""
     return replace(plan, global_batch_size=plan.global_batch_size // plan.microbatch_size * size)
 

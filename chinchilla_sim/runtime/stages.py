@@ -5,11 +5,15 @@ device. Stage s takes the tensors that cross the boundary before it and returns 
 a tensor that a later stage needs passes through the stages between (a skip connection across several stages).
 
 A stage is a row of segments, cut in the same way: where its gradients leave in several buckets, and around what is computed again.
+
+A dynamic trace takes any number of samples. Its sizes that depend on them are no tensors and cross no boundary: each stage reads them
+off its own inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -20,15 +24,17 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_unflatten
 
 from chinchilla_sim.errors import RunError
+from chinchilla_sim.graph.compress import AS_IT_IS, Variant
 from chinchilla_sim.graph.contract import TrainingJob
 from chinchilla_sim.graph.task import LOSS_OP, Task, TaskGraph
-from chinchilla_sim.graph.trace import DTYPE_OF, as_tuple, export_module, graph_of
+from chinchilla_sim.graph.trace import DTYPE_OF, as_tuple, export_module, graph_of, shape_of
 from chinchilla_sim.planner.buckets import bucket_ends, trained_sizes
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.recompute import Blocks
 from chinchilla_sim.planner.sharing import shared_names
 from chinchilla_sim.runtime.codecs import TensorSpec
 from chinchilla_sim.runtime.deferred import WeightTape, defer
+from chinchilla_sim.runtime.variants import MADE_OF_WEIGHTS, make_variant
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class Stage:
     last stage's outputs are the leaves of the model's; `restore` gives them the model's own structure. With split backward passes the
     weight gradients are on `tape` after I. `shared` are its parameters that other stages train too, by number of their set.
     Weights have `dtype`. `modules` have the model's names for what is in the segments, where those do not (empty: the segments do).
+    A `dynamic` stage takes any number of samples; the specs are those of a full microbatch.
     """
 
     segments: tuple[Segment, ...]
@@ -69,6 +76,7 @@ class Stage:
     shared: dict[int, list[nn.Parameter]] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
     modules: tuple[nn.Module, ...] = ()
+    dynamic: bool = False
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         tensors = inputs
@@ -98,22 +106,78 @@ class Stage:
         return state
 
 
-def cut_stages(job: TrainingJob, model: nn.Module, plan: Plan, numbers: Sequence[int], device: torch.device) -> list[Stage]:
+def cut_stages(
+    job: TrainingJob,
+    model: nn.Module,
+    plan: Plan,
+    numbers: Sequence[int],
+    device: torch.device,
+    dynamic: bool = False,
+    variant: Variant = AS_IT_IS,
+) -> list[Stage]:
     """The stages of `model` (in training mode for training plans) with these numbers; its parameters become theirs.
 
-    A weight that several of them use is one tensor with a gradient for each of them.
+    A weight that several of them use is one tensor with a gradient for each of them. With `dynamic` they take any number of samples,
+    where torch.export can trace the model so, and the plan's microbatches else. With a `variant` the stages are those of a smaller model.
     """
-    inputs, _ = job.example_batch(plan.microbatch_size)
-    floating = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
-    inputs = tuple(cast_floating(tensor.to(device), floating) for tensor in as_tuple(inputs))
-    exported = export_module(model.train(plan.training), inputs)
-    graph = graph_of(model, list(exported.graph.nodes), plan.microbatch_size, plan.training, name="run")
+    size, model = plan.microbatch_size, model.train(plan.training)
+    exported, dynamic = _export(model, example_inputs(job, model, size, device), dynamic, size)
+    nodes = list(exported.graph.nodes)
+    graph = graph_of(model, nodes, size, plan.training, name="run")
+    if variant != AS_IT_IS:
+        exported, graph = make_variant(exported, graph, variant)
     _check(plan, graph)
-    cutter = _Cutter(exported, graph, plan, floating)
+    cutter = _Cutter(exported, graph, plan, weights_dtype(model), dynamic)
     stages = [cutter.cut(number) for number in numbers]
     _separate_gradients(stages)
     _find_shared(stages, dict(model.named_parameters(remove_duplicate=False)), plan, graph)
     return stages
+
+
+def variant_module(job: TrainingJob, model: nn.Module, plan: Plan, device: torch.device, variant: Variant) -> nn.Module:
+    """The whole variant of a model in one module, which takes any number of samples; RunError where torch.export cannot trace it so."""
+    size = max(2, plan.microbatch_size)
+    exported, dynamic = _export(model.eval(), example_inputs(job, model, size, device), True, size)
+    if not dynamic:
+        raise RunError("torch.export traces this model for one number of samples only: its variant cannot be evaluated")
+    made, _ = make_variant(exported, graph_of(model, list(exported.graph.nodes), size, False, name="run"), variant)
+    return GraphModule(made, made.graph)
+
+
+def example_inputs(job: TrainingJob, model: nn.Module, size: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Inputs of `size` samples as the model takes them, any values."""
+    inputs, _ = job.example_batch(size)
+    return tuple(cast_floating(tensor.to(device), weights_dtype(model)) for tensor in as_tuple(inputs))
+
+
+def weights_dtype(model: nn.Module) -> torch.dtype:
+    """What the model computes with: the type of its first parameter that is no whole number."""
+    return next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
+
+
+def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool, size: int) -> tuple[GraphModule, bool]:
+    """The exported model, and whether it takes any number of samples."""
+    if dynamic and size > 1:
+        try:
+            # torch.export marks the very tensors, for good.
+            exported = export_module(model, tuple(tensor.clone() for tensor in inputs), dynamic=True)
+        except Exception:  # torch.export fails in many ways; a fixed size is left
+            return export_module(model, inputs), False
+        _drop_empty_slices(exported)
+        return exported, True
+    return export_module(model, inputs), False
+
+
+def _drop_empty_slices(exported: GraphModule) -> None:
+    """Slices that keep everything, which a trace of a fixed size does not have."""
+    for node in list(exported.graph.nodes):
+        if node.op == "call_function" and node.target is torch.ops.aten.slice.Tensor and _keeps_all(node):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            exported.graph.erase_node(node)
+
+
+def _keeps_all(node: Node) -> bool:
+    return tuple(map(str, node.meta["val"].shape)) == tuple(map(str, node.all_input_nodes[0].meta["val"].shape))
 
 
 def cast_floating(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -136,8 +200,8 @@ def _check(plan: Plan, graph: TaskGraph) -> None:
 class _Cutter:
     """Cuts stages and their segments out of one exported model."""
 
-    def __init__(self, exported: GraphModule, graph: TaskGraph, plan: Plan, dtype: torch.dtype) -> None:
-        self.exported, self.graph, self.plan, self.dtype = exported, graph, plan, dtype
+    def __init__(self, exported: GraphModule, graph: TaskGraph, plan: Plan, dtype: torch.dtype, dynamic: bool) -> None:
+        self.exported, self.graph, self.plan, self.dtype, self.dynamic = exported, graph, plan, dtype, dynamic
         self.nodes = {(str(node.target) if node.op == "placeholder" else node.name): node for node in exported.graph.nodes}
         self._blocks: dict[str, Blocks] = {}
 
@@ -165,6 +229,7 @@ class _Cutter:
             last=last,
             tape=tape,
             dtype=self.dtype,
+            dynamic=self.dynamic,
         )
 
     def _segment_ends(self, number: int) -> list[tuple[int, int, bool]]:
@@ -206,9 +271,7 @@ class _Cutter:
 
         def copy_of(node: Node) -> Node:
             if node not in copied:
-                if node.op != "get_attr":
-                    raise RunError(f"{node.name} is needed in a stage that does not receive it")
-                copied[node] = graph.node_copy(node)
+                copied[node] = _made_here(graph, node, copied) or graph.node_copy(node, copy_of)
             return copied[node]
 
         for name in names:
@@ -223,6 +286,25 @@ class _Cutter:
         else:
             graph.output(tuple(copy_of(self.nodes[task.name]) for task in outputs))
         return GraphModule(self.exported, graph)
+
+
+def _made_here(graph: Graph, node: Node, copied: Mapping[Node, Node]) -> Node | None:
+    """A number of samples read off what the stage has; None for what it may copy: weights, what is made of them, and of numbers."""
+    value = node.meta.get("val")
+    if node.op == "get_attr" or node.meta.get(MADE_OF_WEIGHTS):
+        return None
+    if not isinstance(value, torch.SymInt):
+        raise RunError(f"{node.name} is needed in a stage that does not receive it")
+    if node.target is not torch.ops.aten.sym_size.int or node.args[0] in copied:
+        return None
+    wanted = value.node.expr
+    for source, own in copied.items():
+        for dim, length in enumerate(getattr(source.meta.get("val"), "shape", ())):
+            times = length.node.expr / wanted if isinstance(length, torch.SymInt) else None
+            if times is not None and times.is_Integer:
+                found = graph.call_function(torch.ops.aten.sym_size.int, (own, dim))
+                return found if times == 1 else graph.call_function(operator.floordiv, (found, int(times)))
+    raise RunError(f"the stage that computes with {node.name} receives no tensor that tells the number of samples")
 
 
 def _keep_inputs(graph: Graph, node: Node) -> None:
@@ -247,7 +329,7 @@ def _restorer(exported: GraphModule) -> Callable[[Sequence[Tensor]], Any]:
 
 def _spec(node: Node) -> TensorSpec:
     value = node.meta["val"]
-    return TensorSpec(tuple(int(n) for n in value.shape), value.dtype)
+    return TensorSpec(shape_of(value), value.dtype)
 
 
 def _separate_gradients(stages: Sequence[Stage]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from chinchilla_sim.errors import RunError
+from chinchilla_sim.graph.compress import AS_IT_IS, Variant
 from chinchilla_sim.graph.contract import TrainingJob, factory_of, load_job
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.planner.program import lower
@@ -30,7 +31,7 @@ from chinchilla_sim.runtime.interpreter import Interpreter
 from chinchilla_sim.runtime.memory import MemoryProbe, batch_bytes, optimizer_tensors, storage_bytes
 from chinchilla_sim.runtime.optimizers import make_optimizer, set_learning_rate
 from chinchilla_sim.runtime.recorder import Recorder
-from chinchilla_sim.runtime.stages import Stage, cut_stages, own_parameters, run_dtype
+from chinchilla_sim.runtime.stages import Stage, cut_stages, own_parameters, run_dtype, variant_module
 from chinchilla_sim.runtime.updates import StageUpdate, stage_update
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ class RankRun:
         self.groups: Groups = make_groups(self.plan, self.seat, ordered_messages=device.type == "cuda")
         self.job: TrainingJob = load_job(*factory_of(file.scenario), to_run=True)
         self.model = self._model()
+        self.variant = Variant(**file.scenario.model.compression.model_dump())
         self.recorder = Recorder()
-        self.stages: list[Stage] = self._stages()
+        self.stages: list[Stage] = self._cut()
         self.updates = self._updates()
         self.optimizers = {number: update.optimizer for number, update in self.updates.items() if update.optimizer}
         self.interpreter = self._make_engine()
@@ -80,9 +82,9 @@ class RankRun:
         torch.manual_seed(self.spec.seed + self.seat.process)
         return model.to(self.device, run_dtype(self.spec.precision))
 
-    def _stages(self) -> list[Stage]:
+    def _cut(self) -> list[Stage]:
         plan = self.plan if self.engine == "chinchilla" else plan_of_plain_stages(self.plan)
-        stages = cut_stages(self.job, self.model, plan, self.seat.stages, self.device)
+        stages = cut_stages(self.job, self.model, plan, self.seat.stages, self.device, variant=self.variant)
         if plan.zero_stage < 3 or not plan.training or plan.data_parallel_degree == 1:
             return stages
         dtype = run_dtype(self.spec.precision)
@@ -156,11 +158,19 @@ class RankRun:
         if gathered:
             _load(self.model, gathered)
             torch.save(self.model.state_dict(), self.folder / "weights.pt")
-        evaluate = getattr(self.job, "evaluate", None)
-        self.metrics = evaluate(_in_fp32(self.model)) if evaluate and (gathered or self.file.scenario.model.weights) else {}
+        self.metrics = self._evaluate() if gathered or self.file.scenario.model.weights else {}
         line = {"epoch": epoch + 1, "steps": self.steps, "epoch_s": round(self.epoch_s[-1], 4), **self.metrics}
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+    def _evaluate(self) -> dict[str, float]:
+        """The job's own metrics of the model, or of its variant."""
+        evaluate = getattr(self.job, "evaluate", None)
+        if evaluate is None:
+            return {}
+        model = self.model if self.variant == AS_IT_IS else variant_module(self.job, self.model, self.plan, self.device, self.variant)
+        metrics: dict[str, float] = evaluate(_in_fp32(model))
+        return metrics
 
     def _gather_weights(self) -> dict[str, Tensor]:
         """The whole model's state on the first process, from the first replica of every stage; {} elsewhere."""

@@ -21,7 +21,7 @@ from chinchilla_sim.planner.plan_file import load_plan
 from chinchilla_sim.runtime.engines import Engine
 from chinchilla_sim.runtime.launch import die_with_parent
 from chinchilla_sim.runtime.records import share_records
-from chinchilla_sim.runtime.training import RankRun
+from chinchilla_sim.runtime.serving import make_run
 
 TIMEOUT = timedelta(seconds=120)
 
@@ -33,7 +33,7 @@ def main(folder: Path, allow_factory: bool = False, engine: Engine = "chinchilla
         prepare_process()
         device = choose_device()
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-        RankRun(load_plan(path).allow_factory(allow_factory, str(path)), folder, device, engine).run()
+        make_run(load_plan(path).allow_factory(allow_factory, str(path)), folder, device, engine).run()
         share_records(folder)
         dist.destroy_process_group()
     except BaseException:

@@ -112,12 +112,17 @@ def _check_limits(scenario: Table) -> Iterator[Mistake]:
 def _check_load(scenario: Table) -> Iterator[Mistake]:
     """Requests arrive in inference; a latency is that of requests."""
     job, search = _table(scenario, "job"), _table(scenario, "search")
-    if _has(job, "arrival_rate"):
+    demands = [key for key in ("arrival_rate", "concurrency") if _has(job, key)]
+    if len(demands) > 1:
+        yield Mistake("job.concurrency", "is given beside arrival_rate: requests arrive at random, or in a closed loop", "leave one out")
+    for key in demands:
         if job.get("kind", "training") == "training":
-            yield Mistake("job.arrival_rate", "is for inference; nobody waits for a step of training", 'write kind = "inference"')
+            yield Mistake(f"job.{key}", "is for inference; nobody waits for a step of training", 'write kind = "inference"')
         if search.get("stage_replicas") == "free":
             what = 'is "free", but requests go through replicas of the whole model'
             yield Mistake("search.stage_replicas", what, 'leave it out, or write stage_replicas = "equal"')
+            break
+    if "arrival_rate" in demands:
         return
     asks = {"objective": search.get("objective") == "latency", "maximum_latency": _has(search, "maximum_latency")}
     for key in [key for key, asked in asks.items() if asked]:

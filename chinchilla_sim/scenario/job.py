@@ -61,6 +61,11 @@ class JobSpec(Table):
         description="Requests of one sample each that arrive at random (Poisson) in inference; plans that cannot answer them are left out.",
         examples=["200 requests/s"],
     )
+    concurrency: Count | None = Field(
+        default=None,
+        description="Requests that are always under way in inference (a closed loop): each answer brings the next one.",
+        examples=[16],
+    )
     seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of every random number of the job.", examples=[0])
 
     @property

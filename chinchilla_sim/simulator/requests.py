@@ -7,14 +7,15 @@ when its first station is, and it holds fewer batches than keep its busiest stat
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heapify, heapreplace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chinchilla_sim.planner.serving import Load, Serving, Tandem
+from chinchilla_sim.planner.serving import ClosedLoop, Load, Serving, Tandem, serving_of
 from chinchilla_sim.simulator.pause import no_collection
 
 Floats = NDArray[np.float64]
@@ -23,8 +24,6 @@ Ints = NDArray[np.int64]
 FEWEST, MOST = 20_000, 200_000
 """Requests that are simulated: more near saturation, where the line forgets its past only after some 1 / (1 - load)^2 services."""
 MEMORY = 50
-WARM_UP = 0.1
-"""Share of the requests, the first, that still find an emptier system than later ones; they are not counted."""
 
 
 @dataclass(frozen=True)
@@ -44,23 +43,25 @@ def simulate_requests(tandems: Sequence[Tandem], load: Load) -> Serving:
     if serving.saturated:
         return serving
     count = int(min(MOST, max(FEWEST, MEMORY * tandems[0].most / (1 - serving.load) ** 2)))
-    arrivals = np.random.default_rng(load.seed).exponential(1 / rate, count).cumsum()
-    batches = serve_arrivals(tandems, arrivals)
-    answered = np.repeat(batches.end_s, batches.sizes)
-    counted = (answered - arrivals)[int(WARM_UP * count) :]
-    p50, p95, p99 = np.quantile(counted, [0.5, 0.95, 0.99]).tolist()
-    elapsed_s = float(batches.end_s.max() - arrivals[0])
-    return Serving(
-        arrivals_per_s=rate,
-        capacity_per_s=serving.capacity_per_s,
-        p50_s=p50,
-        p95_s=p95,
-        p99_s=p99,
-        mean_s=float(counted.mean()),
-        throughput_per_s=count / elapsed_s,
-        utilization=_busiest_s(tandems, batches) / (len(tandems) * elapsed_s),
-        batch_size=count / len(batches.sizes),
-    )
+    return serve_load(tandems, load, count)
+
+
+def serve_load(tandems: Sequence[Tandem], load: Load, count: int) -> Serving:
+    """Latencies of the first `count` requests, whether or not they are more than full batches can answer in the long run."""
+    arrivals = load.arrivals_s(count)
+    return _told(tandems, load.arrivals_per_s, arrivals, serve_arrivals(tandems, arrivals))
+
+
+def serve_closed_loop(tandems: Sequence[Tandem], loop: ClosedLoop, count: int = FEWEST) -> Serving:
+    """Latencies of the first `count` requests in a closed loop."""
+    arrivals, batches = circulate(tandems, loop.concurrency, count)
+    return replace(_told(tandems, None, arrivals, batches), concurrency=loop.concurrency)
+
+
+def _told(tandems: Sequence[Tandem], rate: float | None, arrivals: Floats, batches: Batches) -> Serving:
+    capacity = sum(tandem.capacity_per_s for tandem in tandems)
+    busy = _busiest_s(tandems, batches) / len(tandems)
+    return serving_of(rate, capacity, arrivals, batches.sizes.tolist(), batches.end_s.tolist(), busy)
 
 
 def serve_arrivals(tandems: Sequence[Tandem], arrivals: Sequence[float] | Floats) -> Batches:
@@ -69,7 +70,16 @@ def serve_arrivals(tandems: Sequence[Tandem], arrivals: Sequence[float] | Floats
         return _serve(tandems, np.asarray(arrivals, dtype=np.float64).tolist())
 
 
-def _serve(tandems: Sequence[Tandem], arrivals: list[float]) -> Batches:
+def circulate(tandems: Sequence[Tandem], concurrency: int, count: int) -> tuple[Floats, Batches]:
+    """Arrivals and batches of `count` requests of which `concurrency` are always under way, all of those at 0 s at first."""
+    arrivals = [0.0] * concurrency
+    with no_collection():
+        batches = _serve(tandems, arrivals, count)
+    return np.array(arrivals[:count]), batches
+
+
+def _serve(tandems: Sequence[Tandem], arrivals: list[float], looped: int | None = None) -> Batches:
+    """All arrivals, or the first `looped` requests of a closed loop, where each answer adds an arrival to the list."""
     lines = [[(station.busy_s, station.delay_s) for station in tandem.stations] for tandem in tandems]
     free_s = [[0.0] * len(line) for line in lines]
     most, windows = tandems[0].most, [tandem.window for tandem in tandems]
@@ -78,11 +88,11 @@ def _serve(tandems: Sequence[Tandem], arrivals: list[float]) -> Batches:
     ready = [(0.0, number) for number in range(len(tandems))]
     heapify(ready)
     batches: list[tuple[int, int, float, float]] = []
-    first, count = 0, len(arrivals)
+    first, count = 0, len(arrivals) if looped is None else looped
     while first < count:
         ready_s, replica = ready[0]
         start_s = now_s = max(ready_s, arrivals[first])
-        end, limit = first + 1, min(first + most, count)
+        end, limit = first + 1, min(first + most, count, len(arrivals))
         while end < limit and arrivals[end] <= start_s:
             end += 1
         size, free = end - first, free_s[replica]
@@ -99,6 +109,9 @@ def _serve(tandems: Sequence[Tandem], arrivals: list[float]) -> Batches:
         oldest_s = exits[replica][handled[replica] % windows[replica]] if handled[replica] >= windows[replica] else 0.0
         heapreplace(ready, (max(free[0], oldest_s), replica))
         first = end
+        if looped is not None:
+            for _ in range(size):
+                insort(arrivals, now_s, lo=first)
     sizes, replicas, starts, ends = zip(*batches, strict=True) if batches else ((), (), (), ())
     return Batches(np.array(sizes, np.int64), np.array(replicas, np.int64), np.array(starts, np.float64), np.array(ends, np.float64))
 

@@ -6,7 +6,7 @@ import pytest
 
 from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.graph.zoo import chain
-from chinchilla_sim.planner.executable import search_mistakes, unplayable
+from chinchilla_sim.planner.executable import search_mistakes, unplayable, variant_mistakes
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.search import find_plans
 from chinchilla_sim.scenario.job import JobSpec
@@ -61,3 +61,11 @@ def test_the_search_leaves_out_what_cannot_be_played_together() -> None:
     found = find_plans(chain(6, 16, 1e9, 8.0, 8), cluster_of({}, {}), JobSpec(global_batch_size=16), search, simulate)
     for candidate in (found.best, *found.runner_ups):
         assert unplayable(candidate.plan) == []
+
+
+def test_variants_that_run_may_be_searched() -> None:
+    """In inference all but int4 weights; in training none yet."""
+    search = SearchSpec(variants=(CompressionSpec(prune=0.5), CompressionSpec(quantize="int8"), CompressionSpec(quantize="int4")))
+    (inference,), (training,) = variant_mistakes(search, training=False), variant_mistakes(search, training=True)
+    assert "asks for int4 weights, which" in str(inference) and "asks for pruned 50 %, int8 weights, int4 weights, which" in str(training)
+    assert variant_mistakes(search.model_copy(update={"executable": False}), training=True) == []

@@ -12,13 +12,14 @@ from chinchilla_sim.report.cost import cost_table
 from chinchilla_sim.report.page import render_page
 from chinchilla_sim.report.plans import candidates_table
 from chinchilla_sim.report.result import search_dict
-from chinchilla_sim.report.serving import requests_table, serving_tables
+from chinchilla_sim.report.serving import requests_table, served_tables, serving_tables
 from chinchilla_sim.report.study import Study
 from chinchilla_sim.report.summary import summary_text
 from chinchilla_sim.report.verdict import answer
 from chinchilla_sim.simulator.engine import simulate
 from chinchilla_sim.simulator.requests import simulate_requests
 from chinchilla_sim.units import format_requests_per_s, format_seconds
+from chinchilla_sim.validation.served import ServedComparison, StageRow
 
 LOAD = {"global_batch_size": 64, "kind": "inference", "arrival_rate": "5000 requests/s"}
 
@@ -70,3 +71,17 @@ def test_a_saturated_plan_is_shown_as_such(served: Study) -> None:
     candidate = replace(served.search.best, serving=Serving(100.0, 50.0))
     (row,) = requests_table([("plan.json", candidate)]).rows
     assert row == ("plan.json", "saturated", "-", "-", "-", "-", "50.0 requests/s", "-", "-")
+
+
+def test_measured_requests_stand_beside_the_simulated_ones() -> None:
+    """Every figure with its relative error; the stages behind them; and what was filled up."""
+    simulated = Serving(100.0, 400.0, 0.002, 0.004, 0.006, 0.003, 99.0, 0.25, 1.5)
+    measured = replace(simulated, p50_s=0.004, utilization=0.5)
+    latency, stages = served_tables(ServedComparison(simulated, measured, (StageRow(0, 0.001, 0.002),), 500, (1, 2, 4)))
+    assert latency.title == "Simulated and measured latency of 100 requests/s"
+    assert latency.rows[0] == ("p50", "2.00 ms", "4.00 ms", "-50.0 %") and latency.rows[1][3].strip("+") == "0.0 %"
+    assert ("busy", "25.0 %", "50.0 %", "-50.0 %") in latency.rows
+    assert "500 requests with the same arrivals" in latency.note and "filled up to the next of 1, 2, 4" in latency.note
+    assert stages.rows == (("0", "1.00 ms", "2.00 ms", "-50.0 %"),)
+    looped = replace(simulated, concurrency=8)
+    assert served_tables(ServedComparison(looped, looped, (), 500))[0].title.endswith("8 requests that are always under way")

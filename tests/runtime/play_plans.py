@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from chinchilla_sim.planner.plan_file import load_plan
 from chinchilla_sim.runtime.engines import Engine
-from chinchilla_sim.runtime.training import RankRun
+from chinchilla_sim.runtime.serving import make_run
 from chinchilla_sim.runtime.worker import prepare_process
 
 
@@ -21,7 +21,7 @@ def main(folder: Path, engine: Engine = "chinchilla") -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     try:
         for path in sorted(folder.glob("*/plan.json")):
-            RankRun(load_plan(path), path.parent, torch.device("cpu"), engine).run()
+            make_run(load_plan(path), path.parent, torch.device("cpu"), engine).run()
     except BaseException:
         (folder / f"rank{os.environ['RANK']}.error").write_text(f"{path.parent.name}:\n{traceback.format_exc()}")
         raise

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from chinchilla_sim.errors import ScenarioError
+from chinchilla_sim.planner.serving import ClosedLoop, demand_of, load_of
 from chinchilla_sim.scenario.load import parse_scenario
 from tests.scenario.tables import SERVING, Tables, mistakes_of, tables
 
@@ -41,3 +43,15 @@ def test_the_first_of_steps_and_samples_ends_the_job() -> None:
     """Both may be stated; without either only epochs end it."""
     for job, steps in (({"steps": 5}, 5), ({"target_samples": 1280}, 10), ({"steps": 5, "target_samples": 1280}, 5), ({}, None)):
         assert parse_scenario(tables(job={"global_batch_size": 128, **job}), "x").job.total_steps == steps
+
+
+def test_requests_come_in_one_way() -> None:
+    """At random or in a closed loop; both are for inference, and one of them is enough."""
+    for job, words in (
+        ({"concurrency": 4}, "job.concurrency: is for inference"),
+        ({**SERVING, "concurrency": 4}, "job.concurrency: is given beside arrival_rate"),
+    ):
+        with pytest.raises(ScenarioError, match=words):
+            parse_scenario(tables(job={"global_batch_size": 8, **job}), "x")
+    scenario = parse_scenario(tables(job={"global_batch_size": 8, "kind": "inference", "concurrency": 4}), "x")
+    assert demand_of(scenario.job) == ClosedLoop(4) and load_of(scenario.job) is None

@@ -12,12 +12,12 @@ from chinchilla_sim.cost.queueing import queue_wait_s
 from chinchilla_sim.graph.zoo import chain
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.search import find_plans
-from chinchilla_sim.planner.serving import Load, Station, Tandem, tandems_of
+from chinchilla_sim.planner.serving import ClosedLoop, Load, Station, Tandem, tandems_of
 from chinchilla_sim.scenario.cluster import ClusterSpec
 from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.simulator.engine import simulate
-from chinchilla_sim.simulator.requests import serve_arrivals, simulate_requests
+from chinchilla_sim.simulator.requests import circulate, serve_arrivals, serve_closed_loop, simulate_requests
 
 
 def tandem(*stations: tuple[float, ...] | float) -> Tandem:
@@ -158,3 +158,23 @@ def test_a_global_batch_that_arrives_at_once_takes_the_engine_s_step(latency: st
             assert batches.end_s.max() == pytest.approx(candidate.step_s, rel=1e-9)
             compared += 1
     assert compared >= 12
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 8, 40])
+def test_a_closed_loop_keeps_little_s_law(concurrency: int) -> None:
+    """Requests under way = answers per second x mean latency; one alone takes its way through all stations."""
+    lines = [tandem((1.0, 1.2, 1.4), (2.0, 2.1, 2.2))] * 2
+    serving = serve_closed_loop(lines, ClosedLoop(concurrency))
+    assert serving.throughput_per_s * serving.mean_s == pytest.approx(concurrency, rel=0.01)
+    assert serving.throughput_per_s <= serving.capacity_per_s * (1 + 1e-9) and not serving.saturated
+    if concurrency == 1:
+        assert serving.p50_s == serving.p99_s == 3.0
+    else:
+        assert serving.throughput_per_s > serve_closed_loop(lines, ClosedLoop(concurrency - 1)).throughput_per_s * (1 - 1e-9)
+
+
+def test_a_closed_loop_by_hand() -> None:
+    """Three requests under way, batches of up to 2 in 2 s: two at 0 s, the third at 2 s with one of them, and so on."""
+    arrivals, batches = circulate([tandem((2.0, 2.0))], 3, 6)
+    assert arrivals.tolist() == [0.0, 0.0, 0.0, 2.0, 2.0, 4.0]
+    assert batches.sizes.tolist() == [2, 2, 2] and batches.end_s.tolist() == [2.0, 4.0, 6.0]

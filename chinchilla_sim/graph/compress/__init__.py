@@ -26,6 +26,9 @@ class Variant:
     quantize: str | None = None
 
 
+AS_IT_IS = Variant()
+
+
 def compress(graph: TaskGraph, variant: Variant) -> TaskGraph:
     """The variant of a model, with a note of what it saves; without any change the same graph."""
     small = share_weights(graph) if variant.share_weights else graph

@@ -226,3 +226,39 @@ class Dimensions:
             return kept.get(root, entry.size)
         lengths = [self.shrunk(part, kept) for part in entry.parts]
         return prod(lengths) if entry.kind == "product" else sum(lengths)
+
+    def positions(self, dimension: int, chosen: Mapping[int, Sequence[int]]) -> list[int]:
+        """Positions along a dimension that stay where its leaves keep the `chosen` ones of theirs (others keep all)."""
+        root = self.find(dimension)
+        entry = self._entries[root]
+        if entry.kind == "leaf":
+            return list(chosen.get(root, range(entry.size)))
+        if entry.kind == "sum":
+            starts = accumulate(map(self.size, entry.parts), initial=0)
+            return [start + place for start, part in zip(starts, entry.parts, strict=False) for place in self.positions(part, chosen)]
+        found = [0]
+        for part in entry.parts:
+            inner = self.positions(part, chosen)
+            found = [place * self.size(part) + within for place in found for within in inner]
+        return found
+
+    def shares(self, dimension: int, values: Sequence[float]) -> Iterator[tuple[int, list[float]]]:
+        """Every leaf of a dimension with what falls on each of its positions, from a value for each position of the dimension."""
+        root = self.find(dimension)
+        entry = self._entries[root]
+        if entry.kind == "leaf":
+            yield root, list(values)
+        elif entry.kind == "sum":
+            start = 0
+            for part in entry.parts:
+                yield from self.shares(part, values[start : start + self.size(part)])
+                start += self.size(part)
+        else:
+            inner = len(values)
+            for part in entry.parts:
+                size = self.size(part)
+                inner //= size
+                sums = [0.0] * size
+                for place, value in enumerate(values):
+                    sums[place // inner % size] += value
+                yield from self.shares(part, sums)
