@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from chinchilla_sim.cost.compute import (
 )
 from chinchilla_sim.cost.memory import state_parts
 from chinchilla_sim.graph.profile import Profile
-from chinchilla_sim.graph.shard import Collective, PassCollectives, shard_graph
+from chinchilla_sim.graph.shard import Collective, PassCollectives, collectives_of, shard_graph
 from chinchilla_sim.graph.task import Task, TaskGraph
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.buckets import bucket_ends, trained_sizes
@@ -273,11 +274,19 @@ class Pricer:
         """Seconds of collectives inside a forward and a backward pass (of which I has all)."""
         if not self.collectives:
             return {}
-        found = [self.collectives[task.name] for task in tasks]
-        seconds = {one: self._collective_s(plan, stage, one) for one in {one for row in found for one in (*row.forward, *row.backward)}}
-        forward = sum(seconds[one] for row in found for one in row.forward)
-        backward = sum(seconds[one] for row in found for one in row.backward)
+        forward = backward = 0.0
+        for segment in self._segments(plan, stage, tasks):
+            there, back = collectives_of(self.collectives[task.name] for task in segment)
+            forward += sum(self._collective_s(plan, stage, one) for one in there)
+            backward += sum(self._collective_s(plan, stage, one) for one in back)
         return {Op.F: forward, Op.B: backward, Op.I: backward}
+
+    def _segments(self, plan: Plan, stage: int, tasks: Sequence[Task]) -> list[Sequence[Task]]:
+        """The parts of a stage that the runtime cuts where a bucket of its gradients is complete."""
+        if not plan.training or plan.gradient_buckets == 1 or plan.exchange_degree_of(stage) == 1:
+            return [tasks]
+        ends = bucket_ends(trained_sizes(self.graph, tasks), plan.gradient_buckets)
+        return [tasks[start:end] for start, end in pairwise([0, *ends])]
 
     def _collective_s(self, plan: Plan, stage: int, collective: Collective) -> float:
         first = plan.slots_of(plan.placement[stage][0])

@@ -46,8 +46,10 @@ def run_plan(file: PlanFile, folder: Path, watch: Watch | None = None) -> Measur
     for old in [*folder.glob("rank*.json"), *folder.glob("rank*.error"), *folder.glob("metrics.jsonl")]:
         old.unlink()
     file.save(folder / "plan.json")
-    launch_ranks("chinchilla_sim.runtime.worker", [str(folder)], file.plan.rank_count, folder, watch)
-    records = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(file.plan.rank_count)]
+    launch_ranks("chinchilla_sim.runtime.worker", [str(folder)], len(file.plan.slots), folder, watch)
+    # The first process of a rank stands for those that work in lockstep with it.
+    first = range(0, len(file.plan.slots), file.plan.group_width)
+    records = [json.loads((folder / f"rank{process}.json").read_text()) for process in first]
     return _measurement(file, records, folder)
 
 

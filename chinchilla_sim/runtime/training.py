@@ -20,6 +20,7 @@ from chinchilla_sim.planner.program import lower
 from chinchilla_sim.runtime.batches import Shares, batch_length, global_batches
 from chinchilla_sim.runtime.groups import Groups, make_groups, process_of, seat_of
 from chinchilla_sim.runtime.interpreter import Interpreter
+from chinchilla_sim.runtime.lanes import Lanes
 from chinchilla_sim.runtime.optimizers import make_optimizer, set_learning_rate
 from chinchilla_sim.runtime.recorder import Recorder
 from chinchilla_sim.runtime.stages import Stage, cut_stages, own_parameters, run_dtype
@@ -35,8 +36,10 @@ class RankRun:
         self.groups: Groups = make_groups(self.plan, self.seat, ordered_messages=device.type == "cuda")
         self.job: TrainingJob = load_job(*factory_of(file.scenario), to_run=True)
         self.model = self._model()
-        self.stages: list[Stage] = cut_stages(self.job, self.model, self.plan, self.seat.stages, device)
-        self.recorder = Recorder()
+        degree = self.plan.tensor_parallel_degree
+        self.lanes = Lanes(self.groups.lanes, degree, self.seat.lane) if degree > 1 else None
+        self.stages: list[Stage] = cut_stages(self.job, self.model, self.plan, self.seat.stages, device, self.lanes)
+        self.recorder = Recorder(self.plan.group_width)
         self.optimizers = self._optimizers()
         self.interpreter = Interpreter(
             self.plan, lower(self.plan).actions[self.seat.rank], self.seat, self.stages, self.job.loss, self.optimizers, self.groups,
@@ -54,8 +57,8 @@ class RankRun:
         weights = self.file.scenario.model.weights
         if weights:
             model.load_state_dict(torch.load(weights, weights_only=True))
-        # Ranks draw their dropout masks apart.
-        torch.manual_seed(self.spec.seed + self.seat.process)
+        # Ranks draw their dropout masks apart, the lanes of a rank alike where they hold the same.
+        torch.manual_seed(self.spec.seed + self.seat.rank)
         return model.to(self.device, run_dtype(self.spec.precision))
 
     def _optimizers(self) -> dict[int, torch.optim.Optimizer]:
@@ -89,6 +92,7 @@ class RankRun:
         if not self.steps:
             raise RunError(f"the data has fewer than {self.spec.global_batch_size} samples: no step was made")
         record = self.recorder.to_dict() | {"losses": self.losses, "epoch_s": self.epoch_s, "metrics": self.metrics}
+        record["lane_collectives"] = [[*key, count] for key, count in sorted(self.lanes.counts.items())] if self.lanes else []
         (self.folder / f"rank{self.seat.process}.json").write_text(json.dumps(record))
         dist.barrier()
 
@@ -122,7 +126,7 @@ class RankRun:
         ours: dict[str, Tensor] = {}
         for stage in self.stages:
             if self.plan.placement[stage.number][0] == self.seat.rank:
-                ours |= stage.state()
+                ours |= stage.whole_state()
         owners = [process_of(self.plan, rank, 0) for rank in dict.fromkeys(row[0] for row in self.plan.placement)]
         if self.seat.process:
             if self.seat.process in owners:
