@@ -284,7 +284,9 @@ class _Divider(Kernels):
             return Operand(name, weight.shape, weight.bytes, is_weight=True, needs_gradient=weight.trained)
         kernel = self.kernels[name]
         trained = name in self.weight_views and self.graph.weights[str(self.weight_of(name))].trained
-        return Operand(name, kernel.shapes[0] if kernel.shapes else (), kernel.output_bytes, needs_gradient=kernel.needs_gradient or trained)
+        return Operand(
+            name, kernel.shapes[0] if kernel.shapes else (), kernel.output_bytes, needs_gradient=kernel.needs_gradient or trained
+        )
 
 
 _NO_TASK = Task("", "")
@@ -295,7 +297,7 @@ _COLUMNS: Mapping[str, Mapping[int, int]] = {
     "mm": {1: 1},
     "matmul": {1: 1},
     "_grouped_mm": {1: 2},
-} | dict.fromkeys(_CONVOLUTIONS, {1: 0, 2: 0})
+} | {name: {1: 0, 2: 0} for name in _CONVOLUTIONS}
 """Operator -> position of each divided weight -> its dimension of output features."""
 
 _ROWS: Mapping[str, Sequence[int]] = {

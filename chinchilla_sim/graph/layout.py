@@ -43,7 +43,20 @@ POINTWISE = frozenset(
     {
         *("add", "sub", "rsub", "mul", "div", "true_divide", "neg", "pow", "exp", "log", "sqrt", "rsqrt", "abs", "square", "reciprocal"),
         *("relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "softplus", "leaky_relu", "elu", "selu", "mish", "hardtanh", "hardswish"),
-        *("hardsigmoid", "log_sigmoid", "sin", "cos", "erf", "clamp", "clamp_min", "clamp_max", "maximum", "minimum", "where", "masked_fill"),
+        *(
+            "hardsigmoid",
+            "log_sigmoid",
+            "sin",
+            "cos",
+            "erf",
+            "clamp",
+            "clamp_min",
+            "clamp_max",
+            "maximum",
+            "minimum",
+            "where",
+            "masked_fill",
+        ),
         *("clone", "contiguous", "detach", "to", "_to_copy", "type_as", "float", "half", "bfloat16", "expand", "expand_as", "alias"),
         *("dropout", "native_dropout", "lift_fresh_copy", "addcmul", "addcdiv", "lerp", "zeros_like", "ones_like"),
         *("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "bitwise_and", "bitwise_or", "bitwise_not"),
@@ -145,7 +158,9 @@ def _order(op: str, attributes: Mapping[str, Any], rank: int) -> list[int]:
     order = list(range(rank))
     if op == "permute":
         return [dim % rank for dim in attributes["dims"]]
-    one, other = (0, 1) if op == "t" else (attributes.get("dim0", attributes.get("axis0", 0)), attributes.get("dim1", attributes.get("axis1", 0)))
+    one, other = (
+        (0, 1) if op == "t" else (attributes.get("dim0", attributes.get("axis0", 0)), attributes.get("dim1", attributes.get("axis1", 0)))
+    )
     if op == "numpy_T":
         return order[::-1]
     if rank > 1:
@@ -204,7 +219,9 @@ def reshaped(shape: Shape, output: Shape, layout: Layout, degree: int) -> Layout
 
 def _aligned(operands: Sequence[Operand], layouts: Sequence[Layout | None], output: Shape) -> Carried | None:
     """Elementwise: dimensions count from the right; whole operands are read in part, or are the same along the divided dimension."""
-    found = {Layout(layout.dim - len(one.shape) + len(output), layout.parts) for one, layout in zip(operands, layouts, strict=True) if layout}
+    found = {
+        Layout(layout.dim - len(one.shape) + len(output), layout.parts) for one, layout in zip(operands, layouts, strict=True) if layout
+    }
     if len(found) != 1:
         return None
     result, parts_of = found.pop(), dict[int, Layout]()
@@ -215,10 +232,8 @@ def _aligned(operands: Sequence[Operand], layouts: Sequence[Layout | None], outp
             if operand.needs_gradient and not operand.is_weight:
                 return None
             parts_of[position] = Layout(dim, result.parts)
-        elif size != output[result.dim] or (layout is None and operand.needs_gradient):
-            # A whole operand that is the same for all blocks would have partial sums as its gradient.
-            if layout is not None or operand.needs_gradient:
-                return None
+        elif operand.needs_gradient if layout is None else size != output[result.dim]:
+            return None  # a whole operand that is the same for all blocks would have partial sums as its gradient
     return Carried(result, parts_of)
 
 

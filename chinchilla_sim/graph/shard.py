@@ -68,10 +68,11 @@ def collectives_of(tasks: Iterable[PassCollectives]) -> tuple[list[Collective], 
 
 @dataclass(frozen=True)
 class ShardedGraph:
-    """The graph with one device's amounts, and the collectives by task."""
+    """The graph with one device's amounts, the collectives by task, and the tasks whose outputs tensor parallelism divides."""
 
     graph: TaskGraph
     collectives: dict[str, PassCollectives] = field(default_factory=dict)
+    divided: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,8 @@ def shard_graph(graph: TaskGraph, tensor: int = 1, sequence: bool = False, conte
     weights = {name: replace(weight, bytes=weight.bytes * cutter.weight_share.get(name, 1.0)) for name, weight in graph.weights.items()}
     tasks = tuple(_sharded(task, cuts) for task in graph.tasks)
     collectives = {task.name: _joined([cuts[kernel.name].collectives for kernel in task.kernels]) for task in graph.tasks}
-    return ShardedGraph(replace(graph, tasks=tasks, weights=weights), collectives)
+    divided = frozenset(task.name for task in graph.tasks if cutter.is_divided(task.kernels[-1].name))
+    return ShardedGraph(replace(graph, tasks=tasks, weights=weights), collectives, divided)
 
 
 def _joined(several: list[PassCollectives]) -> PassCollectives:
@@ -132,6 +134,10 @@ class _Cutter(Kernels):
         self.divisions = divide_graph(graph, tensor).operators
         self.gathered: set[str] = set()
         self.reduced: set[str] = set()
+
+    def is_divided(self, name: str) -> bool:
+        """Whether each device holds a part of an operator's output."""
+        return self.divisions[name].output is not None
 
     def cut(self, task: Task) -> _Cut:
         """Share of work, output and weights of one device, in the order of the graph."""

@@ -12,7 +12,7 @@ from chinchilla_sim.scenario.search import SearchSpec
 WIRE_CODECS = ("none", "fp16", "bf16", "int8")
 
 PLAYED: Mapping[str, tuple[object, ...]] = {
-    "tensor_parallel_degrees": (1,),
+    "sequence_parallel": (False,),
     "context_parallel_degrees": (1,),
     "expert_parallel_degrees": (1,),
     "zero_stages": (0,),
@@ -26,7 +26,8 @@ PLAYED: Mapping[str, tuple[object, ...]] = {
 _ASKS: Mapping[str, Callable[[Plan], bool]] = {
     "priorities of messages": lambda plan: plan.activation_priority is not None,
     "ZeRO": lambda plan: plan.zero_stage > 0,
-    "tensor, context and expert parallelism": lambda plan: plan.group_width * plan.expert_parallel_degree > 1,
+    "sequence parallelism": lambda plan: plan.sequence_parallel,
+    "context and expert parallelism": lambda plan: plan.context_parallel_degree * plan.expert_parallel_degree > 1,
     f"codecs other than {', '.join(WIRE_CODECS)}": lambda plan: not {*plan.gradient_codecs, *plan.activation_codecs} <= {*WIRE_CODECS},
 }
 
@@ -43,7 +44,7 @@ def search_mistakes(search: SearchSpec) -> list[Mistake]:
     mistakes = []
     for key, played in PLAYED.items():
         given = getattr(search, key)
-        foreign = [value for value in ((given,) if isinstance(given, str) else given) if value not in played]
+        foreign = [value for value in ((given,) if isinstance(given, str | bool) else given) if value not in played]
         if foreign:
             words = [value.describe() if isinstance(value, CompressionSpec) else str(value) for value in foreign]
             what = f"asks for {', '.join(words)}, which the runtime cannot play yet"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.cost.codec import CODECS, Matrices, exchange_kind, least_payload_bytes, matrices_of, payload_bytes
-from chinchilla_sim.cost.collective import collective_s, measured_table
 from chinchilla_sim.cost.compute import (
     FP32_BYTES,
     accumulation_s,
@@ -22,9 +20,10 @@ from chinchilla_sim.cost.compute import (
 )
 from chinchilla_sim.cost.memory import state_parts
 from chinchilla_sim.graph.profile import Profile
-from chinchilla_sim.graph.shard import Collective, PassCollectives, collectives_of, shard_graph
+from chinchilla_sim.graph.shard import ShardedGraph, shard_graph
 from chinchilla_sim.graph.task import Task, TaskGraph
 from chinchilla_sim.planner.action import Op
+from chinchilla_sim.planner.blocking import arrival_s, inside_s
 from chinchilla_sim.planner.buckets import bucket_ends, trained_sizes
 from chinchilla_sim.planner.exchanges import Exchanges
 from chinchilla_sim.planner.holdings import Holding, growing
@@ -49,10 +48,11 @@ class Pricer:
         cluster: Cluster,
         job: JobSpec,
         profile: Profile | None = None,
-        collectives: Mapping[str, PassCollectives] | None = None,
+        part: ShardedGraph | None = None,
     ) -> None:
+        """With a `part` of a larger graph it prices what one device of a group does."""
         self.graph, self.cluster, self.job, self.profile = graph, cluster, job, profile or Profile()
-        self.collectives = collectives or {}
+        self.part, self.collectives = part, part.collectives if part else {}
         self._device_pricers: dict[tuple[int, bool, int, int], Pricer] = {}
         self.value_bytes = graph.value_bytes
         self._task_seconds = TaskSeconds(graph.batch_size, self.profile)
@@ -85,7 +85,7 @@ class Pricer:
         if key not in self._device_pricers:
             part = shard_graph(self.graph, *key)
             # What was measured was measured whole.
-            self._device_pricers[key] = Pricer(part.graph, self.cluster, self.job, None, part.collectives)
+            self._device_pricers[key] = Pricer(part.graph, self.cluster, self.job, None, part)
         return self._device_pricers[key]
 
     def price(self, plan: Plan) -> Pricing:
@@ -168,7 +168,13 @@ class Pricer:
         experts = tuple(plan.slots_of(rank)[0] for rank in experts)
         key = (
             *(plan.stages[stage], device, plan.microbatch_size, plan.microbatch_count, len(plan.slots), plan.training),
-            *(stage > 0, stage < plan.stage_count - 1, plan.activation_codecs[around], tuple(raw[around]), tuple(raw_gradients[around])),
+            *(
+                stage > 0 and plan.crosses(stage - 1),
+                stage < plan.stage_count - 1 and plan.crosses(stage),
+                plan.activation_codecs[around],
+                tuple(raw[around]),
+                tuple(raw_gradients[around]),
+            ),
             *(plan.gradient_codecs[stage], plan.gradient_buckets, plan.exchange_degree_of(stage), plan.zero_stage),
             *(plan.recompute_of(stage), plan.receives_in_flight, plan.free_replicas and plan.share_of(stage), group, experts),
         )
@@ -180,7 +186,7 @@ class Pricer:
         """One stage on one device of its rank; `raw` are bytes that this device sends over each boundary."""
         tasks = self.tasks_of(plan, stage)
         times = [self.task_s(task, plan.microbatch_size, device, len(plan.slots)) for task in tasks]
-        blocking_s = self._blocking_s(plan, stage, tasks)
+        blocking_s = inside_s(self.part, self.cluster, plan, stage, tasks) if self.part else {}
         parameters = self.graph.trained_bytes_of(tasks)
         weights_s = sum(weights for _, _, weights in times)
         backward_s = device.backward_fixed_s + sum(backward for _, backward, _ in times)
@@ -205,6 +211,8 @@ class Pricer:
         if recompute == "full" and plan.training:
             for op in (Op.B, Op.I):
                 blocking_s[op] = blocking_s.get(op, 0.0) + blocking_s.get(Op.F, 0.0)
+        for op, joining_s in (arrival_s(self.part, self.cluster, plan, stage) if self.part else {}).items():
+            blocking_s[op] += joining_s
         for op, floor_s in self._host_floors_s(tasks, kept.again, device).items():
             blocked_s = blocking_s.get(op, 0.0)
             action_s[op] = with_host_s(action_s[op] + blocked_s, floor_s) - blocked_s
@@ -269,37 +277,6 @@ class Pricer:
         inside = [kernel for task in tasks if task.name not in again for kernel in task.members if kernel.name in again]
         seconds = sum(self.task_s(task, microbatch_size, device, busy_ranks)[0] for task in whole)
         return seconds + sum(self._task_seconds.of_kernel(kernel, microbatch_size, device, busy_ranks)[0] for kernel in inside)
-
-    def _blocking_s(self, plan: Plan, stage: int, tasks: Sequence[Task]) -> dict[Op, float]:
-        """Seconds of collectives inside a forward and a backward pass (of which I has all)."""
-        if not self.collectives:
-            return {}
-        forward = backward = 0.0
-        for segment in self._segments(plan, stage, tasks):
-            there, back = collectives_of(self.collectives[task.name] for task in segment)
-            forward += sum(self._collective_s(plan, stage, one) for one in there)
-            backward += sum(self._collective_s(plan, stage, one) for one in back)
-        return {Op.F: forward, Op.B: backward, Op.I: backward}
-
-    def _segments(self, plan: Plan, stage: int, tasks: Sequence[Task]) -> list[Sequence[Task]]:
-        """The parts of a stage that the runtime cuts where a bucket of its gradients is complete."""
-        if not plan.training or plan.gradient_buckets == 1 or plan.exchange_degree_of(stage) == 1:
-            return [tasks]
-        ends = bucket_ends(trained_sizes(self.graph, tasks), plan.gradient_buckets)
-        return [tasks[start:end] for start, end in pairwise([0, *ends])]
-
-    def _collective_s(self, plan: Plan, stage: int, collective: Collective) -> float:
-        first = plan.slots_of(plan.placement[stage][0])
-        slots: Sequence[int] = {
-            "tensor": first[: plan.tensor_parallel_degree],
-            "context": first[:: plan.tensor_parallel_degree],
-            "expert": [plan.slots_of(rank)[0] for rank in plan.placement[stage][: plan.expert_parallel_degree]],
-        }[collective.axis]
-        if len(slots) < 2:
-            return 0.0
-        table = measured_table(self.cluster, collective.kind, slots)
-        payload = collective.payload_bytes * self.scale(plan.microbatch_size)
-        return collective_s(collective.kind, payload, len(slots), self.cluster.slowest_pair(slots), self.cluster.backend, table)
 
     def _optimizer_s(self, plan: Plan, stage: int, parameters: float, device: Device) -> float:
         shards = plan.exchange_degree_of(stage) if plan.zero_stage else 1

@@ -74,7 +74,9 @@ class Divider:
                 shape[layout.dim : dim] = [layout.parts, self.sizes[name] // layout.parts]
             stride = torch.empty(shape, device="meta").stride()
             mesh = self.lanes.mesh(tensor.device.type)
-            found[name] = DTensor.from_local(local.contiguous(), mesh, [Shard(dim)], run_check=False, shape=torch.Size(shape), stride=stride)
+            found[name] = DTensor.from_local(
+                local.contiguous(), mesh, [Shard(dim)], run_check=False, shape=torch.Size(shape), stride=stride
+            )
         return found
 
     def whole_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -122,14 +124,9 @@ class Divider:
                 made.target = apart(node.target, self.lanes)  # type: ignore[arg-type]
         return made
 
-    def _operand(
-        self, graph: Graph, leaf: Node, name: str, position: int, division: Division, copy_of: CopyOf, placed: Placed
-    ) -> Node:
+    def _operand(self, graph: Graph, leaf: Node, name: str, position: int, division: Division, copy_of: CopyOf, placed: Placed) -> Node:
         """What the operator reads in the place of an operand."""
-        if name in division.gathered:
-            result = self.whole(graph, leaf, copy_of, placed)
-        else:
-            result = copy_of(leaf)
+        result = self.whole(graph, leaf, copy_of, placed) if name in division.gathered else copy_of(leaf)
         if name in division.reduced:
             if leaf not in placed.entered:
                 placed.entered[leaf] = graph.call_function(with_rest(enter, self.lanes), (result,))
@@ -140,16 +137,17 @@ class Divider:
         return result
 
     def _is_weight(self, name: str) -> bool:
-        return name.startswith(WEIGHT_PREFIX) or all(self._is_weight(operand) for operand in self.operands[name] or ("",))
+        """Whether it is a weight or a view of one."""
+        operands = () if name.startswith(WEIGHT_PREFIX) else self.operands[name]
+        return name.startswith(WEIGHT_PREFIX) or (bool(operands) and all(map(self._is_weight, operands)))
 
     def _rows(self, graph: Graph, node: Node, copy_of: CopyOf) -> Node:
         """A product of parts, summed up; its bias is added once, behind the sum."""
         args = list(node.args)
         place = 0 if self.ops[node.name] == "addmm" else 2
-        bias = args[place] if len(args) > place and isinstance(args[place], Node) else None
-        if bias is None or self.ops[node.name] in ("mm", "matmul", "_grouped_mm"):
-            product = graph.node_copy(node, copy_of)
-            return self._summed(graph, product)
+        bias = args[place] if len(args) > place else None
+        if not isinstance(bias, Node) or self.ops[node.name] in ("mm", "matmul", "_grouped_mm"):
+            return self._summed(graph, graph.node_copy(node, copy_of))
         if self.ops[node.name] == "addmm":
             product = graph.call_function(torch.ops.aten.mm.default, tuple(copy_of(arg) for arg in args[1:3]))  # type: ignore[arg-type]
         else:

@@ -99,7 +99,9 @@ class SharedWeights:
         self.group, self.group_size = groups.among.get(ranks), len(ranks)
         self.key = ("shared", number, 0, 0 if plan.free_replicas else seat.replica)
         # A stage's gradients are sums over its replicas by now, and every one of them takes part with its share.
-        self.share = [1.0 / len(plan.placement[stage]) if plan.free_replicas else 1.0 for stage in plan.shared_stages[number] if stage in seat.stages]
+        self.share = [
+            1.0 / len(plan.placement[stage]) if plan.free_replicas else 1.0 for stage in plan.shared_stages[number] if stage in seat.stages
+        ]
         self.open = False
         self._sum = torch.zeros(0)
         self._work: Any = None

@@ -111,7 +111,9 @@ def cut(graph: TaskGraph, stages: int) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(names[start:end]) for start, end in itertools.pairwise([0, *chosen, len(names)]))
 
 
-def plan_of(graph: TaskGraph, schedule: str, ranks: int, replicas: int = 1, microbatches: int = 1, per_rank: int = 1, **changes: Any) -> Plan:
+def plan_of(
+    graph: TaskGraph, schedule: str, ranks: int, replicas: int = 1, microbatches: int = 1, per_rank: int = 1, **changes: Any
+) -> Plan:
     """A plan of equal stages laid out as its schedule asks for."""
     count = ranks * per_rank
     place = [SCHEDULES[schedule].rank_of_stage(stage, ranks) for stage in range(count)]

@@ -24,7 +24,12 @@ def test_message_spans_both_ranks_from_departure_to_arrival() -> None:
 def test_collective_starts_when_the_last_member_has_joined() -> None:
     """Rank 0 joined at 1, rank 1 at 3: both exchange from 3."""
     ranks = [
-        {"compute": [["0F0", "forward", 0.0, joined]], "sends": [], "receives": [], "collectives": [["gradients", 0, 0, 0, "0REDUCE_GRAD", joined, 5.0, 8]]}
+        {
+            "compute": [["0F0", "forward", 0.0, joined]],
+            "sends": [],
+            "receives": [],
+            "collectives": [["gradients", 0, 0, 0, "0REDUCE_GRAD", joined, 5.0, 8]],
+        }
         for joined in (1.0, 3.0)
     ]
     assert [(span.start_s, span.end_s) for span in merge_step(ranks).spans if span.stream == "collective"] == [(3.0, 5.0)] * 2

@@ -89,7 +89,8 @@ class Gpt(nn.Module):
 class Mlp(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(24, 256), nn.ReLU(), nn.Linear(256, 160), nn.Tanh(), nn.Linear(160, 160), nn.ReLU(), nn.Linear(160, 4))
+        first, second = (nn.Linear(24, 256), nn.ReLU(), nn.Linear(256, 160)), (nn.Linear(160, 160), nn.ReLU(), nn.Linear(160, 4))
+        self.layers = nn.Sequential(*first, nn.Tanh(), *second)
 
     def forward(self, x):
         return self.layers(x)
@@ -257,9 +258,7 @@ def test_plan_trains_like_one_process(plans: Any, played: Any, alone: Any, model
 
 
 @pytest.mark.parametrize(("model", "ranks"), [(model, ranks) for model in ("gpt", "mlp") for ranks in (2, 4)])
-def test_collectives_are_those_that_the_simulator_counts(
-    scenarios: Any, plans: Any, played: Any, model: str, ranks: int
-) -> None:
+def test_collectives_are_those_that_the_simulator_counts(scenarios: Any, plans: Any, played: Any, model: str, ranks: int) -> None:
     """Number, kind and payload of what runs inside the passes, forward and backward."""
     plan = plans[model, ranks, "alone"]
     graph, _ = build_graph(scenarios[model])
