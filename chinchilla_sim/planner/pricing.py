@@ -23,7 +23,7 @@ from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.shard import ShardedGraph, shard_graph
 from chinchilla_sim.graph.task import Task, TaskGraph
 from chinchilla_sim.planner.action import Op
-from chinchilla_sim.planner.blocking import arrival_s, inside_s
+from chinchilla_sim.planner.blocking import arriving, inside, seconds_of
 from chinchilla_sim.planner.buckets import bucket_ends, trained_sizes
 from chinchilla_sim.planner.exchanges import Exchanges
 from chinchilla_sim.planner.holdings import Holding, growing
@@ -186,7 +186,6 @@ class Pricer:
         """One stage on one device of its rank; `raw` are bytes that this device sends over each boundary."""
         tasks = self.tasks_of(plan, stage)
         times = [self.task_s(task, plan.microbatch_size, device, len(plan.slots)) for task in tasks]
-        blocking_s = inside_s(self.part, self.cluster, plan, stage, tasks) if self.part else {}
         parameters = self.graph.trained_bytes_of(tasks)
         weights_s = sum(weights for _, _, weights in times)
         backward_s = device.backward_fixed_s + sum(backward for _, backward, _ in times)
@@ -208,11 +207,7 @@ class Pricer:
             again_s = self._again_s(tasks, kept.again, plan.microbatch_size, device, len(plan.slots))
             for op in (Op.B, Op.I):
                 action_s[op] += again_s
-        if recompute == "full" and plan.training:
-            for op in (Op.B, Op.I):
-                blocking_s[op] = blocking_s.get(op, 0.0) + blocking_s.get(Op.F, 0.0)
-        for op, joining_s in (arrival_s(self.part, self.cluster, plan, stage) if self.part else {}).items():
-            blocking_s[op] += joining_s
+        blocking_s = self._blocking_s(plan, stage, tasks, kept.again)
         for op, floor_s in self._host_floors_s(tasks, kept.again, device).items():
             blocked_s = blocking_s.get(op, 0.0)
             action_s[op] = with_host_s(action_s[op] + blocked_s, floor_s) - blocked_s
@@ -226,6 +221,17 @@ class Pricer:
             blocking_s={op: seconds for op, seconds in blocking_s.items() if seconds},
             buckets=self._buckets(plan, tasks, times),
         )
+
+    def _blocking_s(self, plan: Plan, stage: int, tasks: Sequence[Task], again: frozenset[str]) -> dict[Op, float]:
+        """What passes wait for: between their operators, once more where a forward pass runs again, and to make whole what has arrived."""
+        if self.part is None:
+            return {}
+        forward, backward = inside(self.part, plan, stage, tasks)
+        repeated, _ = inside(self.part, plan, stage, [task for task in tasks if task.name in again])
+        arrived, returned = arriving(self.part, plan, stage)
+        rows = ([*forward, *arrived], [*backward, *repeated, *returned])
+        there_s, back_s = (seconds_of(row, self.cluster, plan, stage, self.scale(plan.microbatch_size)) for row in rows)
+        return {Op.F: there_s, Op.B: back_s, Op.I: back_s}
 
     def _host_floors_s(self, tasks: Sequence[Task], again: frozenset[str], device: Device) -> dict[Op, float]:
         """What the host program takes to start all kernels and collectives of a pass: nothing runs faster than it is started."""

@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,132 +11,31 @@ from typing import Any
 import pytest
 import torch
 
-from chinchilla_sim.graph.shard import collectives_of, shard_graph
+from chinchilla_sim.graph.shard import shard_graph
 from chinchilla_sim.graph.task import TaskGraph
+from chinchilla_sim.planner.blocking import arriving, inside
 from chinchilla_sim.planner.partition import allowed_cuts
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.plan_file import PlanFile
+from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.recompute import Blocks
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
 from chinchilla_sim.planner.sharing import with_sharing
+from chinchilla_sim.runtime.lanes import Lanes, apart
 from chinchilla_sim.runtime.launch import launch_ranks
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import build_graph
+from tests.planner.test_search import cluster_of
 from tests.runtime.conftest import train_alone
 
 STEPS = 8
 RELATIVE = 1e-5
 
-JOB = '''
-import torch
-from torch import nn
-from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention, silu
-
-WIDTH, HEADS, WORDS = 64, 4, 130
-
-
-class Attention(nn.Module):
-    """Queries, keys and values in one product, or apart with two heads of keys for four of queries."""
-
-    def __init__(self, fused):
-        super().__init__()
-        self.fused = fused
-        self.qkv = nn.Linear(WIDTH, 3 * WIDTH if fused else 2 * WIDTH)
-        self.key = nn.Linear(WIDTH, WIDTH)
-        self.out = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x):
-        n, t, w = x.shape
-        if self.fused:
-            q, k, v = self.qkv(x).view(n, t, 3, HEADS, w // HEADS).permute(2, 0, 3, 1, 4)
-            y = torch.softmax(q @ k.transpose(-1, -2) / (w // HEADS) ** 0.5 + torch.ones(t, t, device=x.device).triu(1) * -1e9, -1) @ v
-        else:
-            q, v = (part.view(n, t, HEADS, -1).transpose(1, 2) for part in self.qkv(x).split(w, dim=-1))
-            k = self.key(x).view(n, t, HEADS, -1).transpose(1, 2)
-            y = scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.out(y.transpose(1, 2).reshape(n, t, w))
-
-
-class Block(nn.Module):
-    def __init__(self, fused):
-        super().__init__()
-        self.norm, self.attention, self.norm2 = nn.LayerNorm(WIDTH), Attention(fused), nn.LayerNorm(WIDTH)
-        self.up, self.gate, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(WIDTH, 4 * WIDTH, bias=False), nn.Linear(4 * WIDTH, WIDTH)
-
-    def forward(self, x):
-        x = x + self.attention(self.norm(x))
-        y = self.norm2(x)
-        return x + self.down(gelu(self.up(y)) * silu(self.gate(y)))
-
-
-class Gpt(nn.Module):
-    """Tied head, learned places, a skip over all blocks."""
-
-    def __init__(self):
-        super().__init__()
-        self.embedding, self.places = nn.Embedding(WORDS, WIDTH), nn.Embedding(8, WIDTH)
-        self.blocks = nn.ModuleList([Block(True), Block(False)])
-        self.norm = nn.LayerNorm(WIDTH)
-
-    def forward(self, ids):
-        x = skip = self.embedding(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
-        for block in self.blocks:
-            x = block(x)
-        return nn.functional.linear(self.norm(x + skip), self.embedding.weight)
-
-
-class Mlp(nn.Module):
-    def __init__(self):
-        super().__init__()
-        first, second = (nn.Linear(24, 256), nn.ReLU(), nn.Linear(256, 160)), (nn.Linear(160, 160), nn.ReLU(), nn.Linear(160, 4))
-        self.layers = nn.Sequential(*first, nn.Tanh(), *second)
-
-    def forward(self, x):
-        return self.layers(x)
-
-
-class GptJob:
-    def model(self):
-        return Gpt()
-
-    def example_batch(self, size):
-        return torch.zeros(size, 6, dtype=torch.int64), torch.zeros(size, 6, dtype=torch.int64)
-
-    def loss(self, outputs, targets):
-        return cross_entropy(outputs.flatten(0, 1), targets.flatten())
-
-    def batches(self, split, seed, epoch):
-        ids = torch.randint(0, WORDS, (400, 7), generator=torch.Generator().manual_seed(1000 * seed + epoch))
-        yield ids[:, :-1], ids[:, 1:]
-
-
-class MlpJob(GptJob):
-    def model(self):
-        return Mlp()
-
-    def example_batch(self, size):
-        return torch.zeros(size, 24), torch.zeros(size, dtype=torch.int64)
-
-    def loss(self, outputs, targets):
-        return cross_entropy(outputs, targets)
-
-    def batches(self, split, seed, epoch):
-        generator = torch.Generator().manual_seed(1000 * seed + epoch)
-        yield torch.randn(400, 24, generator=generator), torch.randint(0, 4, (400,), generator=generator)
-
-
-def gpt():
-    return GptJob()
-
-
-def mlp():
-    return MlpJob()
-'''
-
 SCENARIO = """
 [model]
-factory = "job.py:{model}"
+factory = "{jobs}:{model}"
 
 [job]
 global_batch_size = 24
@@ -172,53 +71,50 @@ def plan_of(graph: TaskGraph, width: int, stages: int = 1, replicas: int = 1, sc
     return with_sharing(replace(plan, **changes), graph)
 
 
-def two(graph: TaskGraph) -> dict[str, Plan]:
-    """On two processes."""
-    return {
-        "alone": plan_of(graph, 2),
-        "recomputed": plan_of(graph, 2, recompute=("full",)),
-        "stages": plan_of(graph, 2, 2, schedule="looped-bfs", per_rank=2),
-    }
-
-
-def four(graph: TaskGraph) -> dict[str, Plan]:
-    """On four."""
-    return {
-        "alone": plan_of(graph, 4),
-        "replicas": plan_of(graph, 2, 1, 2),
-        "replicas-in-buckets": plan_of(graph, 2, 1, 2, gradient_buckets=3),
-        "pipeline": plan_of(graph, 2, 2, microbatches=4),
-        "pipeline-split": plan_of(graph, 2, 2, schedule="zb-h1", microbatches=4, recompute=("selective", "full")),
-        "pipeline-interleaved": plan_of(graph, 2, 4, schedule="interleaved-1f1b", per_rank=2, microbatches=4),
-    }
-
-
-CASES = [(model, ranks, name) for model in ("gpt", "mlp") for ranks, names in (
-    (2, ("alone", "recomputed", "stages")),
-    (4, ("alone", "replicas", "replicas-in-buckets", "pipeline", "pipeline-split", "pipeline-interleaved")),
-) for name in names]  # fmt: skip
+PLANS: Mapping[int, Mapping[str, Callable[[TaskGraph], Plan]]] = {
+    2: {
+        "alone": lambda graph: plan_of(graph, 2),
+        "recomputed": lambda graph: plan_of(graph, 2, recompute=("full",)),
+        "stages": lambda graph: plan_of(graph, 2, 2, schedule="looped-bfs", per_rank=2),
+    },
+    4: {
+        "alone": lambda graph: plan_of(graph, 4),
+        "replicas": lambda graph: plan_of(graph, 2, 1, 2),
+        "replicas-in-buckets": lambda graph: plan_of(graph, 2, 1, 2, gradient_buckets=3),
+        "pipeline": lambda graph: plan_of(graph, 2, 2, microbatches=4),
+        "pipeline-split": lambda graph: plan_of(graph, 2, 2, schedule="zb-h1", microbatches=4, recompute=("selective", "full")),
+        "pipeline-interleaved": lambda graph: plan_of(graph, 2, 4, schedule="interleaved-1f1b", per_rank=2, microbatches=4),
+    },
+}
+PLAYED = {
+    "gpt": PLANS,
+    "mlp": {2: ("alone",), 4: ("alone", "replicas", "pipeline")},
+    "mixed": {2: ("alone", "stages"), 4: ("replicas", "pipeline")},
+    "dropping": {2: ("alone", "recomputed")},
+}
+CASES = [(model, ranks, name) for model, by_ranks in PLAYED.items() for ranks, names in by_ranks.items() for name in names]
+EXACT = [case for case in CASES if case[0] != "dropping"]
 
 
 @pytest.fixture(scope="module")
 def scenarios(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Scenario]:
-    """The two jobs."""
+    """The jobs."""
     folder = tmp_path_factory.mktemp("job")
-    (folder / "job.py").write_text(JOB)
-    for model in ("gpt", "mlp"):
-        (folder / f"{model}.toml").write_text(SCENARIO.format(model=model))
-    return {model: load_scenario(folder / f"{model}.toml") for model in ("gpt", "mlp")}
+    for model in PLAYED:
+        (folder / f"{model}.toml").write_text(SCENARIO.format(jobs=Path(__file__).with_name("tensor_jobs.py"), model=model))
+    return {model: load_scenario(folder / f"{model}.toml") for model in PLAYED}
 
 
 @pytest.fixture(scope="module")
-def plans(scenarios: Mapping[str, Scenario]) -> Mapping[tuple[str, int, str], Plan]:
+def graphs(scenarios: Mapping[str, Scenario]) -> Mapping[str, TaskGraph]:
+    """What the planner sees of them."""
+    return {model: build_graph(scenario)[0] for model, scenario in scenarios.items()}
+
+
+@pytest.fixture(scope="module")
+def plans(graphs: Mapping[str, TaskGraph]) -> Mapping[tuple[str, int, str], Plan]:
     """All plans, by model, processes and name."""
-    found = {}
-    for model, scenario in scenarios.items():
-        graph, _ = build_graph(scenario)
-        for ranks, make in ((2, two), (4, four)):
-            found |= {(model, ranks, name): plan for name, plan in make(graph).items()}
-    assert list(found) == CASES
-    return found
+    return {(model, ranks, name): PLANS[ranks][name](graphs[model]) for model, ranks, name in CASES}
 
 
 @pytest.fixture(scope="module")
@@ -246,28 +142,60 @@ def records_of(folder: Path, plan: Plan) -> list[dict[str, Any]]:
     return [json.loads((folder / f"rank{process}.json").read_text()) for process in range(0, len(plan.slots), plan.group_width)]
 
 
-@pytest.mark.parametrize(("model", "ranks", "name"), CASES)
+def losses_of(folder: Path, plan: Plan) -> list[float]:
+    """Sums over the replicas."""
+    return [sum(parts) for parts in zip(*(row["losses"] for row in records_of(folder, plan) if row["losses"]), strict=True)]
+
+
+@pytest.mark.parametrize(("model", "ranks", "name"), EXACT)
 def test_plan_trains_like_one_process(plans: Any, played: Any, alone: Any, model: str, ranks: int, name: str) -> None:
     """Losses, and every weight behind them, are those of plain PyTorch."""
     folder, plan = played[ranks] / f"{model}-{name}", plans[model, ranks, name]
-    losses = [sum(parts) for parts in zip(*(row["losses"] for row in records_of(folder, plan) if row["losses"]), strict=True)]
+    losses = losses_of(folder, plan)
     assert losses == pytest.approx(alone[model][0], rel=RELATIVE) and len(losses) == STEPS
     saved = torch.load(folder / "weights.pt", weights_only=True)
     for key, tensor in alone[model][1].items():
         torch.testing.assert_close(saved[key], tensor, rtol=RELATIVE, atol=2e-6)
 
 
-@pytest.mark.parametrize(("model", "ranks"), [(model, ranks) for model in ("gpt", "mlp") for ranks in (2, 4)])
-def test_collectives_are_those_that_the_simulator_counts(scenarios: Any, plans: Any, played: Any, model: str, ranks: int) -> None:
-    """Number, kind and payload of what runs inside the passes, forward and backward."""
-    plan = plans[model, ranks, "alone"]
-    graph, _ = build_graph(scenarios[model])
-    scale = plan.microbatch_size / graph.batch_size
-    passes = STEPS * plan.microbatch_count
-    expected: Counter[tuple[str, str, int]] = Counter()
-    for way, found in zip("FB", collectives_of(shard_graph(graph, ranks).collectives.values()), strict=True):
-        for one in found:
-            expected[way, one.kind, round(one.payload_bytes * scale)] += passes
-    record = records_of(played[ranks] / f"{model}-alone", plan)[0]
-    measured = {(way, kind, size): count for way, kind, size, count in record["lane_collectives"]}
-    assert measured == dict(expected)
+@pytest.mark.parametrize(("model", "ranks", "name"), EXACT)
+def test_collectives_are_those_that_are_priced(graphs: Any, plans: Any, played: Any, model: str, ranks: int, name: str) -> None:
+    """Number, kind and payload of what every rank's passes wait for; full recompute runs those of the forward pass again."""
+    plan, graph = plans[model, ranks, name], graphs[model]
+    part = shard_graph(graph, plan.tensor_parallel_degree)
+    for rank, record in enumerate(records_of(played[ranks] / f"{model}-{name}", plan)):
+        expected: Counter[tuple[str, str, int]] = Counter()
+        for stage in plan.position[rank][0]:
+            tasks = [part.graph.tasks[part.graph.position[name]] for name in plan.stages[stage]]
+            again = 2 if plan.recompute_of(stage) == "full" else 1
+            for row, turns in ((inside(part, plan, stage, tasks), again), (arriving(part, plan, stage), 1)):
+                for way, collectives in zip("FB", row, strict=True):
+                    for one in collectives:
+                        payload = round(one.payload_bytes * plan.microbatch_size / graph.batch_size)
+                        expected[way, one.kind, payload] += STEPS * plan.microbatch_count * (turns if way == "F" else 1)
+        assert {tuple(row[:3]): row[3] for row in record["lane_collectives"]} == dict(expected)
+
+
+def test_bytes_between_stages_are_those_of_the_plan(graphs: Any, plans: Any, played: Any, scenarios: Any) -> None:
+    """Every process sends its part or its share of a boundary's tensors: all of a rank's together what one would send alone."""
+    plan = plans["gpt", 4, "pipeline"]
+    pricing = Pricer(graphs["gpt"], cluster_of(*[{}] * 4), scenarios["gpt"].job).price(plan)
+    sent = [row for record in records_of(played[4] / "gpt-pipeline", plan) for row in record["steps"][-1]["sends"]]
+    assert len(sent) == 2 * plan.microbatch_count
+    assert all(row[6] == pricing.message_bytes(row[0], row[1]) for row in sent)
+
+
+def test_dropped_values_are_the_same_when_a_pass_runs_again(plans: Any, played: Any) -> None:
+    """Masks of whole tensors and of parts come back with recompute: the losses do not change by a bit."""
+    once, again = (losses_of(played[2] / f"dropping-{name}", plans["dropping", 2, name]) for name in ("alone", "recomputed"))
+    assert once == pytest.approx(again, rel=1e-6) and len(once) == STEPS
+
+
+def test_lanes_drop_different_values_of_their_parts() -> None:
+    """Processes that share a generator draw apart for parts, and are alike again behind it."""
+    drawn, left = [], []
+    for lane in range(2):
+        torch.manual_seed(5)
+        drawn.append(apart(torch.nn.functional.dropout, Lanes(None, 2, lane))(torch.ones(100)))
+        left.append(torch.rand(3))
+    assert not torch.equal(*drawn) and torch.equal(*left)
