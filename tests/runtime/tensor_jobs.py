@@ -16,12 +16,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(WIDTH, 3 * WIDTH if fused else 2 * WIDTH)
         self.key = nn.Linear(WIDTH, WIDTH)
         self.out = nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("mask", torch.full((8, 8), -1e9).triu(1))
 
     def forward(self, x):
         n, t, w = x.shape
         if self.fused:
             q, k, v = self.qkv(x).view(n, t, 3, HEADS, w // HEADS).permute(2, 0, 3, 1, 4)
-            y = torch.softmax(q @ k.transpose(-1, -2) / (w // HEADS) ** 0.5 + torch.ones(t, t, device=x.device).triu(1) * -1e9, -1) @ v
+            y = torch.softmax(q @ k.transpose(-1, -2) / (w // HEADS) ** 0.5 + self.mask[:t, :t], -1) @ v
         else:
             q, v = (part.view(n, t, HEADS, -1).transpose(1, 2) for part in self.qkv(x).split(w, dim=-1))
             k = self.key(x).view(n, t, HEADS, -1).transpose(1, 2)

@@ -51,10 +51,17 @@ ranks = 4
 
 
 def plan_of(graph: TaskGraph, width: int, stages: int = 1, replicas: int = 1, schedule: str = "1f1b", **changes: Any) -> Plan:
-    """Stages of about equal numbers of tasks on groups of `width`."""
+    """Stages of about equal numbers of tasks on groups of `width`, cut where few tensors cross (`shift` tasks further on)."""
     names = [task.name for task in graph.compute_tasks]
     ends = [index + 1 for index, may in enumerate(allowed_cuts(graph, training=True)) if may]
-    chosen = [min(ends, key=lambda end: abs(end - len(names) * stage / stages)) for stage in range(1, stages)]
+    shift, reach = changes.pop("shift", 0), len(names) / stages / 2
+
+    def crossing(end: int) -> int:
+        return len(graph.live_after(graph.position[names[end - 1]]))
+
+    targets = [len(names) * stage / stages + shift for stage in range(1, stages)]
+    near = [[end for end in ends if abs(end - target) < reach] for target in targets]
+    chosen = [min(some, key=lambda end: (crossing(end), abs(end - target))) for some, target in zip(near, targets, strict=True)]
     per_rank = changes.pop("per_rank", 1)
     place = [SCHEDULES[schedule].rank_of_stage(stage, stages // per_rank) for stage in range(stages)]
     plan = Plan(
@@ -82,14 +89,15 @@ PLANS: Mapping[int, Mapping[str, Callable[[TaskGraph], Plan]]] = {
         "replicas": lambda graph: plan_of(graph, 2, 1, 2),
         "replicas-in-buckets": lambda graph: plan_of(graph, 2, 1, 2, gradient_buckets=3),
         "pipeline": lambda graph: plan_of(graph, 2, 2, microbatches=4),
+        "pipeline-divided": lambda graph: plan_of(graph, 2, 2, shift=1),
         "pipeline-split": lambda graph: plan_of(graph, 2, 2, schedule="zb-h1", microbatches=4, recompute=("selective", "full")),
         "pipeline-interleaved": lambda graph: plan_of(graph, 2, 4, schedule="interleaved-1f1b", per_rank=2, microbatches=4),
     },
 }
 PLAYED = {
     "gpt": PLANS,
-    "mlp": {2: ("alone",), 4: ("alone", "replicas", "pipeline")},
-    "mixed": {2: ("alone", "stages"), 4: ("replicas", "pipeline")},
+    "mlp": {2: ("alone",), 4: ("alone", "replicas", "pipeline", "pipeline-divided")},
+    "mixed": {2: ("alone",), 4: ("pipeline",)},
     "dropping": {2: ("alone", "recomputed")},
 }
 CASES = [(model, ranks, name) for model, by_ranks in PLAYED.items() for ranks, names in by_ranks.items() for name in names]
@@ -167,20 +175,26 @@ def test_collectives_are_those_that_are_priced(graphs: Any, plans: Any, played: 
         expected: Counter[tuple[str, str, int]] = Counter()
         for stage in plan.position[rank][0]:
             tasks = [part.graph.tasks[part.graph.position[name]] for name in plan.stages[stage]]
-            again = 2 if plan.recompute_of(stage) == "full" else 1
-            for row, turns in ((inside(part, plan, stage, tasks), again), (arriving(part, plan, stage), 1)):
+            again = Blocks(part.graph).recompute(tasks).again if plan.recompute_of(stage) == "full" else ()
+            repeated, _ = inside(part, plan, stage, [task for task in tasks if task.name in again])
+            for row in (inside(part, plan, stage, tasks), arriving(part, plan, stage), (repeated, [])):
                 for way, collectives in zip("FB", row, strict=True):
                     for one in collectives:
                         payload = round(one.payload_bytes * plan.microbatch_size / graph.batch_size)
-                        expected[way, one.kind, payload] += STEPS * plan.microbatch_count * (turns if way == "F" else 1)
+                        expected[way, one.kind, payload] += STEPS * plan.microbatch_count
         assert {tuple(row[:3]): row[3] for row in record["lane_collectives"]} == dict(expected)
 
 
-def test_bytes_between_stages_are_those_of_the_plan(graphs: Any, plans: Any, played: Any, scenarios: Any) -> None:
+@pytest.mark.parametrize(("model", "name", "divided"), [("gpt", "pipeline", 0), ("mlp", "pipeline", 0), ("mlp", "pipeline-divided", 1)])
+def test_bytes_between_stages_are_those_of_the_plan(
+    graphs: Any, plans: Any, played: Any, scenarios: Any, model: str, name: str, divided: int
+) -> None:
     """Every process sends its part or its share of a boundary's tensors: all of a rank's together what one would send alone."""
-    plan = plans["gpt", 4, "pipeline"]
-    pricing = Pricer(graphs["gpt"], cluster_of(*[{}] * 4), scenarios["gpt"].job).price(plan)
-    sent = [row for record in records_of(played[4] / "gpt-pipeline", plan) for row in record["steps"][-1]["sends"]]
+    plan, graph = plans[model, 4, name], graphs[model]
+    pricing = Pricer(graph, cluster_of(*[{}] * 4), scenarios[model].job).price(plan)
+    crossing = graph.live_after(graph.position[plan.stages[0][-1]])
+    assert sum(task.name in shard_graph(graph, 2).divided for task in crossing) == divided
+    sent = [row for record in records_of(played[4] / f"{model}-{name}", plan) for row in record["steps"][-1]["sends"]]
     assert len(sent) == 2 * plan.microbatch_count
     assert all(row[6] == pricing.message_bytes(row[0], row[1]) for row in sent)
 
