@@ -6,7 +6,7 @@ beside the computation; an action waits only for what it needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
@@ -22,7 +22,7 @@ from chinchilla_sim.runtime.passes import Loss, Passes, last_backward_of
 from chinchilla_sim.runtime.recorder import Recorder
 from chinchilla_sim.runtime.stages import Stage
 
-Optimizers = dict[int, torch.optim.Optimizer]
+Optimizers = Mapping[int, torch.optim.Optimizer]
 
 
 class Interpreter:
@@ -73,14 +73,19 @@ class Interpreter:
             Op.OPTIM: self._optimize,
         }
 
-    def step(self, inputs: Sequence[tuple[Tensor, ...]], targets: Sequence[Any]) -> float:
-        """Play one step on this rank's microbatches; returns its share of the global mean loss."""
+    def step(self, inputs: Sequence[tuple[Tensor, ...]], targets: Sequence[Any], begun_s: float | None = None) -> float:
+        """Play one step on this rank's microbatches; returns its share of the global mean loss.
+
+        The step is recorded from `begun_s` on, when the rank began to get them.
+        """
         self.inputs, self.targets, self.step_loss = inputs, targets, 0.0
         self.outputs = {}
         for shared in self.shared.values():
             shared.open = True
         self.messages.begin_step()
         self.recorder.begin_step()
+        if begun_s is not None:
+            self.recorder.compute("INPUT", "input", begun_s)
         for action in self.actions:
             self._play[action.op](action)
         self.messages.end_step()

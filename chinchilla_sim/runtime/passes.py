@@ -143,12 +143,15 @@ class Passes:
                 needing = [tensor for tensor, needed in zip(part.outputs, part.needs_gradient, strict=True) if needed]
                 pairs = [(tensor, gradient) for tensor, gradient in zip(needing, gradients, strict=True) if tensor.requires_grad]
                 if pairs:
-                    torch.autograd.backward(*zip(*pairs, strict=True))
+                    torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
             gradients = [_gradient_of(tensor) for tensor in part.inputs if tensor.requires_grad]
             bucket = part.segments[0].bucket if part.segments else self.stage.bucket_count - 1
+            entries = self.stage.tape.take()
             if split:
-                deferred.append((bucket, self.stage.tape.take()))
-            elif microbatch == self.last_backward and (not parts or parts[-1].segments[-1].bucket != bucket):
+                deferred.append((bucket, entries))
+                continue
+            compute_weight_gradients(entries)  # of a whole pass in a schedule that splits others
+            if microbatch == self.last_backward and (not parts or parts[-1].segments[-1].bucket != bucket):
                 leave(bucket)
         return list(gradients or ())
 

@@ -98,12 +98,16 @@ class RankRun:
 
     def _epoch(self, epoch: int, limit: int) -> None:
         split = "train" if self.plan.training else "validation"
-        for inputs, targets in global_batches(self.job.batches(split, self.spec.seed, epoch), self.spec.global_batch_size):
-            if self.steps >= limit:
+        batches = global_batches(self.job.batches(split, self.spec.seed, epoch), self.spec.global_batch_size)
+        while self.steps < limit:
+            begun_s = monotonic()
+            batch = next(batches, None)
+            if batch is None:
                 return
+            inputs, targets = self.shares.inputs(batch[0]), self.shares.targets(batch[1])
             for optimizer in self.optimizers.values():
                 set_learning_rate(optimizer, self.spec, self.steps, self.total_steps)
-            loss = self.interpreter.step(self.shares.inputs(inputs), self.shares.targets(targets))
+            loss = self.interpreter.step(inputs, targets, begun_s)
             if self.interpreter.last and self.plan.training:
                 self.losses.append(loss)
 

@@ -16,7 +16,6 @@ from chinchilla_sim.graph.compress import share_weights
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.zoo import FORMULAS, PRESETS, chain
 from chinchilla_sim.planner.action import COLLECTIVES, Action, Op
-from chinchilla_sim.planner.executable import unplayable
 from chinchilla_sim.planner.partition import allowed_cuts
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
@@ -247,13 +246,6 @@ def test_plan_that_forgets_shared_weights_is_refused() -> None:
         check_sharing(replace(plan, shared_stages=()), graph, "plan.json")
 
 
-def test_runtime_refuses_shared_weights_by_name() -> None:
-    """A plan whose stages train one weight cannot run yet; the same plan without it can."""
-    graph = tied()
-    assert unplayable(plan_of(graph, 4)) == ["weights shared by stages"]
-    assert unplayable(replace(plan_of(graph, 4), shared_stages=())) == []
-
-
 def test_published_size_is_exchanged() -> None:
     """GPT-2 XL in half precision has a table of 50,257 x 1,600 values (Radford et al. 2019): 160.8 MB leave each end of a pipeline."""
     preset = PRESETS["gpt2-xl"]
@@ -266,14 +258,12 @@ def test_published_size_is_exchanged() -> None:
     assert weights == pytest.approx(2 * (1_557_611_200 + 50257 * 1600))
 
 
-def test_search_shares_weights_unless_plans_must_run() -> None:
-    """With two ranks asked for, a tied GPT is cut between its blocks; where plans must run on this machine none shares."""
+def test_search_shares_weights() -> None:
+    """With two ranks asked for, a tied GPT is cut between its blocks: the runtime plays that."""
     graph, cluster, job = tied(), cluster_of(2, bandwidth="1 GB/s"), JobSpec(global_batch_size=8)
-    search = SearchSpec(executable=False, minimum_ranks=2, pipeline_parallel_degrees=(1, 2))
+    search = SearchSpec(minimum_ranks=2, pipeline_parallel_degrees=(1, 2))
     found = find_plans(graph, cluster, job, search, simulate)
     assert any(one.plan.shared_stages for one in (found.best, *found.runner_ups))
-    apart = find_plans(graph, cluster, job, search.model_copy(update={"executable": True}), simulate)
-    assert not any(one.plan.shared_stages for one in (apart.best, *apart.runner_ups))
 
 
 def test_stream_sums_over_all_ranks_by_hand() -> None:
