@@ -161,8 +161,11 @@ class _Divider(Kernels):
         name = self.weight_of(operand)
         if name is None or name in self.whole:
             return False
-        view = self.kernels[operand] if operand in self.weight_views else None
-        return view is None or not self.exact or turned_back(view, 2, Layout(0)) is not None
+        if operand not in self.weight_views or not self.exact:
+            return True
+        view = self.kernels[operand]
+        direct = view.operands[0].startswith(WEIGHT_PREFIX)
+        return direct and turned_back(view, len(self.graph.weights[name].shape), Layout(0)) is not None
 
     # Products
 
