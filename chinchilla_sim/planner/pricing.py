@@ -49,13 +49,15 @@ class Pricer:
         job: JobSpec,
         profile: Profile | None = None,
         part: ShardedGraph | None = None,
+        whole: TaskGraph | None = None,
     ) -> None:
-        """With a `part` of a larger graph it prices what one device of a group does."""
+        """With a `part` of a `whole` graph it prices what one device of a group does."""
         self.graph, self.cluster, self.job, self.profile = graph, cluster, job, profile or Profile()
         self.part, self.collectives = part, part.collectives if part else {}
         self._device_pricers: dict[tuple[int, bool, int, int], Pricer] = {}
         self.value_bytes = graph.value_bytes
-        self._task_seconds = TaskSeconds(graph.batch_size, self.profile)
+        kernels = {kernel.name: kernel for task in whole.tasks for kernel in task.kernels} if whole else {}
+        self._task_seconds = TaskSeconds(graph.batch_size, self.profile, kernels)
         self._holdings_from: dict[tuple[int, str], list[Holding]] = {}
         self._stage_prices: dict[tuple[object, ...], StagePrice] = {}
         self._exchanges = Exchanges(cluster)
@@ -84,8 +86,9 @@ class Pricer:
             return self
         if key not in self._device_pricers:
             part = shard_graph(self.graph, *key)
-            # What was measured was measured whole.
-            self._device_pricers[key] = Pricer(part.graph, self.cluster, self.job, None, part)
+            # What was measured was measured whole, and says nothing of what devices hold.
+            profile = Profile(self.profile.times)
+            self._device_pricers[key] = Pricer(part.graph, self.cluster, self.job, profile, part, self.graph)
         return self._device_pricers[key]
 
     def price(self, plan: Plan) -> Pricing:
