@@ -15,7 +15,7 @@ RUN_FORMATS = (None, "bf16", "int8")
 """Formats of weights that compressed variants can be run in."""
 
 PLAYED: Mapping[str, tuple[object, ...]] = {
-    "tensor_parallel_degrees": (1,),
+    "sequence_parallel": (False,),
     "context_parallel_degrees": (1,),
     "expert_parallel_degrees": (1,),
     "zero_stages": (0, 1, 2, 3),
@@ -34,7 +34,10 @@ _ASKS: Mapping[str, Callable[[Plan], bool]] = {
     "ZeRO with weights shared by stages that have replica counts of their own": lambda plan: bool(
         plan.zero_stage and plan.free_replicas and plan.shared_stages
     ),
-    "tensor, context and expert parallelism": lambda plan: plan.group_width * plan.expert_parallel_degree > 1,
+    "ZeRO with tensor parallelism": lambda plan: plan.zero_stage > 0 and plan.group_width > 1,
+    "gradient clipping with tensor parallelism": lambda plan: plan.clips_gradients and plan.group_width > 1,
+    "sequence parallelism": lambda plan: plan.sequence_parallel,
+    "context and expert parallelism": lambda plan: plan.context_parallel_degree * plan.expert_parallel_degree > 1,
 }
 
 
@@ -50,7 +53,7 @@ def search_mistakes(search: SearchSpec) -> list[Mistake]:
     mistakes = []
     for key, played in PLAYED.items():
         given = getattr(search, key)
-        foreign = [str(value) for value in ((given,) if isinstance(given, str) else given) if value not in played]
+        foreign = [str(value) for value in ((given,) if isinstance(given, str | bool) else given) if value not in played]
         mistakes += _foreign(key, foreign)
     return mistakes
 

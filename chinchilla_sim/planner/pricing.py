@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.cost.codec import CODECS, Matrices, exchange_kind, least_payload_bytes, matrices_of, payload_bytes
-from chinchilla_sim.cost.collective import collective_s, measured_table
 from chinchilla_sim.cost.compute import (
     FP32_BYTES,
     accumulation_s,
@@ -23,9 +22,10 @@ from chinchilla_sim.cost.compute import (
 )
 from chinchilla_sim.cost.memory import state_parts
 from chinchilla_sim.graph.profile import Profile
-from chinchilla_sim.graph.shard import Collective, PassCollectives, shard_graph
+from chinchilla_sim.graph.shard import ShardedGraph, shard_graph
 from chinchilla_sim.graph.task import Task, TaskGraph
 from chinchilla_sim.planner.action import Op
+from chinchilla_sim.planner.blocking import arriving, inside, seconds_of
 from chinchilla_sim.planner.buckets import bucket_ends, trained_sizes
 from chinchilla_sim.planner.exchanges import Exchanges
 from chinchilla_sim.planner.holdings import Holding, growing
@@ -50,13 +50,16 @@ class Pricer:
         cluster: Cluster,
         job: JobSpec,
         profile: Profile | None = None,
-        collectives: Mapping[str, PassCollectives] | None = None,
+        part: ShardedGraph | None = None,
+        whole: TaskGraph | None = None,
     ) -> None:
+        """With a `part` of a `whole` graph it prices what one device of a group does."""
         self.graph, self.cluster, self.job, self.profile = graph, cluster, job, profile or Profile()
-        self.collectives = collectives or {}
+        self.part, self.collectives = part, part.collectives if part else {}
         self._device_pricers: dict[tuple[int, bool, int, int], Pricer] = {}
         self.value_bytes = graph.value_bytes
-        self._task_seconds = TaskSeconds(graph.batch_size, self.profile)
+        kernels = {kernel.name: kernel for task in whole.tasks for kernel in task.kernels} if whole else {}
+        self._task_seconds = TaskSeconds(graph.batch_size, self.profile, kernels)
         self._holdings_from: dict[tuple[int, str], list[Holding]] = {}
         self._stage_prices: dict[tuple[object, ...], StagePrice] = {}
         self._exchanges = Exchanges(cluster)
@@ -85,9 +88,9 @@ class Pricer:
             return self
         if key not in self._device_pricers:
             part = shard_graph(self.graph, *key)
-            # What was measured was measured whole.
-            scaled = Profile(scales=self.profile.scales)
-            self._device_pricers[key] = Pricer(part.graph, self.cluster, self.job, scaled, part.collectives)
+            # What was measured was measured whole, and says nothing of what devices hold.
+            profile = Profile(self.profile.times, scales=self.profile.scales)
+            self._device_pricers[key] = Pricer(part.graph, self.cluster, self.job, profile, part, self.graph)
         return self._device_pricers[key]
 
     def price(self, plan: Plan) -> Pricing:
@@ -177,7 +180,13 @@ class Pricer:
         experts = tuple(plan.slots_of(rank)[0] for rank in experts)
         key = (
             *(plan.stages[stage], device, plan.microbatch_size, plan.microbatch_count, len(plan.slots), plan.training),
-            *(stage > 0, stage < plan.stage_count - 1, plan.activation_codecs[around], tuple(raw[around]), tuple(raw_gradients[around])),
+            *(
+                stage > 0 and plan.crosses(stage - 1),
+                stage < plan.stage_count - 1 and plan.crosses(stage),
+                plan.activation_codecs[around],
+                tuple(raw[around]),
+                tuple(raw_gradients[around]),
+            ),
             *(plan.gradient_codecs[stage], plan.gradient_buckets, plan.exchange_degree_of(stage), plan.zero_stage),
             *(
                 plan.recompute_of(stage),
@@ -196,7 +205,6 @@ class Pricer:
         """One stage on one device of its rank; `raw` are bytes that this device sends over each boundary."""
         tasks = self.tasks_of(plan, stage)
         times = [self.task_s(task, plan.microbatch_size, device, len(plan.slots)) for task in tasks]
-        blocking_s = self._blocking_s(plan, stage, tasks)
         parameters = self.graph.trained_bytes_of(tasks)
         weights_s = sum(weights for _, _, weights in times)
         backward_s = device.backward_fixed_s + sum(backward for _, backward, _ in times)
@@ -221,9 +229,7 @@ class Pricer:
             again_s = self._again_s(tasks, kept.again, plan.microbatch_size, device, len(plan.slots))
             for op in (Op.B, Op.I):
                 action_s[op] += again_s
-        if recompute == "full" and plan.training:
-            for op in (Op.B, Op.I):
-                blocking_s[op] = blocking_s.get(op, 0.0) + blocking_s.get(Op.F, 0.0)
+        blocking_s = self._blocking_s(plan, stage, tasks, kept.again)
         for op, floor_s in self._host_floors_s(tasks, kept.again, device).items():
             blocked_s = blocking_s.get(op, 0.0)
             action_s[op] = with_host_s(action_s[op] + blocked_s, floor_s) - blocked_s
@@ -238,6 +244,17 @@ class Pricer:
             buckets=self._buckets(plan, tasks, times),
             between_rounds_s=between_rounds_of(plan, stage, parameters, device, self.matrices(tasks)),
         )
+
+    def _blocking_s(self, plan: Plan, stage: int, tasks: Sequence[Task], again: frozenset[str]) -> dict[Op, float]:
+        """What passes wait for: between their operators, once more where a forward pass runs again, and to make whole what has arrived."""
+        if self.part is None:
+            return {}
+        forward, backward = inside(self.part, plan, stage, tasks)
+        repeated, _ = inside(self.part, plan, stage, [task for task in tasks if task.name in again])
+        arrived, returned = arriving(self.part, plan, stage)
+        rows = ([*forward, *arrived], [*backward, *repeated, *returned])
+        there_s, back_s = (seconds_of(row, self.cluster, plan, stage, self.scale(plan.microbatch_size)) for row in rows)
+        return {Op.F: there_s, Op.B: back_s, Op.I: back_s}
 
     def _host_floors_s(self, tasks: Sequence[Task], again: frozenset[str], device: Device) -> dict[Op, float]:
         """What the host program takes to start all kernels and collectives of a pass: nothing runs faster than it is started."""
@@ -289,29 +306,6 @@ class Pricer:
         inside = [kernel for task in tasks if task.name not in again for kernel in task.members if kernel.name in again]
         seconds = sum(self.task_s(task, microbatch_size, device, busy_ranks)[0] for task in whole)
         return seconds + sum(self._task_seconds.of_kernel(kernel, microbatch_size, device, busy_ranks)[0] for kernel in inside)
-
-    def _blocking_s(self, plan: Plan, stage: int, tasks: Sequence[Task]) -> dict[Op, float]:
-        """Seconds of collectives inside a forward and a backward pass (of which I has all)."""
-        if not self.collectives:
-            return {}
-        found = [self.collectives[task.name] for task in tasks]
-        seconds = {one: self._collective_s(plan, stage, one) for one in {one for row in found for one in (*row.forward, *row.backward)}}
-        forward = sum(seconds[one] for row in found for one in row.forward)
-        backward = sum(seconds[one] for row in found for one in row.backward)
-        return {Op.F: forward, Op.B: backward, Op.I: backward}
-
-    def _collective_s(self, plan: Plan, stage: int, collective: Collective) -> float:
-        first = plan.slots_of(plan.placement[stage][0])
-        slots: Sequence[int] = {
-            "tensor": first[: plan.tensor_parallel_degree],
-            "context": first[:: plan.tensor_parallel_degree],
-            "expert": [plan.slots_of(rank)[0] for rank in plan.placement[stage][: plan.expert_parallel_degree]],
-        }[collective.axis]
-        if len(slots) < 2:
-            return 0.0
-        table = measured_table(self.cluster, collective.kind, slots)
-        payload = collective.payload_bytes * self.scale(plan.microbatch_size)
-        return collective_s(collective.kind, payload, len(slots), self.cluster.slowest_pair(slots), self.cluster.backend, table)
 
     def _optimizer_s(self, plan: Plan, stage: int, parameters: float, device: Device) -> float:
         fp32_bytes = self._updated_bytes(plan, stage, parameters)

@@ -5,6 +5,7 @@ Repeated layers have kernels that differ in nothing but names: those are compute
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from chinchilla_sim.cluster.topology import Device
@@ -14,10 +15,13 @@ from chinchilla_sim.graph.task import Task
 
 
 class TaskSeconds:
-    """Of one graph, whose batch has `batch_size` samples, on any device; times that the `profile` measured come before formulas."""
+    """Of one graph, whose batch has `batch_size` samples, on any device; times that the `profile` measured come before formulas.
 
-    def __init__(self, batch_size: int, profile: Profile) -> None:
-        self.batch_size, self.profile = batch_size, profile
+    Where devices hold parts, what was measured was the `whole` kernel: a part takes of that what the formulas say.
+    """
+
+    def __init__(self, batch_size: int, profile: Profile, whole: Mapping[str, Task] | None = None) -> None:
+        self.batch_size, self.profile, self.whole = batch_size, profile, whole or {}
         self._tasks: dict[tuple[str, int, int, Device], tuple[float, float, float]] = {}
         self._kinds: dict[Task, int] = {}
         self._kind_of: dict[str, int] = {}
@@ -46,7 +50,19 @@ class TaskSeconds:
         for kind in (ANY_DEVICE, ACCELERATOR) if self.profile.times else ():
             measured = self.profile.seconds(kernel.name, microbatch_size, kind, busy_ranks)
             if measured:
-                return measured[0] / device.core_share, measured[1] / device.core_share
+                sustained = measured[0] / device.core_share, measured[1] / device.core_share
+                return self._part_of(sustained, kernel, microbatch_size, device)
+        return self._by_formula(kernel, microbatch_size, device)
+
+    def _part_of(self, measured: tuple[float, float], kernel: Task, microbatch_size: int, device: Device) -> tuple[float, float]:
+        whole = self.whole.get(kernel.name, kernel)
+        if whole == kernel:
+            return measured
+        rows = zip(measured, *(self._by_formula(one, microbatch_size, device) for one in (kernel, whole)), strict=True)
+        forward, backward = (seconds * part / all_of_it if all_of_it else seconds for seconds, part, all_of_it in rows)
+        return forward, backward
+
+    def _by_formula(self, kernel: Task, microbatch_size: int, device: Device) -> tuple[float, float]:
         key = self._kind(kernel), microbatch_size, device
         if key not in self._kernels:
             scale = microbatch_size / self.batch_size
@@ -55,7 +71,8 @@ class TaskSeconds:
 
     def _kind(self, kernel: Task) -> int:
         """One number for all kernels that cost the same."""
-        if kernel.name not in self._kind_of:
+        name = kernel.name if self.whole.get(kernel.name) is not kernel else f"{kernel.name} as a whole"
+        if name not in self._kind_of:
             plain = replace(kernel, name="", parameters=(), saved=(), operands=(), module="")
-            self._kind_of[kernel.name] = self._kinds.setdefault(plain, len(self._kinds))
-        return self._kind_of[kernel.name]
+            self._kind_of[name] = self._kinds.setdefault(plain, len(self._kinds))
+        return self._kind_of[name]

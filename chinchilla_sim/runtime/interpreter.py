@@ -109,8 +109,9 @@ class Interpreter:
     def _forward(self, action: Action) -> None:
         stage, microbatch = action.stage, action.microbatch
         assert microbatch is not None
-        inputs = tuple(self.messages.take(True, stage, microbatch)) if stage else self.inputs[microbatch]
+        taken = self.messages.take(True, stage, microbatch) if stage else []
         start_s = monotonic()
+        inputs = tuple(self.messages.join(True, stage, microbatch, taken)) if stage else self.inputs[microbatch]
         if not self.plan.training:
             outputs = self.passes[stage].infer(inputs)
         else:
@@ -136,8 +137,9 @@ class Interpreter:
     def _backward(self, action: Action) -> None:
         stage, microbatch = action.stage, action.microbatch
         assert microbatch is not None
-        gradients = None if self.stages[stage].last else self.messages.take(False, stage, microbatch)
+        taken = [] if self.stages[stage].last else self.messages.take(False, stage, microbatch)
         start_s = monotonic()
+        gradients = None if self.stages[stage].last else self.messages.join(False, stage, microbatch, taken)
         passes = self.passes[stage]
         if action.op is Op.I:
             found = passes.input_gradients(microbatch, gradients)

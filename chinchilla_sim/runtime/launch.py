@@ -154,7 +154,9 @@ def _prepare_folder(file: PlanFile, folder: Path) -> None:
 
 
 def _read_measurement(file: PlanFile, folder: Path) -> Measurement:
-    records = [align(json.loads((folder / f"rank{rank}.json").read_text())) for rank in range(file.plan.rank_count)]
+    # The first process of a rank stands for those that work in lockstep with it.
+    first = range(0, len(file.plan.slots), file.plan.group_width)
+    records = [align(json.loads((folder / f"rank{process}.json").read_text())) for process in first]
     return _measurement(file, records, folder)
 
 

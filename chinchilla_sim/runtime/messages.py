@@ -14,8 +14,9 @@ from torch import Tensor
 
 from chinchilla_sim.planner.action import CATEGORY, Action, Op, message_of
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.runtime.codecs import MessageCodec, TensorSpec
+from chinchilla_sim.runtime.codecs import MessageCodec
 from chinchilla_sim.runtime.groups import Groups, Seat, process_of
+from chinchilla_sim.runtime.lanes import LaneShares
 from chinchilla_sim.runtime.recorder import MessageKey, Recorder
 from chinchilla_sim.runtime.stages import Stage
 
@@ -38,24 +39,25 @@ class Messages:
         self, plan: Plan, seat: Seat, stages: Mapping[int, Stage], groups: Groups, recorder: Recorder, device: torch.device
     ) -> None:
         self.plan, self.seat, self.groups, self.recorder, self.device = plan, seat, groups, recorder, device
-        self.codecs = self._codecs(stages)
+        self.shares = self._shares(stages)
+        self.codecs = {key: MessageCodec(plan.activation_codecs[key[1]], shares.specs) for key, shares in self.shares.items()}
         self._now = _UnderWay()
 
-    def _codecs(self, stages: Mapping[int, Stage]) -> dict[tuple[str, int], MessageCodec]:
-        """(direction, boundary) -> how its tensors are packed; a gradient has its tensor's shape."""
-        codecs = {}
+    def _shares(self, stages: Mapping[int, Stage]) -> dict[tuple[str, int], LaneShares]:
+        """(direction, boundary) -> what this process sends of its tensors; a gradient has its tensor's shape."""
+        found = {}
         for number, stage in stages.items():
             sides = (
-                (number - 1, stage.input_specs, stage.input_needs_gradient),
-                (number, stage.output_specs, stage.output_needs_gradient),
+                (number - 1, stage.input_specs, stage.input_needs_gradient, stage.input_divided),
+                (number, stage.output_specs, stage.output_needs_gradient, stage.output_divided),
             )
-            for boundary, specs, needs in sides:
+            lanes = stage.divider.lanes if stage.divider else None
+            for boundary, specs, needs, divided in sides:
                 if 0 <= boundary < self.plan.stage_count - 1:
-                    kind = self.plan.activation_codecs[boundary]
-                    codecs["F", boundary] = MessageCodec(kind, specs)
-                    gradients = [TensorSpec(spec.shape, spec.dtype) for spec, needed in zip(specs, needs, strict=True) if needed]
-                    codecs["B", boundary] = MessageCodec(kind, gradients)
-        return codecs
+                    found["F", boundary] = LaneShares(specs, divided, lanes)
+                    gradients = [(spec, own) for spec, needed, own in zip(specs, needs, divided, strict=True) if needed]
+                    found["B", boundary] = LaneShares([spec for spec, _ in gradients], [own for _, own in gradients], lanes)
+        return found
 
     def begin_step(self) -> None:
         """Forget the step before."""
@@ -108,7 +110,7 @@ class Messages:
         self._now.sends.append((dist.isend(message, dst=target, group=self._group(key[0]), tag=self._tag(key)), message))
 
     def _pack(self, key: MessageKey) -> Tensor:
-        return self.codecs[key[:2]].encode(self._now.leaving.pop(key))
+        return self.codecs[key[:2]].encode(self.shares[key[:2]].take(self._now.leaving.pop(key)))
 
     def encode(self, action: Action) -> None:
         """Pack what a stage left."""
@@ -148,3 +150,9 @@ class Messages:
         if key in self._now.arrived:
             return self._now.arrived.pop(key)
         return self.codecs[key[:2]].decode(self._wait(key))
+
+    def join(self, forward: bool, stage: int, microbatch: int, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What was taken, made whole from the shares of all lanes."""
+        key = self._incoming(forward, stage, microbatch)
+        crossed = self.plan.crosses(key[1], key[3])
+        return self.shares[key[:2]].join(tensors, key[0]) if crossed else list(tensors)

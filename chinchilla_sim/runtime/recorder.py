@@ -39,7 +39,9 @@ class StepRecord:
 class Recorder:
     """Records of the last KEPT_STEPS steps of one rank, and start and end of its computation in every step."""
 
-    def __init__(self) -> None:
+    def __init__(self, lanes: int = 1) -> None:
+        """With several `lanes` the bytes are of all the processes that this one stands for."""
+        self.lanes = lanes
         self.steps: deque[StepRecord] = deque(maxlen=KEPT_STEPS)
         self.intervals: list[tuple[float, float]] = []
         self._step = StepRecord()
@@ -60,7 +62,7 @@ class Recorder:
 
     def send(self, key: MessageKey, label: str, message_bytes: int) -> None:
         """A message was issued now."""
-        self._step.sends[key] = (label, monotonic(), message_bytes)
+        self._step.sends[key] = (label, monotonic(), message_bytes * self.lanes)
 
     def post(self, key: MessageKey, label: str) -> None:
         """A receive was posted now."""
@@ -72,7 +74,7 @@ class Recorder:
 
     def join(self, key: CollectiveKey, label: str, sent_bytes: float) -> None:
         """A collective was issued now."""
-        self._step.collectives[key] = [label, monotonic(), None, sent_bytes, None]
+        self._step.collectives[key] = [label, monotonic(), None, sent_bytes * self.lanes, None]
 
     def joined(self, key: CollectiveKey, since_s: float | None = None) -> None:
         """The collective was waited for (`since_s`) and is done."""

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_unflatten
 from chinchilla_sim.errors import RunError
 from chinchilla_sim.graph.compress import AS_IT_IS, Variant
 from chinchilla_sim.graph.contract import TrainingJob
+from chinchilla_sim.graph.shard import shard_graph
 from chinchilla_sim.graph.task import LOSS_OP, Task, TaskGraph
 from chinchilla_sim.graph.trace import DTYPE_OF, as_tuple, export_module, graph_of, shape_of
 from chinchilla_sim.planner.buckets import bucket_ends, trained_sizes
@@ -34,6 +35,8 @@ from chinchilla_sim.planner.recompute import Blocks
 from chinchilla_sim.planner.sharing import shared_names
 from chinchilla_sim.runtime.codecs import TensorSpec
 from chinchilla_sim.runtime.deferred import WeightTape, defer
+from chinchilla_sim.runtime.division import Divider, Placed
+from chinchilla_sim.runtime.lanes import Lanes
 from chinchilla_sim.runtime.variants import MADE_OF_WEIGHTS, make_variant
 
 
@@ -62,6 +65,7 @@ class Stage:
     weight gradients are on `tape` after I. `shared` are its parameters that other stages train too, by number of their set.
     Weights have `dtype`. `modules` have the model's names for what is in the segments, where those do not (empty: the segments do).
     A `dynamic` stage takes any number of samples; the specs are those of a full microbatch.
+    With tensor parallelism `divider` says how this lane's parts of weights and tensors are cut.
     """
 
     segments: tuple[Segment, ...]
@@ -77,6 +81,9 @@ class Stage:
     dtype: torch.dtype = torch.float32
     modules: tuple[nn.Module, ...] = ()
     dynamic: bool = False
+    input_divided: tuple[bool, ...] = ()
+    output_divided: tuple[bool, ...] = ()
+    divider: Divider | None = None
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         tensors = inputs
@@ -99,7 +106,7 @@ class Stage:
         return [parameter for parameter, own in bucket_of.items() if bucket in (None, own)]
 
     def state(self) -> dict[str, Tensor]:
-        """Parameters and buffers by the model's own names; sharded ones as they are."""
+        """Parameters and buffers by the model's own names; sharded ones as they are, with tensor parallelism this lane's parts."""
         state: dict[str, Tensor] = {}
         for module in self.modules or [segment.module for segment in self.segments]:
             state |= {name: tensor.detach() for name, tensor in module.state_dict(keep_vars=True).items()}
@@ -114,11 +121,13 @@ def cut_stages(
     device: torch.device,
     dynamic: bool = False,
     variant: Variant = AS_IT_IS,
+    lanes: Lanes | None = None,
 ) -> list[Stage]:
     """The stages of `model` (in training mode for training plans) with these numbers; its parameters become theirs.
 
     A weight that several of them use is one tensor with a gradient for each of them. With `dynamic` they take any number of samples,
-    where torch.export can trace the model so, and the plan's microbatches else. With a `variant` the stages are those of a smaller model.
+    where torch.export can trace the model so, and the plan's microbatches else. With a `variant` the stages are those of a smaller model,
+    with `lanes` (tensor parallelism) they hold this lane's parts of what is divided.
     """
     size, model = plan.microbatch_size, model.train(plan.training)
     exported, dynamic = _export(model, example_inputs(job, model, size, device), dynamic, size)
@@ -127,10 +136,12 @@ def cut_stages(
     if variant != AS_IT_IS:
         exported, graph = make_variant(exported, graph, variant)
     _check(plan, graph)
-    cutter = _Cutter(exported, graph, plan, weights_dtype(model), dynamic)
+    divider = Divider(exported, model, graph, lanes) if lanes else None
+    cutter = _Cutter(exported, graph, plan, weights_dtype(model), dynamic, divider)
     stages = [cutter.cut(number) for number in numbers]
     _separate_gradients(stages)
-    _find_shared(stages, dict(model.named_parameters(remove_duplicate=False)), plan, graph)
+    parameters = divider.parameters if divider else dict(model.named_parameters(remove_duplicate=False))
+    _find_shared(stages, parameters, plan, graph)
     return stages
 
 
@@ -200,8 +211,12 @@ def _check(plan: Plan, graph: TaskGraph) -> None:
 class _Cutter:
     """Cuts stages and their segments out of one exported model."""
 
-    def __init__(self, exported: GraphModule, graph: TaskGraph, plan: Plan, dtype: torch.dtype, dynamic: bool) -> None:
-        self.exported, self.graph, self.plan, self.dtype, self.dynamic = exported, graph, plan, dtype, dynamic
+    def __init__(
+        self, exported: GraphModule, graph: TaskGraph, plan: Plan, dtype: torch.dtype, dynamic: bool, divider: Divider | None
+    ) -> None:
+        self.exported, self.graph, self.plan, self.dtype, self.dynamic, self.divider = exported, graph, plan, dtype, dynamic, divider
+        # Buckets are equal in what a device holds.
+        self.own = shard_graph(graph, plan.tensor_parallel_degree).graph if divider else graph
         self.nodes = {(str(node.target) if node.op == "placeholder" else node.name): node for node in exported.graph.nodes}
         self._blocks: dict[str, Blocks] = {}
 
@@ -220,9 +235,9 @@ class _Cutter:
         before, behind = self._live_before(names[0]), [] if last else self._live_after(names[-1])
         return Stage(
             segments=tuple(segments),
-            input_specs=tuple(_spec(self.nodes[task.name]) for task in before),
+            input_specs=tuple(map(self._spec, before)),
             input_needs_gradient=tuple(task.needs_gradient for task in before),
-            output_specs=tuple(_spec(self.nodes[task.name]) for task in behind),
+            output_specs=tuple(map(self._spec, behind)),
             output_needs_gradient=tuple(task.needs_gradient for task in behind),
             restore=_restorer(self.exported),
             number=number,
@@ -230,14 +245,25 @@ class _Cutter:
             tape=tape,
             dtype=self.dtype,
             dynamic=self.dynamic,
+            input_divided=tuple(map(self._is_divided, before)),
+            output_divided=tuple(map(self._is_divided, behind)),
+            divider=self.divider,
         )
+
+    def _is_divided(self, task: Task) -> bool:
+        return self.divider is not None and self.divider.layout_of(task.name) is not None
+
+    def _spec(self, task: Task) -> TensorSpec:
+        value = self.nodes[task.name].meta["val"]
+        shape = shape_of(value)
+        return TensorSpec(self.divider.local_shape(task.name, shape) if self.divider else shape, value.dtype)
 
     def _segment_ends(self, number: int) -> list[tuple[int, int, bool]]:
         """(position behind its last task, bucket, whether it runs again) of every segment of a stage."""
-        tasks = [self.graph.tasks[self.graph.position[name]] for name in self.plan.stages[number]]
+        tasks = [self.own.tasks[self.own.position[name]] for name in self.plan.stages[number]]
         exchanging = self.plan.exchange_degree_of(number) > 1
         buckets = self.plan.gradient_buckets if exchanging and self.plan.training else 1
-        ends = bucket_ends(trained_sizes(self.graph, tasks), buckets)
+        ends = bucket_ends(trained_sizes(self.own, tasks), buckets)
         bucket_of = [bucket for bucket, (start, end) in enumerate(pairwise([0, *ends])) for _ in range(start, end)]
         blocks = self._blocks_of(number)
         keys = [(bucket, blocks.get(task.name)) for bucket, task in zip(bucket_of, tasks, strict=True)]
@@ -265,7 +291,7 @@ class _Cutter:
 
     def _extract(self, inputs: Sequence[Task], names: Sequence[str], outputs: Sequence[Task] | None, tape: WeightTape) -> GraphModule:
         """A module of its own from some nodes of the exported graph; `outputs` None returns what the model returns."""
-        graph, copied = Graph(), {}
+        graph, copied, placed = Graph(), {}, Placed()
         for task in inputs:
             copied[self.nodes[task.name]] = graph.placeholder(self.nodes[task.name].name)
 
@@ -275,14 +301,16 @@ class _Cutter:
             return copied[node]
 
         for name in names:
-            node = graph.node_copy(self.nodes[name], copy_of)
-            copied[self.nodes[name]] = node
+            node = self.nodes[name]
+            copied[node] = self.divider.copy(graph, node, copy_of, placed) if self.divider else graph.node_copy(node, copy_of)
+        for node in list(graph.nodes):
             _keep_inputs(graph, node)
             if self.plan.splits_backward and callable(node.target) and any(operand.op == "get_attr" for operand in node.all_input_nodes):
                 node.target = defer(node.target, tape)
         if outputs is None:
             result: Any = next(node for node in self.exported.graph.nodes if node.op == "output").args[0]
-            graph.output(torch.fx.map_arg(result, copy_of))
+            divider = self.divider
+            graph.output(torch.fx.map_arg(result, lambda node: divider.whole(graph, node, copy_of, placed) if divider else copy_of(node)))
         else:
             graph.output(tuple(copy_of(self.nodes[task.name]) for task in outputs))
         return GraphModule(self.exported, graph)
@@ -325,11 +353,6 @@ def _is_random(module: GraphModule) -> bool:
 def _restorer(exported: GraphModule) -> Callable[[Sequence[Tensor]], Any]:
     structure = exported.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
     return lambda leaves: tree_unflatten(list(leaves), structure)
-
-
-def _spec(node: Node) -> TensorSpec:
-    value = node.meta["val"]
-    return TensorSpec(shape_of(value), value.dtype)
 
 
 def _separate_gradients(stages: Sequence[Stage]) -> None:

@@ -28,6 +28,7 @@ from chinchilla_sim.runtime.engines import Engine, plan_of_plain_stages
 from chinchilla_sim.runtime.fully_sharded import shard_stage
 from chinchilla_sim.runtime.groups import Groups, make_groups, process_of, seat_of
 from chinchilla_sim.runtime.interpreter import Interpreter
+from chinchilla_sim.runtime.lanes import Lanes
 from chinchilla_sim.runtime.memory import MemoryProbe, batch_bytes, optimizer_tensors, storage_bytes
 from chinchilla_sim.runtime.optimizers import make_optimizer, set_learning_rate
 from chinchilla_sim.runtime.recorder import Recorder
@@ -50,7 +51,9 @@ class RankRun:
         self.job: TrainingJob = load_job(*factory_of(file.scenario), to_run=True)
         self.model = self._model()
         self.variant = Variant(**file.scenario.model.compression.model_dump())
-        self.recorder = Recorder()
+        self.recorder = Recorder(self.plan.group_width)
+        degree = self.plan.tensor_parallel_degree
+        self.lanes = Lanes(self.groups.lanes, degree, self.seat.lane) if degree > 1 else None
         self.stages: list[Stage] = self._cut()
         self.updates = self._updates()
         self.optimizers = {number: update.optimizer for number, update in self.updates.items() if update.optimizer}
@@ -78,13 +81,13 @@ class RankRun:
         weights = self.file.scenario.model.weights
         if weights:
             model.load_state_dict(torch.load(weights, weights_only=True))
-        # Ranks draw their dropout masks apart.
-        torch.manual_seed(self.spec.seed + self.seat.process)
+        # Ranks draw their dropout masks apart, the lanes of a rank alike where they hold the same.
+        torch.manual_seed(self.spec.seed + self.seat.rank)
         return model.to(self.device, run_dtype(self.spec.precision))
 
     def _cut(self) -> list[Stage]:
         plan = self.plan if self.engine == "chinchilla" else plan_of_plain_stages(self.plan)
-        stages = cut_stages(self.job, self.model, plan, self.seat.stages, self.device, variant=self.variant)
+        stages = cut_stages(self.job, self.model, plan, self.seat.stages, self.device, variant=self.variant, lanes=self.lanes)
         if plan.zero_stage < 3 or not plan.training or plan.data_parallel_degree == 1:
             return stages
         dtype = run_dtype(self.spec.precision)
@@ -125,6 +128,7 @@ class RankRun:
         record = self.recorder.to_dict() | {"losses": self.losses, "epoch_s": self.epoch_s, "metrics": self.metrics}
         clock.append(read_offset(clock_name(), self.device))
         record |= {"memory": self.memory.to_dict(), "clock": [astuple(reading) for reading in clock]}
+        record["lane_collectives"] = [[*key, count] for key, count in sorted(self.lanes.counts.items())] if self.lanes else []
         (self.folder / f"rank{self.seat.process}.json").write_text(json.dumps(record))
         dist.barrier()
 
@@ -178,7 +182,7 @@ class RankRun:
         for stage in self.stages:
             whole = {name: _whole(tensor, stage.dtype) for name, tensor in stage.state().items()}
             if self.plan.placement[stage.number][0] == self.seat.rank:
-                ours |= whole
+                ours |= stage.divider.whole_weights(whole) if stage.divider else whole
         owners = [process_of(self.plan, rank, 0) for rank in dict.fromkeys(row[0] for row in self.plan.placement)]
         if self.seat.process:
             if self.seat.process in owners:

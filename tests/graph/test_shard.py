@@ -29,9 +29,13 @@ def exchanges(part: ShardedGraph, way: str) -> Counter[tuple[str, str, float]]:
 
 
 def test_decoder_reduces_twice_a_layer_and_once_for_the_vocabulary() -> None:
-    """Shoeybi et al. 2019: two all-reduces of b s h forward and two back per layer, one more for the embedding and for the head."""
+    """Shoeybi et al. 2019: two all-reduces of b s h forward and two back per layer, one more for the embedding and for the head.
+
+    A loss of the user's own reads all logits: they are gathered.
+    """
     part = shard_graph(model("llama"), tensor=4)
-    assert exchanges(part, "forward") == {("tensor", "all_reduce", TENSOR_BYTES): 2 * LAYERS + 1}
+    logits = BATCH * TOKENS * 1024 * VALUE / 4
+    assert exchanges(part, "forward") == {("tensor", "all_reduce", TENSOR_BYTES): 2 * LAYERS + 1, ("tensor", "all_gather", logits): 1}
     assert exchanges(part, "backward") == {("tensor", "all_reduce", TENSOR_BYTES): 2 * LAYERS + 1}
 
 

@@ -19,7 +19,8 @@ PLAN = Plan((("a",), ("b",)), ((0,), (1,)), (0, 1), 8, 2, "1f1b", ("none", "none
 
 
 def test_plain_plans_can_be_played() -> None:
-    """Pipelines in 1F1B with a codec on the wire run; so does every default of [search]."""
+    """Pipelines in 1F1B with a codec on the wire run, also on groups of devices; so does every default of [search]."""
+    assert unplayable(replace(PLAN, tensor_parallel_degree=2, slots=(0, 1, 2, 3))) == []
     assert unplayable(PLAN) == [] and search_mistakes(SearchSpec()) == []
 
 
@@ -32,6 +33,9 @@ def test_plain_plans_can_be_played() -> None:
             {"zero_stage": 1, "placement": ((0, 1), (2,)), "slots": (0, 1, 2), "shared_stages": ((0, 1),)},
             "ZeRO with weights shared by stages that have replica counts of their own",
         ),
+        ({"zero_stage": 1, "tensor_parallel_degree": 2, "slots": (0, 1, 2, 3)}, "ZeRO with tensor parallelism"),
+        ({"tensor_parallel_degree": 2, "sequence_parallel": True, "slots": (0, 1, 2, 3)}, "sequence parallelism"),
+        ({"context_parallel_degree": 2, "slots": (0, 1, 2, 3)}, "context and expert parallelism"),
         ({"activation_priority": 4.0}, "priorities of messages"),
     ],
 )
