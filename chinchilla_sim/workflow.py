@@ -316,10 +316,16 @@ def check_runnable(scenario: Scenario) -> None:
 
 
 def run_for_real(
-    file: PlanFile, folder: Path, steps: int | None = None, watch: Callable[[Mapping[str, Any]], None] | None = None
+    file: PlanFile,
+    folder: Path,
+    steps: int | None = None,
+    watch: Callable[[Mapping[str, Any]], None] | None = None,
+    resume: Path | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Measurement:
-    """Run a plan on this machine's ranks; `steps` ends the run early."""
+    """Run a plan on this machine's ranks; `steps` ends the run early, `resume` is the folder of the run that it continues."""
     from chinchilla_sim.runtime.launch import run_plan
+    from chinchilla_sim.runtime.notes import tell_nobody
 
     check_runnable(file.scenario)
     refused = unplayable(file.plan)
@@ -329,7 +335,7 @@ def run_for_real(
     if steps is not None:
         job = file.scenario.job.model_copy(update={"steps": steps, "target_samples": None})
         file = replace(file, scenario=file.scenario.model_copy(update={"job": job}))
-    return run_plan(file, folder, watch)
+    return run_plan(file, folder, watch, resume, tell or tell_nobody)
 
 
 def study_of(setting: Setting, search: SearchResult, measurement: Measurement | None = None) -> Study:

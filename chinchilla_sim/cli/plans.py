@@ -16,6 +16,7 @@ from chinchilla_sim.cli.shared import (
     measurement_of,
     plan_to_run,
     print_plan,
+    run_to_resume,
     seconds_of,
 )
 from chinchilla_sim.console import busy, log, print_json, print_tables, save_json, searching, show_epochs, writable_file, writable_folder
@@ -277,24 +278,27 @@ def schedule(
 
 @app.command
 def run(
-    source: Path,
+    source: Path | None = None,
     *,
     overrides: Overrides = None,
     output: Output = None,
     as_json: AsJson = False,
     force: Force = False,
     steps: int | None = None,
+    resume: Path | None = None,
 ) -> None:
     """Plan, simulate and run a job for real on this machine, and compare prediction and measurement.
 
     Parameters
     ----------
     source
-        A scenario (TOML), or a plan (JSON) that is run as it is.
+        A scenario (TOML), or a plan (JSON) that is run as it is. May be left out with --resume: then the same plan goes on.
     output
-        Folder for plan.json, weights.pt, metrics.jsonl and measurement.json (default: reports/NAME/run).
+        Folder for plan.json, weights.pt, metrics.jsonl, measurement.json and checkpoints (default: reports/NAME/run, or the one resumed).
     steps
         Stop after so many optimizer steps.
+    resume
+        Folder of a run that was interrupted: go on from its newest checkpoint, also with another plan or number of ranks.
     """
     from chinchilla_sim.report.measured import categories_table, comparison_table, metrics_table
     from chinchilla_sim.validation.compare import compare
@@ -302,12 +306,12 @@ def run(
 
     if steps is not None:
         at_least("--steps", steps)
-    file, setting = plan_to_run(source, overrides, force, as_json)
-    folder = writable_folder(output or Path("reports") / setting.scenario.name / "run")
+    file, setting = run_to_resume(resume, overrides) if source is None else plan_to_run(source, overrides, force, as_json)
+    folder = writable_folder(output or resume or Path("reports") / setting.scenario.name / "run")
     candidate = simulate_plan(setting, file)
     (folder / "measurement.json").unlink(missing_ok=True)
     with show_epochs(file.scenario.job.epochs) as watch:
-        measurement = run_for_real(file, folder, steps, watch)
+        measurement = run_for_real(file, folder, steps, watch, resume, log)
     comparison = compare(candidate.timeline, measurement)
     save_json(folder / "measurement.json", measurement.to_dict())
     if as_json:

@@ -13,9 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from chinchilla_sim.errors import RunError
+from chinchilla_sim.errors import RankLostError, RunError
 from chinchilla_sim.planner.plan_file import PlanFile
+from chinchilla_sim.runtime.notes import Tell, tell_nobody
 from chinchilla_sim.runtime.recorder import representative_timeline, step_seconds
+from chinchilla_sim.runtime.supervision import prepare_folder, supervise
 from chinchilla_sim.validation.compare import Measurement
 
 RANK_ENVIRONMENT = {
@@ -35,18 +37,21 @@ PEER_DIED = ("Connection closed by peer", "Connection reset by peer", "Broken pi
 
 
 Watch = Callable[[dict[str, Any]], None]
+Check = Callable[[], None]
 
 
-def run_plan(file: PlanFile, folder: Path, watch: Watch | None = None) -> Measurement:
+def run_plan(file: PlanFile, folder: Path, watch: Watch | None = None, resume: Path | None = None, tell: Tell = tell_nobody) -> Measurement:
     """Run the plan on this machine; raises RunError with the failed rank's own traceback.
 
-    `watch` is called with every line of metrics as soon as an epoch is done.
+    `watch` is called with every line of metrics as soon as an epoch is done, `tell` with what ranks have to say. The run goes on from
+    the checkpoints in the folder `resume`; when ranks are killed it starts again from its own.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in [*folder.glob("rank*.json"), *folder.glob("rank*.error"), *folder.glob("metrics.jsonl")]:
-        old.unlink()
-    file.save(folder / "plan.json")
-    launch_ranks("chinchilla_sim.runtime.worker", [str(folder)], file.plan.rank_count, folder, watch)
+    prepare_folder(file, folder, resume, tell)
+
+    def launch(watch: Watch | None, check: Check) -> None:
+        launch_ranks("chinchilla_sim.runtime.worker", [str(folder)], file.plan.rank_count, folder, watch, check)
+
+    supervise(launch, folder, file.scenario.job.timeout_s, watch, tell)
     records = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(file.plan.rank_count)]
     return _measurement(file, records, folder)
 
@@ -65,8 +70,10 @@ def _measurement(file: PlanFile, records: Sequence[dict[str, Any]], folder: Path
     )
 
 
-def launch_ranks(module: str, arguments: Sequence[str], rank_count: int, folder: Path, watch: Watch | None = None) -> None:
-    """Run `python -m module arguments` on every rank; when one fails the others are stopped within seconds."""
+def launch_ranks(
+    module: str, arguments: Sequence[str], rank_count: int, folder: Path, watch: Watch | None = None, check: Check | None = None
+) -> None:
+    """Run `python -m module arguments` on every rank; when one fails, or `check` raises, the others are stopped within seconds."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={rank_count}",
         "--monitor-interval=0.2", "-m", module, *arguments,
@@ -79,18 +86,20 @@ def launch_ranks(module: str, arguments: Sequence[str], rank_count: int, folder:
             start_new_session=True, preexec_fn=lambda: die_with_parent(signal.SIGTERM),
         )  # fmt: skip
         try:
-            code = _wait(process, folder / "metrics.jsonl", watch)
+            code = _wait(process, folder / "metrics.jsonl", watch, check)
         except BaseException:
             _stop(process)
             raise
     if code:
-        raise RunError(_failure(folder, rank_count, log))
+        raise _failure(folder, rank_count, log)
 
 
-def _wait(process: subprocess.Popen[bytes], metrics: Path, watch: Watch | None) -> int:
+def _wait(process: subprocess.Popen[bytes], metrics: Path, watch: Watch | None, check: Check | None) -> int:
     seen = 0
     while True:
         code = process.poll()
+        if check:
+            check()
         if watch and metrics.exists():
             text = metrics.read_text()
             lines = text[: text.rfind("\n") + 1].splitlines()  # without a line that is being written
@@ -124,14 +133,14 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _failure(folder: Path, rank_count: int, log: Path) -> str:
+def _failure(folder: Path, rank_count: int, log: Path) -> RunError:
     """What to tell the user: the traceback of the rank that failed first, or that one was killed."""
     errors = [path for rank in range(rank_count) if (path := folder / f"rank{rank}.error").exists()]
     # A rank whose peer has died fails too; that is not the reason.
     first_hand = [path for path in errors if not any(symptom in path.read_text() for symptom in PEER_DIED)]
     if first_hand:
         first = min(first_hand, key=lambda path: path.stat().st_mtime)
-        return f"{first.stem} failed:\n{first.read_text().rstrip()}"
+        return RunError(f"{first.stem} failed:\n{first.read_text().rstrip()}")
     lines = log.read_text().splitlines()
     told = [line.strip() for line in lines if "exitcode" in line or "Signal" in line] or lines[-15:]
-    return "a rank died without a traceback (killed, or out of memory); the launcher said:\n" + "\n".join(told)
+    return RankLostError("a rank died without a traceback (killed, or out of memory); the launcher said:\n" + "\n".join(told))

@@ -18,7 +18,10 @@ from chinchilla_sim.graph.contract import TrainingJob, factory_of, load_job
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.planner.program import lower
 from chinchilla_sim.runtime.batches import Shares, batch_length, global_batches
+from chinchilla_sim.runtime.checkpoint import Checkpoints
+from chinchilla_sim.runtime.continuation import Position, restore_random, take_up
 from chinchilla_sim.runtime.groups import Groups, make_groups, process_of, seat_of
+from chinchilla_sim.runtime.heartbeat import Heartbeat
 from chinchilla_sim.runtime.interpreter import Interpreter
 from chinchilla_sim.runtime.optimizers import make_optimizer, set_learning_rate
 from chinchilla_sim.runtime.recorder import Recorder
@@ -47,6 +50,12 @@ class RankRun:
         self.losses: list[float] = []
         self.epoch_s: list[float] = []
         self.metrics: dict[str, float] = {}
+        self.lines: list[dict[str, Any]] = []
+        self.first_step = 0
+        self.loss_processes = [process_of(self.plan, rank, 0) for rank in self.plan.placement[-1]]
+        self.checkpoints = Checkpoints(self)
+        self.heartbeat = Heartbeat(folder, self.seat.process)
+        self.interpreter.beat = self.heartbeat.at
 
     def _model(self) -> nn.Module:
         torch.manual_seed(self.spec.seed)
@@ -73,30 +82,45 @@ class RankRun:
 
     @property
     def steps(self) -> int:
-        """Steps made so far."""
-        return len(self.recorder.intervals)
+        """Steps made so far, those before a checkpoint included."""
+        return self.first_step + len(self.recorder.intervals)
 
     def run(self) -> None:
-        """All epochs, then the records."""
+        """All epochs from where a checkpoint left the run, then the records."""
         limit = self.spec.total_steps or sys.maxsize
-        for epoch in range(self.spec.epochs):
-            start_s = monotonic()
-            self._epoch(epoch, limit)
+        self.heartbeat.at("reading of checkpoints")
+        position = take_up(self) if self.plan.training else Position()
+        self._write_lines()
+        for epoch in range(position.epoch, self.spec.epochs):
+            start_s = monotonic() - position.epoch_s
+            self._epoch(epoch, limit, position, start_s)
+            position = Position()
             self.epoch_s.append(monotonic() - start_s)
             self._report(epoch)
             if self.steps >= limit:
                 break
+        self.heartbeat.at("end")
+        self.checkpoints.close()
         if not self.steps:
             raise RunError(f"the data has fewer than {self.spec.global_batch_size} samples: no step was made")
         record = self.recorder.to_dict() | {"losses": self.losses, "epoch_s": self.epoch_s, "metrics": self.metrics}
         (self.folder / f"rank{self.seat.process}.json").write_text(json.dumps(record))
         dist.barrier()
+        self.heartbeat.close()
 
-    def _epoch(self, epoch: int, limit: int) -> None:
+    def _epoch(self, epoch: int, limit: int, position: Position, start_s: float) -> None:
+        """The steps of an epoch behind a position."""
         split = "train" if self.plan.training else "validation"
-        for inputs, targets in global_batches(self.job.batches(split, self.spec.seed, epoch), self.spec.global_batch_size):
+        batches = global_batches(self.job.batches(split, self.spec.seed, epoch), self.spec.global_batch_size)
+        for number, (inputs, targets) in enumerate(batches):
             if self.steps >= limit:
                 return
+            if number < position.step_of_epoch:
+                continue
+            if number == position.step_of_epoch:
+                restore_random(self, position)
+            self.checkpoints.before_step(epoch, number, monotonic() - start_s)
+            self.heartbeat.step = self.steps
             for optimizer in self.optimizers.values():
                 set_learning_rate(optimizer, self.spec, self.steps, self.total_steps)
             loss = self.interpreter.step(self.shares.inputs(inputs), self.shares.targets(targets))
@@ -105,6 +129,7 @@ class RankRun:
 
     def _report(self, epoch: int) -> None:
         """Gather the weights on the first process, evaluate, and write one line of metrics."""
+        self.heartbeat.at(f"evaluation of epoch {epoch + 1}")
         gathered = self._gather_weights() if self.plan.training else {}
         if self.seat.process:
             return
@@ -113,9 +138,15 @@ class RankRun:
             torch.save(self.model.state_dict(), self.folder / "weights.pt")
         evaluate = getattr(self.job, "evaluate", None)
         self.metrics = evaluate(self.model) if evaluate and (gathered or self.file.scenario.model.weights) else {}
-        line = {"epoch": epoch + 1, "steps": self.steps, "epoch_s": round(self.epoch_s[-1], 4), **self.metrics}
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self.lines.append({"epoch": epoch + 1, "steps": self.steps, "epoch_s": round(self.epoch_s[-1], 4), **self.metrics})
+        self._write_lines()
+
+    def _write_lines(self) -> None:
+        """Metrics of all epochs so far, without what was written behind the checkpoint that the run goes on from."""
+        if self.seat.process == 0:
+            partial = self.folder / "metrics.jsonl.partial"
+            partial.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+            partial.replace(self.folder / "metrics.jsonl")
 
     def _gather_weights(self) -> dict[str, Tensor]:
         """The whole model's state on the first process, from the first replica of every stage; {} elsewhere."""

@@ -1,7 +1,7 @@
 """One rank of a real run: `python -m chinchilla_sim.runtime.worker RUN_FOLDER`, started by torchrun.
 
 The folder holds plan.json; every rank writes `rank<R>.json` (what it recorded) or `rank<R>.error` (its traceback),
-rank 0 writes metrics.jsonl and weights.pt.
+rank 0 writes metrics.jsonl and weights.pt. Where the folder holds checkpoints, the run goes on from the newest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from chinchilla_sim.planner.plan_file import load_plan
 from chinchilla_sim.runtime.launch import die_with_parent
 from chinchilla_sim.runtime.training import RankRun
 
-TIMEOUT = timedelta(seconds=120)
+BEHIND_WATCHDOG_S = 60.0
+"""How much longer a rank waits for another than the command, which can tell who hangs, waits for any of them."""
 
 
 def main(folder: Path) -> int:
@@ -29,8 +30,10 @@ def main(folder: Path) -> int:
     try:
         prepare_process()
         device = choose_device()
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-        RankRun(load_plan(folder / "plan.json"), folder, device).run()
+        file = load_plan(folder / "plan.json")
+        timeout = timedelta(seconds=file.scenario.job.timeout_s + BEHIND_WATCHDOG_S)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        RankRun(file, folder, device).run()
         dist.destroy_process_group()
     except BaseException:
         (folder / f"rank{rank}.error").write_text(traceback.format_exc())
