@@ -4,7 +4,7 @@ Results go to stdout or a named file, logs to stderr. Exit codes: 0 done, 1 no f
 2 bad input.
 """
 
-from chinchilla_sim.cli import checks, codecs, plans
+from chinchilla_sim.cli import checks, codecs, kills, plans
 from chinchilla_sim.cli.app import app, main
 
-__all__ = ["app", "checks", "codecs", "main", "plans"]
+__all__ = ["app", "checks", "codecs", "kills", "main", "plans"]

@@ -20,7 +20,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from chinchilla_sim.runtime.checkpoint_files import FOLDER, Entry, checkpoint_path, digest, prune, seal, sealed_checkpoints, step_of
+from chinchilla_sim.runtime.checkpoint_files import (
+    FOLDER,
+    Entry,
+    checkpoint_path,
+    digest,
+    job_facts,
+    prune,
+    seal,
+    sealed_checkpoints,
+    step_of,
+)
 from chinchilla_sim.runtime.launch import PEER_DIED
 from chinchilla_sim.runtime.notes import note
 from chinchilla_sim.runtime.pieces import Piece, PieceSaver, piece_of
@@ -99,11 +109,10 @@ class Checkpoints:
         return pieces | {key: piece_of(tensor) for key, tensor in tensors.items()}
 
     def _facts(self, epoch: int, step_of_epoch: int, epoch_s: float) -> dict[str, Any]:
-        run, spec = self.run, self.run.spec
+        run = self.run
         return {
             "plan": plan_digest(run.plan),
             "loss_processes": run.loss_processes,
-            "job": {"seed": spec.seed, "global_batch_size": spec.global_batch_size, "optimizer": spec.optimizer},
             "steps": run.steps,
             "epoch": epoch,
             "step_of_epoch": step_of_epoch,
@@ -139,7 +148,8 @@ class Checkpoints:
         wrong = [one for one in gathered if isinstance(one, str)]
         if wrong:
             raise OSError("; ".join(wrong))
-        seal(path, {".metadata": digest(path / ".metadata")} | {name: entry for one in gathered for name, entry in one.items()})
+        entries = {".metadata": digest(path / ".metadata")} | {name: entry for one in gathered for name, entry in one.items()}
+        seal(path, entries, job_facts(self.run.spec))
         prune(self.root)
 
     def _give_up(self, path: Path, error: BaseException) -> None:

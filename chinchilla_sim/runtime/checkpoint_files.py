@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from chinchilla_sim.errors import RunError
+from chinchilla_sim.scenario.job import JobSpec
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
@@ -63,11 +64,15 @@ def digest(path: Path) -> Entry:
     return size, sha.hexdigest()
 
 
-def seal(path: Path, entries: Mapping[str, Entry]) -> None:
-    """Declare a checkpoint whole."""
+def seal(path: Path, entries: Mapping[str, Entry], job: Mapping[str, Any]) -> None:
+    """Declare a checkpoint of a job (`job_facts`) whole."""
     partial = path / (MANIFEST + ".partial")
     with partial.open("w") as file:
-        json.dump({"format": "chinchilla-checkpoint", "version": 1, "step": step_of(path), "files": dict(entries)}, file, indent=1)
+        json.dump(
+            {"format": "chinchilla-checkpoint", "version": 1, "step": step_of(path), "job": dict(job), "files": dict(entries)},
+            file,
+            indent=1,
+        )
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path / MANIFEST)
@@ -112,6 +117,22 @@ def require_whole(root: Path) -> Path:
         found = "; ".join(wrong) or f"{root} holds no checkpoint that was written to its end"
         raise RunError(f"nothing to resume: {found}; run the job from its start, or name the folder of another run")
     return path
+
+
+def job_facts(job: JobSpec) -> dict[str, Any]:
+    """What must be the same when a job goes on: seed and batch find its data again, the optimizer's state is of its kind."""
+    return {"seed": job.seed, "global_batch_size": job.global_batch_size, "optimizer": job.optimizer}
+
+
+def check_job(path: Path, job: JobSpec) -> None:
+    """RunError where a whole checkpoint is of another job, or leaves nothing to do."""
+    before, now = json.loads((path / MANIFEST).read_text())["job"], job_facts(job)
+    for key, value in now.items():
+        if before.get(key) != value:
+            raise RunError(f"{path} is of a run with job.{key} = {before.get(key)}, not {value}: it can only be resumed with the same")
+    limit = job.total_steps
+    if limit is not None and limit <= step_of(path):
+        raise RunError(f"{path} is behind {step_of(path)} steps, and the job has {limit}: raise job.steps to go on")
 
 
 def set_aside(root: Path, chosen: Path | None) -> None:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from chinchilla_sim.errors import RunError
-from chinchilla_sim.runtime.checkpoint_files import FOLDER, RESUME_FILE, newest_whole, set_aside
+from chinchilla_sim.runtime.checkpoint_files import FOLDER, RESUME_FILE, check_job, newest_whole, set_aside
 from chinchilla_sim.runtime.checkpoint_reader import read_metadata, read_pieces, read_tensors, saved_kinds
 from chinchilla_sim.runtime.notes import note
 from chinchilla_sim.runtime.rank_state import (
@@ -66,10 +66,12 @@ def _choose(folder: Path) -> str | None:
 
 
 def _load(run: RankRun, path: Path) -> Position:
+    check_job(path, run.spec)
     metadata = read_metadata(path)
     saved = saved_kinds(metadata)
     facts = unpack(read_tensors(path, metadata, [RUN_FACTS])[RUN_FACTS])
-    _check_job(run, path, facts)
+    if run.spec.epochs <= facts["epoch"]:
+        raise RunError(f"{path} is of epoch {facts['epoch'] + 1}, and the job has {run.spec.epochs}: raise job.epochs to go on")
     pieces = model_pieces(run.plan, run.seat, run.stages, to_save=False)
     _check_shapes(path, {key: piece.shape for key, piece in pieces.items()}, saved)
     read_pieces(path, metadata, pieces)
@@ -98,20 +100,6 @@ def restore_random(run: RankRun, position: Position) -> None:
     """Let generators go on where they were when the checkpoint was made; called once the step's data is there."""
     if position.random:
         set_random_states(run.seat, position.random, run.device)
-
-
-def _check_job(run: RankRun, path: Path, facts: Mapping[str, Any]) -> None:
-    """Data are found again by seed and batch, the optimizer's state by its kind."""
-    spec = run.spec
-    now = {"seed": spec.seed, "global_batch_size": spec.global_batch_size, "optimizer": spec.optimizer}
-    for key, before in facts["job"].items():
-        if now[key] != before:
-            raise RunError(f"{path} is of a run with job.{key} = {before}, not {now[key]}: it can only be resumed with the same")
-    limit = spec.total_steps
-    if limit is not None and limit <= facts["steps"]:
-        raise RunError(f"{path} is behind {facts['steps']} steps, and the job has {limit}: raise job.steps to go on")
-    if spec.epochs <= facts["epoch"]:
-        raise RunError(f"{path} is of epoch {facts['epoch'] + 1}, and the job has {spec.epochs}: raise job.epochs to go on")
 
 
 def _check_shapes(path: Path, wanted: Mapping[str, tuple[int, ...]], saved: Mapping[str, tuple[torch.Size, torch.dtype]]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from chinchilla_sim.errors import RankLostError, RunError
 from chinchilla_sim.planner.plan_file import PlanFile
-from chinchilla_sim.runtime.checkpoint_files import FOLDER, RESUME_FILE, keep_previous, newest_step, require_whole
+from chinchilla_sim.runtime.checkpoint_files import FOLDER, RESUME_FILE, check_job, keep_previous, newest_step, require_whole
 from chinchilla_sim.runtime.heartbeat import Watchdog, read_whereabouts
 from chinchilla_sim.runtime.notes import NOTES, NoteReader, Tell
 
@@ -33,7 +33,7 @@ def prepare_folder(file: PlanFile, folder: Path, resume: Path | None, tell: Tell
     """Make a folder ready for a run, or for its continuation from the checkpoints in `resume`."""
     folder.mkdir(parents=True, exist_ok=True)
     if resume is not None:
-        require_whole(resume / FOLDER)
+        check_job(require_whole(resume / FOLDER), file.scenario.job)
     for pattern in (*LEFT_BEHIND, NOTES, RESUME_FILE, "metrics.jsonl"):
         for old in folder.glob(pattern):
             old.unlink()
