@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 Stream = Literal["compute", "send", "receive", "collective"]
-Category = Literal["forward", "backward", "codec", "optimizer", "transfer", "collective"]
+Category = Literal["input", "forward", "backward", "codec", "optimizer", "transfer", "collective"]
 STREAMS: tuple[Stream, ...] = ("compute", "send", "receive", "collective")
 
 

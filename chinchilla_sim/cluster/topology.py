@@ -54,7 +54,8 @@ class Device:
     curve from the peak rates, and sustained rates and launch times do not count for them. Within a long job products
     run at `sustained_share` of the curve's speed, other kernels at `streaming_share`. A program takes `host_launch_s` to start each kernel
     and `host_microbatch_s` for each microbatch beside. `quantized_flop_per_s` is the peak of products with weights where they run in fp8
-    (0: they do not).
+    (0: they do not). A device with a `core_share` below 1 is a core that the kernel gives out in portions: full speed until its share
+    of a period is used up, then none until the next; its rates are what it sustains.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Device:
     peak_flop_per_s: float = 0.0
     quantized_flop_per_s: float = 0.0
     peak_bytes_per_s: float = 0.0
+    core_share: float = 1.0
 
     @property
     def usable_memory_bytes(self) -> float:
@@ -119,6 +121,14 @@ class SpotOffer:
     between_interruptions_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Cores that several slots share: ranks that compute, and all that their communication takes of processor time."""
+
+    slots: tuple[int, ...]
+    cores: float
+
+
 @dataclass(frozen=True)
 class Cluster:
     """Device slots in rank order, and the network between them.
@@ -127,7 +137,8 @@ class Cluster:
     `node_collectives[node]` are measured tables of collectives among devices of that node alone. `provenance` says where the
     figures are from. Vertices of `graph` are slots, nodes and switches; `fixed_routes` come before the shortest paths.
     The priorities are weights of flows that share a link: messages between stages, and exchanges of replicas.
-    `quotas` limit which slots may be used together; `spot_offers[node]` is the other way to rent that node.
+    `quotas` limit which slots may be used together; `spot_offers[node]` is the other way to rent that node. Slots of one of the `hosts`
+    have no core of their own.
     """
 
     graph: nx.DiGraph[str]
@@ -143,6 +154,7 @@ class Cluster:
     fixed_routes: Mapping[tuple[int, int], tuple[tuple[str, str], ...]] = field(default_factory=dict)
     quotas: tuple[Quota, ...] = ()
     spot_offers: Mapping[str, SpotOffer] = field(default_factory=dict)
+    hosts: tuple[Host, ...] = ()
 
     @property
     def rank_count(self) -> int:
@@ -285,6 +297,7 @@ class Cluster:
             "edges": sorted((a, b, *astuple(link)) for a, b, link in self.graph.edges(data="link")),
             "backend": asdict(self.backend),
             "crowded": {str(count): asdict(device) for count, device in self.crowded.items()},
+            "hosts": [asdict(host) for host in self.hosts],
             "priorities": [self.activation_priority, self.gradient_priority],
             "collectives": sorted((node, *key, table) for node, tables in self.node_collectives.items() for key, table in tables.items()),
         }

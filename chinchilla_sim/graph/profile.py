@@ -58,7 +58,8 @@ class Profile:
     """Measured times and constraints by task name; empty where nothing was measured.
 
     `memory_bytes` is what a task occupies on its device, `colocated` puts tasks of the same class on one device,
-    `variants` are choices per task, `source` says where the figures come from.
+    `variants` are choices per task, `source` says where the figures come from. Before a step a rank takes `input_s` to get its part of the
+    global batch.
     """
 
     times: tuple[TaskTime, ...] = ()
@@ -66,6 +67,7 @@ class Profile:
     colocated: Mapping[str, str] = field(default_factory=dict)
     variants: Mapping[str, tuple[Variant, ...]] = field(default_factory=dict)
     source: str = ""
+    input_s: float = 0.0
 
     @cached_property
     def _rows(self) -> dict[tuple[str, str, int], list[TaskTime]]:
@@ -97,6 +99,7 @@ class Profile:
             "colocated": dict(self.colocated),
             "variants": {task: [_without_defaults(variant) for variant in choices] for task, choices in self.variants.items()},
             "source": self.source,
+            "input_s": self.input_s,
         }
         return {key: value for key, value in content.items() if value}
 
@@ -108,7 +111,7 @@ class Profile:
             raise ValueError(f"times.{twice[0]}: {times[twice[0]].task} has two times of one size, device and number of busy ranks")
         variants = {task: tuple(_variant(row) for row in rows) for task, rows in data.get("variants", {}).items()}
         memory, colocated = dict(data.get("memory_bytes", {})), dict(data.get("colocated", {}))
-        return Profile(times, memory, colocated, variants, data.get("source", ""))
+        return Profile(times, memory, colocated, variants, data.get("source", ""), data.get("input_s", 0.0))
 
     @cached_property
     def digest(self) -> str:

@@ -74,7 +74,8 @@ class Pricing:
     """`stages[s][d]`; `boundary_bytes[s]` and `boundary_gradient_bytes[s]` are payloads of one microbatch behind stage s.
 
     `gradients[s]` is the exchange of all gradients of stage s, `weights[s]` the all-gather of its sharded weights (ZeRO),
-    `shared[n][d]` the sum over the stages of replica d that share the n-th set of weights.
+    `shared[n][d]` the sum over the stages of replica d that share the n-th set of weights. Rank r takes `input_s[r]` to get its part of the
+    batch (empty: no time).
     """
 
     stages: tuple[tuple[StagePrice, ...], ...]
@@ -83,6 +84,7 @@ class Pricing:
     gradients: tuple[Exchange, ...]
     weights: tuple[Exchange, ...] = ()
     shared: tuple[tuple[Exchange, ...], ...] = ()
+    input_s: tuple[float, ...] = ()
 
     def shared_s(self, plan: Plan, stage: int, replica: int) -> float:
         """Idle seconds of all exchanges of weights that a stage shares with others: a rank runs them one behind the other."""

@@ -115,7 +115,13 @@ class Pricer:
             gradients=tuple(device_pricer.gradient_exchange(plan, stage) for stage in stages),
             weights=tuple(device_pricer.weight_exchange(plan, stage) for stage in stages) if plan.zero_stage else (),
             shared=shared_exchanges(plan, device_pricer.graph, self.cluster, self._exchanges.ring),
+            input_s=self._input_s(plan),
         )
+
+    def _input_s(self, plan: Plan) -> tuple[float, ...]:
+        """Seconds in which each rank gets its part of the batch, where that was measured."""
+        whole_s = self.profile.input_s
+        return tuple(whole_s / self.device_of(plan, rank).core_share for rank in range(plan.rank_count)) if whole_s else ()
 
     def device_of(self, plan: Plan, rank: int) -> Device:
         """Device of a rank while all ranks of the plan are busy."""

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from chinchilla_sim.timeline import Category
 
 COLOR: dict[Category, str] = {
+    "input": "#7f7f7f",
     "forward": "#0072b2",
     "backward": "#e69f00",
     "codec": "#cc79a7",

@@ -5,7 +5,15 @@ from __future__ import annotations
 from chinchilla_sim.timeline import Category, Timeline
 from chinchilla_sim.units import format_seconds
 
-LETTER: dict[Category, str] = {"forward": "F", "backward": "B", "codec": "c", "optimizer": "O", "transfer": "~", "collective": "="}
+LETTER: dict[Category, str] = {
+    "input": "i",
+    "forward": "F",
+    "backward": "B",
+    "codec": "c",
+    "optimizer": "O",
+    "transfer": "~",
+    "collective": "=",
+}
 LEGEND = (
     "F forward  B backward  c codec  O optimizer  ~ waits for a message on the wire  = waits for a collective  . waits for another rank"
 )

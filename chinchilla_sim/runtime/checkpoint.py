@@ -15,6 +15,7 @@ from itertools import pairwise
 from math import ceil
 from pathlib import Path
 from statistics import median
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,20 +64,23 @@ class Checkpoints:
         self._pool: ThreadPoolExecutor | None = None
         self._under_way: Future[None] | None = None
 
-    def before_step(self, epoch: int, step_of_epoch: int, epoch_s: float) -> None:
-        """Save where it is time to; `epoch_s` are the seconds of the epoch so far."""
+    def before_step(self, epoch: int, step_of_epoch: int, epoch_s: float) -> float:
+        """Save where it is time to; `epoch_s` are the seconds of the epoch so far. Returns how long that held up the run."""
+        start_s = monotonic()
+        if self._is_due():
+            self.save(epoch, step_of_epoch, epoch_s)
+        return monotonic() - start_s
+
+    def _is_due(self) -> bool:
         run, steps = self.run, self.run.steps
         made = steps - run.first_step
         if not run.plan.training or not made:
-            return
+            return False
         if self.every:
-            due = steps % self.every == 0
-        else:
-            if made == WARM_UP_STEPS and self.interval_s:
-                self._next = self._agree_on_next()
-            due = steps == self._next
-        if due:
-            self.save(epoch, step_of_epoch, epoch_s)
+            return steps % self.every == 0
+        if made == WARM_UP_STEPS and self.interval_s:
+            self._next = self._agree_on_next()
+        return steps == self._next
 
     def _agree_on_next(self) -> int:
         """The step before which the interval will be over: the first process says it, so that all save at the same one."""

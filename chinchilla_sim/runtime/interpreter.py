@@ -76,14 +76,19 @@ class Interpreter:
             Op.OPTIM: self._optimize,
         }
 
-    def step(self, inputs: Sequence[tuple[Tensor, ...]], targets: Sequence[Any]) -> float:
-        """Play one step on this rank's microbatches; returns its share of the global mean loss."""
+    def step(self, inputs: Sequence[tuple[Tensor, ...]], targets: Sequence[Any], begun_s: float | None = None) -> float:
+        """Play one step on this rank's microbatches; returns its share of the global mean loss.
+
+        The step is recorded from `begun_s` on, when the rank began to get them.
+        """
         self.inputs, self.targets, self.step_loss = inputs, targets, 0.0
         self.outputs = {}
         for shared in self.shared.values():
             shared.open = True
         self.messages.begin_step()
         self.recorder.begin_step()
+        if begun_s is not None:
+            self.recorder.compute("INPUT", "input", begun_s)
         for action, label in zip(self.actions, self._labels, strict=True):
             self.beat(label)
             self._play[action.op](action)

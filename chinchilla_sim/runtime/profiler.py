@@ -27,6 +27,7 @@ from chinchilla_sim.graph.contract import TrainingJob, factory_of, load_job
 from chinchilla_sim.graph.profile import Profile, TaskTime
 from chinchilla_sim.graph.task import LOSS_OP, Task
 from chinchilla_sim.graph.trace import as_tuple, export_module, graph_of
+from chinchilla_sim.runtime.batches import global_batches
 from chinchilla_sim.runtime.launch import launch_ranks
 from chinchilla_sim.runtime.probe import SWEPT_VALUES, busy_counts
 from chinchilla_sim.runtime.worker import prepare_process
@@ -51,7 +52,8 @@ def measure_tasks(scenario: Scenario, rank_count: int) -> Profile:
         for rows in zip(*(record[str(count)] for record in records[:count]), strict=True):
             forward_s, backward_s, spread = (median(row[key] for row in rows) for key in ("forward_s", "backward_s", "spread"))
             times.append(TaskTime(rows[0]["task"], rows[0]["size"], forward_s, backward_s, busy_ranks=count, spread=spread))
-    return Profile(tuple(times), source=f"measured here, torch {torch.__version__}")
+    input_s = median(record["input_s"] for record in records)
+    return Profile(tuple(times), source=f"measured here, torch {torch.__version__}", input_s=input_s)
 
 
 def microbatch_sizes(global_batch_size: int) -> list[int]:
@@ -75,7 +77,7 @@ def _measure_rank(folder: Path) -> None:
     rank, rank_count = dist.get_rank(), dist.get_world_size()
     scenario = parse_scenario(json.loads((folder / "scenario.json").read_text()), "scenario.json")
     job = load_job(*factory_of(scenario), to_run=True)
-    record: dict[int, list[dict[str, Any]]] = {}
+    record: dict[int | str, Any] = {"input_s": input_seconds(job, scenario)}
     for count in busy_counts(rank_count):
         dist.barrier()
         if rank < count:
@@ -87,6 +89,23 @@ def _measure_rank(folder: Path) -> None:
     (folder / f"profile{rank}.json").write_text(json.dumps(record))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def input_seconds(job: TrainingJob, scenario: Scenario) -> float:
+    """Median seconds in which a rank gets its part of a global batch."""
+    spec = scenario.job
+    batches = global_batches(job.batches("train" if spec.kind == "training" else "validation", spec.seed, 0), spec.global_batch_size)
+    sweep, seconds = torch.zeros(SWEPT_VALUES), list[float]()
+    for _ in range(WARM_UP + MEASUREMENTS):
+        sweep.add_(1.0)
+        start_s = monotonic()
+        batch = next(batches, None)
+        if batch is None:
+            break
+        for leaf in tree_leaves(batch):
+            leaf[: spec.global_batch_size].to("cpu")
+        seconds.append(monotonic() - start_s)
+    return median(seconds[1:] or seconds or [0.0])
 
 
 def profile_tasks(job: TrainingJob, size: int, training: bool) -> list[dict[str, Any]]:

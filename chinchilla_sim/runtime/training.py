@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from itertools import count, islice
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -112,18 +113,23 @@ class RankRun:
         """The steps of an epoch behind a position."""
         split = "train" if self.plan.training else "validation"
         batches = global_batches(self.job.batches(split, self.spec.seed, epoch), self.spec.global_batch_size)
-        for number, (inputs, targets) in enumerate(batches):
+        batches = islice(batches, position.step_of_epoch, None)
+        for number in count(position.step_of_epoch):
             if self.steps >= limit:
                 return
-            if number < position.step_of_epoch:
-                continue
-            if number == position.step_of_epoch:
-                restore_random(self, position)
-            self.checkpoints.before_step(epoch, number, monotonic() - start_s)
             self.heartbeat.step = self.steps
+            self.heartbeat.at("its data")
+            begun_s = monotonic()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            inputs, targets = self.shares.inputs(batch[0]), self.shares.targets(batch[1])
+            restore_random(self, position)
+            position = Position()
+            begun_s += self.checkpoints.before_step(epoch, number, begun_s - start_s)
             for optimizer in self.optimizers.values():
                 set_learning_rate(optimizer, self.spec, self.steps, self.total_steps)
-            loss = self.interpreter.step(self.shares.inputs(inputs), self.shares.targets(targets))
+            loss = self.interpreter.step(inputs, targets, begun_s)
             if self.interpreter.last and self.plan.training:
                 self.losses.append(loss)
 

@@ -66,7 +66,8 @@ class Links(NamedTuple):
 class ActivityGraph:
     """Activities by number; filled with `add` and `link`, then only read.
 
-    `seconds[i]`, `ranks[i]` (whose compute stream it occupies, or -1), `flows[i]` of those that are flows.
+    `seconds[i]`, `ranks[i]` (whose compute stream it occupies, or -1), `flows[i]` of those that are flows. `slots` are the devices of
+    each rank, where it is known.
     """
 
     rank_count: int
@@ -76,6 +77,7 @@ class ActivityGraph:
     records: list[Record] = field(default_factory=list)
     held_bytes: list[float] = field(default_factory=list)
     holdings: list[list[Holding]] = field(default_factory=list)
+    slots: list[tuple[int, ...]] = field(default_factory=list)
     _from: array[int] = field(default_factory=lambda: array("i"))
     _to: array[int] = field(default_factory=lambda: array("i"))
     _lag_s: array[float] = field(default_factory=lambda: array("d"))

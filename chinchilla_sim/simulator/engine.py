@@ -53,8 +53,9 @@ class _Engine:
         self.earliest_s = [0.0] * len(graph)
         self.start_s = [0.0] * len(graph)
         self.finish_s = [-1.0] * len(graph)
-        slowed = any(device.overlap_slowdown or device.communication_s_per_byte for device in devices)
-        self.streams = SlowedStreams(self.env, graph, devices, self._finish) if slowed else None
+        slowed = any(device.overlap_slowdown or device.communication_s_per_byte or device.core_share < 1.0 for device in devices)
+        shared = cluster.hosts if devices else ()
+        self.streams = SlowedStreams(self.env, graph, devices, self._finish, shared) if slowed or shared else None
         rates_changed = self.streams.rates_changed if self.streams else None
         self.network = FairNetwork(self.env, cluster, self._finish, rates_changed)
         if disturbed:

@@ -27,6 +27,9 @@ MessageKey = tuple[str, int, int, int]
 CollectiveKey = tuple[int, str, int, int]
 """Stage, what is exchanged, microbatch (-1: once per step) and bucket; of shared weights their number and the replica."""
 
+INPUT = "INPUT"
+"""Label of getting the batch, which is no action of the program."""
+
 SHARED = "shared weights"
 PREFETCHED_BUCKETS = 2
 """ZeRO 3 gathers the weights of so many buckets ahead of their use (FSDP's default: the next one, beside the present)."""
@@ -65,7 +68,7 @@ class _Lowering:
     def __init__(self, program: Program, pricing: Pricing, cluster: Cluster, folded: bool) -> None:
         self.program, self.plan, self.pricing, self.cluster, self.folded = program, program.plan, pricing, cluster, folded
         ranks = self.plan.rank_count
-        self.graph = ActivityGraph(ranks, holdings=[[] for _ in range(ranks)])
+        self.graph = ActivityGraph(ranks, holdings=[[] for _ in range(ranks)], slots=[self.plan.slots_of(rank) for rank in range(ranks)])
         self.graph.held_bytes = [pricing.held_bytes(self.plan, rank) for rank in range(ranks)]
         self.tail = [NO_ACTIVITY] * ranks
         self.rank_of_slot = {slot: rank for rank in range(ranks) for slot in self.plan.slots_of(rank)}
@@ -200,6 +203,8 @@ class _Row:
         self.last_backward = {a.stage: index for index, a in enumerate(self.actions) if a.op in (Op.B, Op.W)}
 
     def lower(self) -> None:
+        if self.lowering.pricing.input_s and self.actions:
+            self._input(self.lowering.pricing.input_s[self.rank])
         for index, action in enumerate(self.actions):
             if action.op in SENDS or action.op in RECEIVES:
                 self._message(action)
@@ -209,6 +214,12 @@ class _Row:
                 self._pass(action, self.last_backward.get(action.stage) == index)
             else:
                 self._compute(action)
+
+    def _input(self, seconds: float) -> None:
+        """The batch comes first."""
+        lowering = self.lowering
+        number = lowering.tail[self.rank] = lowering.graph.add(seconds, self.rank)
+        lowering.graph.records.append(Record(self.rank, "compute", "input", INPUT, number, number))
 
     def _price(self, stage: int) -> StagePrice:
         return self.lowering.pricing.stages[stage][self.replica]

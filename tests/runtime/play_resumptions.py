@@ -66,11 +66,11 @@ def keep(folder: Path, name: str) -> None:
     dist.barrier()
 
 
-def fill_disk(run: RankRun) -> Callable[..., None]:
+def fill_disk(run: RankRun) -> Callable[..., float]:
     """`before_step` with a disk that somebody else fills."""
     before_step, at = run.checkpoints.before_step, int((run.folder / "fill_at").read_text())
 
-    def wrapped(*arguments: Any) -> None:
+    def wrapped(*arguments: Any) -> float:
         if run.steps == at:
             run.checkpoints.finish()
             dist.barrier()
@@ -79,7 +79,7 @@ def fill_disk(run: RankRun) -> Callable[..., None]:
                     while file.write(b"0" * 256):
                         pass
             dist.barrier()
-        before_step(*arguments)
+        return before_step(*arguments)
 
     return wrapped
 

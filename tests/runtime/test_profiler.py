@@ -8,11 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from chinchilla_sim.graph.contract import factory_of, load_job
 from chinchilla_sim.graph.profile import Profile, TaskTime
 from chinchilla_sim.graph.trace import trace_job
-from chinchilla_sim.runtime.profiler import microbatch_sizes, profile_tasks
+from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.program import lower
+from chinchilla_sim.runtime.profiler import input_seconds, microbatch_sizes, profile_tasks
 from chinchilla_sim.scenario.load import load_scenario
-from chinchilla_sim.setting import find_profile, prepare, profile_path
+from chinchilla_sim.setting import build_graph, find_profile, prepare, profile_path
+from chinchilla_sim.simulator.engine import simulate
 from chinchilla_sim.workflow import make_plan
 
 SCENARIO = Path(__file__).parents[2] / "scenarios" / "mnist_mlp.toml"
@@ -82,3 +86,22 @@ def test_stored_times_decide_the_plan() -> None:
     one_rank = make_plan(setting).best
     assert one_rank.step_s == pytest.approx(4 * 3.0, rel=0.01)
     assert setting.hashes["profile"] != plain.hashes.get("profile")
+
+
+def test_batch_takes_time_too() -> None:
+    """What comes before a step is measured on the job's own data, shows as a span of its own, and lengthens the step by as much."""
+    scenario = load_scenario(SCENARIO)
+    job = load_job(*factory_of(scenario), to_run=True)
+    seconds = input_seconds(job, scenario)
+    assert seconds > 0
+    graph, _ = build_graph(scenario)
+    setting = prepare(scenario)
+    plan = make_plan(setting).best.plan
+    steps = []
+    for profile in (Profile(), Profile(input_s=0.25)):
+        pricing = Pricer(graph, setting.cluster, scenario.job, profile).price(plan)
+        timeline = simulate(lower(plan), pricing, setting.cluster)
+        steps.append(timeline.step_s)
+    assert steps[1] == pytest.approx(steps[0] + 0.25)
+    assert next(span.label for span in timeline.spans_of(0, "compute")) == "INPUT"
+    assert Profile.from_dict(Profile(input_s=0.25).to_dict()) == Profile(input_s=0.25)

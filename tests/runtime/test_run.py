@@ -118,7 +118,7 @@ def test_inference_plays_forward_passes_only(own: Scenario, tmp_path: Path, with
     """A forward program over two stages measures steps and has neither losses nor new weights."""
     scenario = with_job(PlanFile(make_plan(own, 1, 2, 3), own), kind="inference", steps=10).scenario
     measurement = run_plan(PlanFile(make_plan(scenario, 1, 2, 3, "forward"), scenario), tmp_path / "run")
-    assert {span.category for span in measurement.timeline.spans} == {"forward", "transfer"}
+    assert {span.category for span in measurement.timeline.spans} == {"input", "forward", "transfer"}
     assert measurement.losses == () and measurement.weights is None and len(measurement.step_s) == 5
 
 

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import networkx as nx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from chinchilla_sim.cluster.topology import Backend, Cluster, Device, Link
+from chinchilla_sim.cluster.topology import Backend, Cluster, Device, Host, Link
 from chinchilla_sim.simulator.activities import NO_ACTIVITY, ActivityGraph, FlowSpec, Times
 from chinchilla_sim.simulator.engine import play_events
 
@@ -46,3 +48,62 @@ def test_computation_never_stops() -> None:
 def test_communication_behind_the_computation_costs_nothing() -> None:
     """What starts when the computation is over cannot slow it."""
     assert play(replace(DEVICE, overlap_slowdown=1.0, communication_s_per_byte=0.1), 40.0, 11.0).finish_s == pytest.approx([10.0, 15.0])
+
+
+def play_on_host(cores: float, *seconds: float, device: Device = DEVICE, flow_bytes: float = 0.0) -> Times:
+    """One computation on each rank of one host from second 0, and bytes from rank 0 to rank 1 at 10 B/s."""
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    count = max(2, len(seconds))
+    names = tuple(f"r{rank}" for rank in range(count))
+    graph.add_nodes_from(names)
+    graph.add_edge("r0", "r1", link=Link(0.0, 10.0))
+    cluster = Cluster(graph, names, (device,) * count, Backend("plain"), hosts=(Host(tuple(range(count)), cores),))
+    activities = ActivityGraph(count)
+    for rank, work_s in enumerate(seconds):
+        activities.link(NO_ACTIVITY, activities.add(work_s, rank=rank))
+    if flow_bytes:
+        activities.link(NO_ACTIVITY, activities.add_flow(cluster, FlowSpec(0, 1, flow_bytes, 0, 1)))
+    return play_events(activities, cluster, (device,) * count)
+
+
+def test_ranks_share_the_cores_of_their_host() -> None:
+    """Two ranks on one core: 4 s of work take 8, and of the other's 10 s six are left then, alone on the core."""
+    assert play_on_host(1.0, 10.0, 4.0).finish_s == pytest.approx([14.0, 8.0])
+
+
+def test_ranks_with_a_core_each_do_not_meet() -> None:
+    """Two ranks on two cores run as if alone."""
+    assert play_on_host(2.0, 10.0, 4.0).finish_s == [10.0, 4.0]
+
+
+def test_communication_takes_an_idle_core_first() -> None:
+    """Bytes that keep half a core busy on either side slow one rank on two cores by nothing, and two ranks to half their speed."""
+    talking = replace(DEVICE, communication_s_per_byte=0.05)
+    assert play_on_host(2.0, 10.0, device=talking, flow_bytes=40.0).finish_s == pytest.approx([10.0, 4.0])
+    assert play_on_host(2.0, 10.0, 10.0, device=talking, flow_bytes=40.0).finish_s == pytest.approx([12.0, 12.0, 4.0])
+
+
+@given(st.lists(st.floats(0.1, 50.0), min_size=1, max_size=6), st.integers(1, 4))
+def test_no_core_second_is_lost(seconds: list[float], cores: int) -> None:
+    """The last rank ends when the host has done all work, never sooner, and at once where work never waits for a core to be left."""
+    end_s = max(play_on_host(float(cores), *seconds).finish_s)
+    assert end_s >= max(sum(seconds) / cores, max(seconds)) - 1e-6
+    assert end_s <= sum(seconds) / cores + max(seconds) + 1e-6
+    if cores == 1:
+        assert end_s == pytest.approx(sum(seconds))
+
+
+def test_share_of_a_core_comes_in_portions() -> None:
+    """A quarter of a core does the 10 ms of a period within 2.5; the first period ends after 5 ms, and every other takes 10."""
+    quarter = replace(DEVICE, core_share=0.25)
+    assert play_on_host(2.0, 0.001, device=quarter).finish_s == pytest.approx([0.00025])
+    assert play_on_host(2.0, 0.020, device=quarter).finish_s == pytest.approx([0.0075])
+    assert play_on_host(2.0, 0.100, device=quarter).finish_s == pytest.approx([0.0875])
+
+
+@given(st.floats(0.0001, 0.2), st.floats(0.1, 0.9))
+def test_portions_add_up_to_the_share(work_s: float, share: float) -> None:
+    """Work takes its sustained seconds, give or take a period."""
+    end_s = play_on_host(2.0, work_s, device=replace(DEVICE, core_share=share)).finish_s[0]
+    assert work_s * share - 1e-9 <= end_s <= work_s + 0.01
+    assert end_s >= work_s - 0.015

@@ -53,6 +53,7 @@ A task (`tasks`, in topological order, the model's inputs, op "input", first):
                             sample), parameter_bytes, stash_bytes (per microbatch in flight), fixed_bytes,
                             forward_sync_bytes [[]], backward_sync_bytes [[]] (pairs [neighbouring task, bytes])}
     source [""]             where the figures come from
+    input_s [0]             seconds in which a rank gets its part of a batch, before each step
 """
 
 from __future__ import annotations
@@ -130,6 +131,7 @@ def _check_task(row: Fields, depth: int = 0) -> None:
 def _check_profile_kinds(profile: Fields) -> None:
     profile.refuse_unknown(_PROFILE_KEYS)
     _check_value(profile, "source", "str")
+    _check_value(profile, "input_s", "float")
     if "times" in profile.data:
         for row in profile.tables("times"):
             _check_record(row, TaskTime)
