@@ -126,7 +126,7 @@ def job_facts(job: JobSpec) -> dict[str, Any]:
 
 def check_job(path: Path, job: JobSpec) -> None:
     """RunError where a whole checkpoint is of another job, or leaves nothing to do."""
-    before, now = json.loads((path / MANIFEST).read_text())["job"], job_facts(job)
+    before, now = json.loads((path / MANIFEST).read_text()).get("job", {}), job_facts(job)
     for key, value in now.items():
         if before.get(key) != value:
             raise RunError(f"{path} is of a run with job.{key} = {before.get(key)}, not {value}: it can only be resumed with the same")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from chinchilla_sim.errors import RunError
 from chinchilla_sim.runtime.checkpoint_files import FOLDER, RESUME_FILE, check_job, newest_whole, set_aside
 from chinchilla_sim.runtime.checkpoint_reader import read_metadata, read_pieces, read_tensors, saved_kinds
 from chinchilla_sim.runtime.notes import note
+from chinchilla_sim.runtime.pieces import Piece
 from chinchilla_sim.runtime.rank_state import (
     RUN_FACTS,
     exchange_tensors,
@@ -75,9 +76,8 @@ def _load(run: RankRun, path: Path) -> Position:
     pieces = model_pieces(run.plan, run.seat, run.stages, to_save=False)
     _check_shapes(path, {key: piece.shape for key, piece in pieces.items()}, saved)
     read_pieces(path, metadata, pieces)
-    for twins in make_optimizer_state(run.stages, run.optimizers, saved).items():
-        for piece in twins[1]:
-            read_pieces(path, metadata, {twins[0]: piece})
+    for state in _without_twins(make_optimizer_state(run.stages, run.optimizers, saved)):
+        read_pieces(path, metadata, state)
     same = facts["plan"] == plan_digest(run.plan)
     run.first_step = facts["steps"]
     *run.epoch_s, epoch_s = facts["epoch_s"]
@@ -107,6 +107,17 @@ def _check_shapes(path: Path, wanted: Mapping[str, tuple[int, ...]], saved: Mapp
     if wrong:
         names = ", ".join(key.removeprefix("model/") for key in wrong[:5])
         raise RunError(f"{path} is of another model: it has no {names} of this one's shape; resume with the model that it was made of")
+
+
+def _without_twins(pieces: Iterable[tuple[str, Piece]]) -> list[dict[str, Piece]]:
+    """The pieces in as few dictionaries as hold them all: stages of one rank may have the same weight's state each."""
+    rounds: list[dict[str, Piece]] = []
+    for key, piece in pieces:
+        free = next((one for one in rounds if key not in one), None)
+        if free is None:
+            rounds.append(free := {})
+        free[key] = piece
+    return rounds
 
 
 def _losses(run: RankRun, path: Path, metadata: Any, processes: list[int], same: bool) -> list[float]:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.runtime.gradients import StageGradients
 from chinchilla_sim.runtime.groups import Seat
-from chinchilla_sim.runtime.pieces import Piece, piece_of
+from chinchilla_sim.runtime.pieces import Piece, piece_of, range_of
 from chinchilla_sim.runtime.stages import Stage
 
 RUN_FACTS = "run/facts"
@@ -50,34 +50,32 @@ def optimizer_pieces(plan: Plan, seat: Seat, stages: Sequence[Stage], optimizers
     found: dict[str, Piece] = {}
     for stage in stages:
         elsewhere = {one for number, shared in stage.shared.items() if plan.shared_stages[number][0] < stage.number for one in shared}
-        for name, parameter in _trained(stage, optimizers):
-            for key, value in optimizers[stage.number].state.get(parameter, {}).items():
-                if isinstance(value, Tensor) and parameter not in elsewhere:
-                    piece = piece_of(value)
+        for trained in _trained(stage, optimizers):
+            for key, value in optimizers[stage.number].state.get(trained.master, {}).items():
+                if isinstance(value, Tensor) and trained.weight not in elsewhere:
+                    piece = trained.piece(value)
                     if piece.partial or _is_first(plan, seat, stage.number):
-                        found[f"optimizer/{name}/{key}"] = piece
+                        found[f"optimizer/{trained.name}/{key}"] = piece
     return found
 
 
 def make_optimizer_state(
     stages: Sequence[Stage], optimizers: Mapping[int, torch.optim.Optimizer], saved: Mapping[str, tuple[torch.Size, torch.dtype]]
-) -> dict[str, list[Piece]]:
-    """Give the optimizers state of the names and kinds that were saved, to be filled in by whoever reads it."""
+) -> Iterator[tuple[str, Piece]]:
+    """Give the optimizers state of the names and kinds that were saved; whoever reads it fills the pieces in."""
     keys: dict[str, list[str]] = {}
     for full in saved:
         if full.startswith("optimizer/"):
             name, _, key = full.removeprefix("optimizer/").rpartition("/")
             keys.setdefault(name, []).append(key)
-    found: dict[str, list[Piece]] = {}
     for stage in stages:
-        for name, parameter in _trained(stage, optimizers):
-            state = optimizers[stage.number].state[parameter]
-            for key in keys.get(name, ()):
-                size, dtype = saved[f"optimizer/{name}/{key}"]
-                alike = size == parameter.shape and len(size) > 0
-                state[key] = torch.zeros_like(parameter, dtype=dtype) if alike else torch.zeros(size, dtype=dtype, device=parameter.device)
-                found.setdefault(f"optimizer/{name}/{key}", []).append(piece_of(state[key]))
-    return found
+        for trained in _trained(stage, optimizers):
+            state, master = optimizers[stage.number].state[trained.master], trained.master
+            for key in keys.get(trained.name, ()):
+                size, dtype = saved[f"optimizer/{trained.name}/{key}"]
+                alike = len(size) > 0 and size == trained.weight.shape
+                state[key] = torch.zeros(master.shape if alike else size, dtype=dtype, device=master.device)
+                yield f"optimizer/{trained.name}/{key}", trained.piece(state[key])
 
 
 def exchange_tensors(seat: Seat, gradients: Mapping[int, StageGradients]) -> dict[str, Tensor]:
@@ -134,8 +132,27 @@ def _is_first(plan: Plan, seat: Seat, number: int) -> bool:
     return seat.lane == 0 and plan.placement[number][0] == seat.rank
 
 
-def _trained(stage: Stage, optimizers: Mapping[int, torch.optim.Optimizer]) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and parameters that the optimizer of a stage updates."""
+@dataclass(frozen=True)
+class _Trained:
+    """A weight by the model's own name, what the optimizer updates in its place, and where that lies in the weight.
+
+    Both are the same where a rank holds whole weights; `start` counts the values before a flat piece of one.
+    """
+
+    name: str
+    weight: nn.Parameter
+    master: nn.Parameter
+    start: int | None = None
+
+    def piece(self, value: Tensor) -> Piece:
+        """A value of the optimizer's state as a part of the whole weight's."""
+        if self.start is None or value.dim() == 0:
+            return piece_of(value)
+        return range_of(self.weight.shape, self.start, value)
+
+
+def _trained(stage: Stage, optimizers: Mapping[int, torch.optim.Optimizer]) -> Iterator[_Trained]:
+    """What the optimizer of a stage updates."""
     if stage.number not in optimizers:
         return
     names = {
@@ -145,4 +162,4 @@ def _trained(stage: Stage, optimizers: Mapping[int, torch.optim.Optimizer]) -> I
     }
     for group in optimizers[stage.number].param_groups:
         for parameter in group["params"]:
-            yield names[parameter], parameter
+            yield _Trained(names[parameter], parameter, parameter)

@@ -90,7 +90,7 @@ ranks = 2
 """
 
 
-def plan_of(scenario: Scenario, replicas: int, stages: int) -> Plan:
+def plan_of(scenario: Scenario, replicas: int, stages: int, codec: str = "none") -> Plan:
     """Two microbatches through stages of about as many tasks each."""
     graph = build_graph(scenario)[0]
     names = [task.name for task in graph.compute_tasks]
@@ -99,7 +99,7 @@ def plan_of(scenario: Scenario, replicas: int, stages: int) -> Plan:
     parts = tuple(tuple(names[start:end]) for start, end in itertools.pairwise([0, *cuts, len(names)]))
     placement = tuple(tuple(stage + replica * stages for replica in range(replicas)) for stage in range(stages))
     slots = tuple(range(replicas * stages))
-    plan = Plan(parts, placement, slots, 24, 2, "1f1b", ("none",) * stages, ("none",) * (stages - 1))
+    plan = Plan(parts, placement, slots, 24, 2, "1f1b", (codec,) * stages, ("none",) * (stages - 1))
     return with_sharing(plan, graph)
 
 
@@ -140,6 +140,8 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         PlanFile(plan_of(scenario, *shape), scenario).save(root / name / "plan.json")
         if after:
             PlanFile(plan_of(scenario, *after), scenario).save(root / name / "after.json")
+    (root / "feedback").mkdir()
+    PlanFile(plan_of(adam, 2, 1, "int8"), adam).save(root / "feedback" / "plan.json")
     with small_disk(root / "full" / FOLDER):
         if os.getuid() == 0:
             (root / "full" / "fill_at").write_text(str(INTERVAL + 1))
@@ -158,7 +160,7 @@ def weights_of(folder: Path) -> Any:
     return torch.load(folder / "weights.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("case", ["replicas", "pipeline", "dropout", "timed"])
+@pytest.mark.parametrize("case", ["replicas", "pipeline", "dropout", "timed", "feedback"])
 def test_the_same_plan_goes_on_to_the_last_bit(played: Path, case: str) -> None:
     """Losses of all steps, weights and metrics equal those of the run that was not interrupted; only the last steps are made again."""
     whole, again = played / case / "whole", played / case / "again"
