@@ -4,6 +4,7 @@ ChinchillaError                 exit 1   caught once, in cli.py
 ├── ScenarioError               exit 2   bad input, all mistakes at once
 ├── NoFeasiblePlanError         exit 1   the question has no answer: which constraint, by how much, what would help
 └── RunError                    exit 1   a plan was started for real and did not finish
+    └── RankLostError           exit 1   a process was killed, which is no fault of the job: the run may start again
 """
 
 from collections.abc import Sequence
@@ -92,3 +93,7 @@ class RunError(ChinchillaError):
     """A real run failed; the message names the rank and action where it stopped, and what to do."""
 
     exit_code: ClassVar[int] = 1
+
+
+class RankLostError(RunError):
+    """A process of a real run was killed from outside; none has a traceback of its own."""

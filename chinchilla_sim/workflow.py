@@ -374,19 +374,25 @@ def run_for_real(
     folder: Path,
     steps: int | None = None,
     watch: Callable[[Mapping[str, Any]], None] | None = None,
+    *,
     count_memory: bool = False,
     engine: Engine = "chinchilla",
+    resume: Path | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Measurement:
     """Run a plan on this machine's ranks, or on nodes that it emulates.
 
-    `steps` ends the run early, `count_memory` counts the tensors of a warm-up step.
+    `steps` ends the run early, `count_memory` counts the tensors of a warm-up step, `resume` is the folder of the run that it continues;
+    `tell` is called with what the ranks have to say.
     """
     from chinchilla_sim.runtime.engines import check_engine
     from chinchilla_sim.runtime.launch import run_plan
+    from chinchilla_sim.runtime.notes import tell_nobody
 
     check_playable(file)
     check_engine(file.plan, engine)
-    return run_plan(_with_steps(file, steps), folder, watch, count_memory=count_memory, engine=engine)
+    told = tell or tell_nobody
+    return run_plan(_with_steps(file, steps), folder, watch, count_memory=count_memory, engine=engine, resume=resume, tell=told)
 
 
 def join_for_real(

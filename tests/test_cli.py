@@ -241,3 +241,13 @@ def test_catalogue_lists_shows_one_and_offers_the_nearest(tmp_path: Path) -> Non
     assert devices["l4"]["peak_flop_per_s"]["fp8"] == 242.5e12 and all(device["source"] and device["date"] for device in devices.values())
     wrong = chinchilla("catalogue", "h200-smx", cwd=tmp_path)
     assert wrong.returncode == 2 and "did you mean 'h200-sxm'?" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["run"], "name a scenario or a plan, or --resume FOLDER"), (["run", "--resume", "nowhere"], "nowhere/plan.json: cannot be read")],
+)
+def test_resuming_nothing_is_bad_input(tmp_path: Path, arguments: list[str], message: str) -> None:
+    """Without a source or a run's folder there is nothing to run."""
+    result = chinchilla(*arguments, cwd=tmp_path)
+    assert result.returncode == 2 and message in result.stderr

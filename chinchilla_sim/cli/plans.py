@@ -17,6 +17,7 @@ from chinchilla_sim.cli.shared import (
     measurement_of,
     plan_to_run,
     print_plan,
+    run_to_resume,
     seconds_of,
 )
 from chinchilla_sim.cli.testbed import run_this_node
@@ -288,7 +289,7 @@ def schedule(
 
 @app.command
 def run(
-    source: Path,
+    source: Path | None = None,
     *,
     overrides: Overrides = None,
     output: Output = None,
@@ -299,6 +300,7 @@ def run(
     rendezvous: str | None = None,
     node_rank: int | None = None,
     engine: Literal["chinchilla", "torch"] = "chinchilla",
+    resume: Path | None = None,
 ) -> None:
     """Plan, simulate and run a job for real on this machine, and compare prediction and measurement.
 
@@ -308,9 +310,9 @@ def run(
     Parameters
     ----------
     source
-        A scenario (TOML), or a plan (JSON) that is run as it is.
+        A scenario (TOML), or a plan (JSON) that is run as it is. May be left out with --resume: then the same plan goes on.
     output
-        Folder for plan.json, weights.pt, metrics.jsonl and measurement.json (default: reports/NAME/run).
+        Folder for plan.json, weights.pt, metrics.jsonl, measurement.json and checkpoints (default: reports/NAME/run, or the one resumed).
     steps
         Stop after so many optimizer steps, or after the requests of so many global batches.
     rendezvous
@@ -319,6 +321,8 @@ def run(
         Which of the plan's nodes this machine is, in the order in which the plan uses them (default: the only one).
     engine
         What plays the plan: our interpreter, or torch.distributed.pipelining where that can.
+    resume
+        Folder of a run that was interrupted: go on from its newest checkpoint, also with another plan or number of ranks.
     """
     from chinchilla_sim.report.measured import attribution_table, comparison_table, metrics_table
     from chinchilla_sim.runtime.engines import check_engine
@@ -327,17 +331,22 @@ def run(
     if steps is not None:
         at_least("--steps", steps)
     if rendezvous is not None:
+        if source is None:
+            raise ScenarioError([Mistake("--rendezvous", "needs a plan", "give the same plan.json to all nodes")])
         run_this_node(source, rendezvous, node_rank, output, steps, force, allow_factory, as_json)
         return
-    file, setting = plan_to_run(source, overrides, force, as_json, allow_factory)
+    if source is None:
+        file, setting = run_to_resume(resume, overrides, allow_factory)
+    else:
+        file, setting = plan_to_run(source, overrides, force, as_json, allow_factory)
     check_engine(file.plan, engine)
-    folder = writable_folder(output or Path("reports") / setting.scenario.name / "run")
+    folder = writable_folder(output or resume or Path("reports") / setting.scenario.name / "run")
     (folder / "measurement.json").unlink(missing_ok=True)
     if answers_requests(file):
         return serve(setting, file, folder, steps, as_json, keep=True)
     simulated = simulate_fully(setting, file.plan)
     with show_epochs(file.scenario.job.epochs) as watch:
-        measurement = run_for_real(file, folder, steps, watch, engine=engine)
+        measurement = run_for_real(file, folder, steps, watch, engine=engine, resume=resume, tell=log)
     comparison = judge_run(setting, simulated, measurement)
     save_json(folder / "measurement.json", measurement.to_dict())
     if as_json:

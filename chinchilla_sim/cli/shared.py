@@ -97,6 +97,23 @@ def plan_to_run(
     return plan_file(setting, search), setting
 
 
+def run_to_resume(folder: Path | None, overrides: list[str] | None, allow_factory: bool = False) -> tuple[PlanFile, Setting]:
+    """The plan of an interrupted run and its setting, with some values of its scenario replaced, such as job.epochs."""
+    from dataclasses import replace
+
+    from chinchilla_sim.workflow import check_runnable, open_plan
+
+    if folder is None:
+        raise ScenarioError([Mistake("source", "is missing", "name a scenario or a plan, or --resume FOLDER of a run")])
+    source = folder / "plan.json"
+    file = load_plan_file(source, allow_factory)
+    # The same run goes on: what it was planned from may have changed.
+    setting = open_plan(file, str(source), overrides or (), force=True)
+    with named(source):
+        check_runnable(setting.scenario)
+    return replace(file, scenario=setting.scenario), setting
+
+
 def measurement_of(folder: Path, file: PlanFile) -> Any:
     """What was measured for the same plan, or None."""
     from chinchilla_sim.validation.compare import Measurement

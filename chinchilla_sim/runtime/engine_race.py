@@ -13,6 +13,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ from chinchilla_sim.runtime.batches import global_batches
 from chinchilla_sim.runtime.engines import ENGINES, Engine
 from chinchilla_sim.runtime.launch import launch_ranks
 from chinchilla_sim.runtime.training import RankRun
-from chinchilla_sim.runtime.worker import TIMEOUT, choose_device, prepare_process
+from chinchilla_sim.runtime.worker import choose_device, prepare_process
 from chinchilla_sim.validation.engine_race import EngineRace, race_of
 
 WARM_UP_STEPS = 3
+
+TIMEOUT = timedelta(seconds=120)
 
 
 def run_race(file: PlanFile, rounds: int, round_steps: int) -> EngineRace:

@@ -55,6 +55,9 @@ class Interpreter:
         self.targets: Sequence[Any] = ()
         self.step_loss = 0.0
         self.outputs: dict[int, Any] = {}
+        self.beat: Callable[[str], None] = lambda _: None
+        """Told the label of every action when it begins."""
+        self._labels = [str(action) for action in actions]
         self._play: dict[Op, Callable[[Action], None]] = {
             Op.F: self._forward,
             Op.B: self._backward,
@@ -93,7 +96,8 @@ class Interpreter:
         self.recorder.begin_step()
         if begun_s is not None:
             self.recorder.compute("INPUT", "input", begun_s)
-        for action in self.actions:
+        for action, label in zip(self.actions, self._labels, strict=True):
+            self.beat(label)
             self._play[action.op](action)
         self.messages.end_step()
         for gradients in self.gradients.values():

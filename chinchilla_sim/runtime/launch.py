@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from chinchilla_sim.cluster.build import emulated, slot_nodes
-from chinchilla_sim.errors import Mistake, RunError, ScenarioError
+from chinchilla_sim.errors import Mistake, RankLostError, RunError, ScenarioError
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.runtime.alignment import align
 from chinchilla_sim.runtime.engines import Engine
 from chinchilla_sim.runtime.namespaces import INTERFACE
+from chinchilla_sim.runtime.notes import Tell, tell_nobody
 from chinchilla_sim.runtime.recorder import kept_timelines, representative_timeline, step_seconds
 from chinchilla_sim.runtime.rendezvous import INTERFACE_VARIABLE, Rendezvous, check_first_node, interface_towards
 from chinchilla_sim.runtime.start import CGROUPS_VARIABLE, PROCESSES_VARIABLE
+from chinchilla_sim.runtime.supervision import prepare_folder, supervise
 from chinchilla_sim.runtime.testbed import Host, Testbed, open_testbed
 from chinchilla_sim.validation.compare import Measurement
 from chinchilla_sim.validation.peaks import MeasuredPeak
@@ -51,6 +53,7 @@ PEER_DIED = ("Connection closed by peer", "Connection reset by peer", "Broken pi
 
 
 Watch = Callable[[dict[str, Any]], None]
+Check = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -90,23 +93,31 @@ def run_plan(
     file: PlanFile,
     folder: Path,
     watch: Watch | None = None,
+    *,
     testbed: Testbed | None = None,
     count_memory: bool = False,
     engine: Engine = "chinchilla",
+    resume: Path | None = None,
+    tell: Tell = tell_nobody,
 ) -> Measurement:
     """Run the plan on this machine; raises RunError with the failed rank's own traceback.
 
-    `watch` is called with every line of metrics as soon as an epoch is done. Where the scenario's nodes are emulated, the plan
-    runs in `testbed`, or in one that is set up for it. `count_memory` counts tensors in a warm-up step.
+    `watch` is called with every line of metrics as soon as an epoch is done, `tell` with what ranks have to say. Where the scenario's
+    nodes are emulated, the plan runs in `testbed`, or in one that is set up for it. `count_memory` counts tensors in a warm-up step.
+    The run goes on from the checkpoints in the folder `resume`; when ranks are killed it starts again from its own.
     """
     spec = file.scenario.cluster
     if testbed is None and emulated(spec):
         with open_testbed(spec) as own:
-            return run_plan(file, folder, watch, own, count_memory, engine)
-    _prepare_folder(file, folder)
+            return run_plan(file, folder, watch, testbed=own, count_memory=count_memory, engine=engine, resume=resume, tell=tell)
+    prepare_folder(file, folder, resume, tell)
     launches = testbed_launches(file, testbed) if testbed else [NodeLaunch(tuple(range(len(file.plan.slots))))]
     variables = {COUNT_VARIABLE: str(int(count_memory))}
-    launch_nodes("chinchilla_sim.runtime.worker", [f"--engine={engine}", str(folder)], launches, folder, watch, variables)
+
+    def launch(watch: Watch | None, check: Check) -> None:
+        launch_nodes("chinchilla_sim.runtime.worker", [f"--engine={engine}", str(folder)], launches, folder, watch, variables, check)
+
+    supervise(launch, folder, file.scenario.job.timeout_s, watch, tell)
     return _read_measurement(file, folder)
 
 
@@ -128,7 +139,7 @@ def join_run(file: PlanFile, folder: Path, rendezvous: Rendezvous, watch: Watch 
         names = ", ".join(f"{number} is {node}" for number, node in enumerate(nodes))
         raise ScenarioError([Mistake("--node-rank", f"is {rendezvous.node_rank}, but the plan uses {len(nodes)} nodes", names)])
     check_first_node(rendezvous)
-    _prepare_folder(file, folder)
+    prepare_folder(file, folder, None, tell_nobody)
     processes = list(nodes.values())[rendezvous.node_rank]
     interface = interface_towards(rendezvous.host)
     launch = NodeLaunch(processes, rendezvous.node_rank, len(nodes), rendezvous.endpoint, interface)
@@ -143,14 +154,6 @@ def node_processes(file: PlanFile) -> dict[str, tuple[int, ...]]:
     for process, slot in enumerate(file.plan.slots):
         nodes.setdefault(names[slot], []).append(process)
     return {node: tuple(processes) for node, processes in nodes.items()}
-
-
-def _prepare_folder(file: PlanFile, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for pattern in ("rank*.json", "rank*.error", "metrics.jsonl", "launcher*.log"):
-        for old in folder.glob(pattern):
-            old.unlink()
-    file.save(folder / "plan.json")
 
 
 def _read_measurement(file: PlanFile, folder: Path) -> Measurement:
@@ -188,8 +191,12 @@ def launch_nodes(
     folder: Path,
     watch: Watch | None = None,
     variables: Mapping[str, str] | None = None,
+    check: Check | None = None,
 ) -> None:
-    """Run `python -m module arguments` on the ranks of all nodes that this process starts; when one fails all are stopped."""
+    """Run `python -m module arguments` on the ranks of all nodes that this process starts.
+
+    When one fails, or `check` raises, all are stopped within seconds.
+    """
     started: list[subprocess.Popen[bytes]] = []
     try:
         for launch in launches:
@@ -201,15 +208,15 @@ def launch_nodes(
                         start_new_session=True, preexec_fn=lambda: die_with_parent(signal.SIGTERM),
                     )
                 )  # fmt: skip
-        failed = _wait(started, folder / "metrics.jsonl", watch)
+        failed = _wait(started, folder / "metrics.jsonl", watch, check)
     finally:
         for process in started:
             _stop(process)
     if failed:
-        raise RunError(_failure(folder, launches))
+        raise _failure(folder, launches)
 
 
-def _wait(started: Sequence[subprocess.Popen[bytes]], metrics: Path, watch: Watch | None) -> bool:
+def _wait(started: Sequence[subprocess.Popen[bytes]], metrics: Path, watch: Watch | None, check: Check | None) -> bool:
     """Wait for all launchers, or for the first that fails; whether one did.
 
     What the ranks of the others have to say of a failure they say within GRACE_S.
@@ -217,6 +224,8 @@ def _wait(started: Sequence[subprocess.Popen[bytes]], metrics: Path, watch: Watc
     seen, until_s = 0, float("inf")
     while True:
         codes = [process.poll() for process in started]
+        if check:
+            check()
         if watch and metrics.exists():
             text = metrics.read_text()
             lines = text[: text.rfind("\n") + 1].splitlines()  # without a line that is being written
@@ -252,7 +261,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _failure(folder: Path, launches: Sequence[NodeLaunch]) -> str:
+def _failure(folder: Path, launches: Sequence[NodeLaunch]) -> RunError:
     """What to tell the user: the traceback of the rank that failed first, or that one was killed."""
     processes = [process for launch in launches for process in launch.processes]
     errors = [path for process in processes if (path := folder / f"rank{process}.error").exists()]
@@ -260,7 +269,7 @@ def _failure(folder: Path, launches: Sequence[NodeLaunch]) -> str:
     first_hand = [path for path in errors if not any(symptom in path.read_text() for symptom in PEER_DIED)]
     if first_hand:
         first = min(first_hand, key=lambda path: path.stat().st_mtime)
-        return f"{first.stem} failed:\n{first.read_text().rstrip()}"
+        return RunError(f"{first.stem} failed:\n{first.read_text().rstrip()}")
     lines = [line for launch in launches for line in launch.log(folder).read_text().splitlines()]
     told = [line.strip() for line in lines if "exitcode" in line or "Signal" in line] or lines[-15:]
-    return "a rank died without a traceback (killed, or out of memory); the launcher said:\n" + "\n".join(told)
+    return RankLostError("a rank died without a traceback (killed, or out of memory); the launcher said:\n" + "\n".join(told))

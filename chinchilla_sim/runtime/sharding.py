@@ -9,7 +9,7 @@ to its owner, who adds up what arrives: (n-1)/n, the bytes of a true reduce-scat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -143,6 +143,15 @@ class ShardExchange:
             self._payload = self._arriving = torch.zeros(0)
         for master, gradient in zip(self.masters, sums, strict=True):
             master.grad = gradient.to(master.dtype)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What earlier steps did not send."""
+        return self.whole.state_dict() if self.whole else {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from there."""
+        if self.whole:
+            self.whole.load_state_dict(state)
 
 
 class WeightGather:

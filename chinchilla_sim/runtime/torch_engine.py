@@ -20,6 +20,7 @@ from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 from chinchilla_sim.planner.action import CATEGORY, Action, Op
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.runtime.engines import TORCH_SCHEDULES, check_engine
+from chinchilla_sim.runtime.gradients import StageGradients
 from chinchilla_sim.runtime.groups import Groups, Seat
 from chinchilla_sim.runtime.recorder import Recorder
 from chinchilla_sim.runtime.stages import Stage
@@ -89,7 +90,7 @@ class _RecordedStage(PipelineStage):
 
 
 class TorchEngine:
-    """Plays one rank of a plan; has what `RankRun` asks of an interpreter: `step` and `last`."""
+    """Plays one rank of a plan; has what `RankRun` asks of an interpreter."""
 
     def __init__(
         self,
@@ -107,6 +108,9 @@ class TorchEngine:
         self.stages = {stage.number: stage for stage in stages}
         self.last = plan.stage_count - 1 in self.stages
         self.optimizers = optimizers
+        # What our own interpreter has besides: residuals of codecs, and a note of the present action for the watchdog.
+        self.gradients: Mapping[int, StageGradients] = {}
+        self.beat: Callable[[str], None] = lambda _: None
         self.targets: Sequence[Any] = ()
         self.pipeline = _make_pipeline_groups(plan)[seat.replica]
         self.torch_stages = [self._torch_stage(stage, device) for stage in stages]

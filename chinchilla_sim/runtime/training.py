@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import astuple
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -23,10 +24,13 @@ from chinchilla_sim.graph.contract import TrainingJob, factory_of, load_job
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.planner.program import lower
 from chinchilla_sim.runtime.batches import Shares, batch_length, global_batches
+from chinchilla_sim.runtime.checkpoint import Checkpoints
 from chinchilla_sim.runtime.clock import clock_name, read_offset
+from chinchilla_sim.runtime.continuation import Position, restore_random, take_up
 from chinchilla_sim.runtime.engines import Engine, plan_of_plain_stages
 from chinchilla_sim.runtime.fully_sharded import shard_stage
 from chinchilla_sim.runtime.groups import Groups, make_groups, process_of, seat_of
+from chinchilla_sim.runtime.heartbeat import Heartbeat
 from chinchilla_sim.runtime.interpreter import Interpreter
 from chinchilla_sim.runtime.lanes import Lanes
 from chinchilla_sim.runtime.memory import MemoryProbe, batch_bytes, optimizer_tensors, storage_bytes
@@ -63,6 +67,12 @@ class RankRun:
         self.losses: list[float] = []
         self.epoch_s: list[float] = []
         self.metrics: dict[str, float] = {}
+        self.lines: list[dict[str, Any]] = []
+        self.first_step = 0
+        self.loss_processes = [process_of(self.plan, rank, 0) for rank in self.plan.placement[-1]]
+        self.checkpoints = Checkpoints(self)
+        self.heartbeat = Heartbeat(folder, self.seat.process)
+        self.interpreter.beat = self.heartbeat.at
 
     def _make_engine(self) -> Interpreter | TorchEngine:
         """What plays the steps; both have the same two names."""
@@ -109,20 +119,26 @@ class RankRun:
 
     @property
     def steps(self) -> int:
-        """Steps made so far."""
-        return len(self.recorder.intervals)
+        """Steps made so far, those before a checkpoint included."""
+        return self.first_step + len(self.recorder.intervals)
 
     def run(self) -> None:
-        """All epochs, then the records."""
+        """All epochs from where a checkpoint left the run, then the records."""
         limit = self.spec.total_steps or sys.maxsize
         clock = [read_offset(clock_name(), self.device)]
-        for epoch in range(self.spec.epochs):
-            start_s = monotonic()
-            self._epoch(epoch, limit)
+        self.heartbeat.at("reading of checkpoints")
+        position = take_up(self) if self.plan.training else Position()
+        self._write_lines()
+        for epoch in range(position.epoch, self.spec.epochs):
+            start_s = monotonic() - position.epoch_s
+            self._epoch(epoch, limit, position, start_s)
+            position = Position()
             self.epoch_s.append(monotonic() - start_s)
             self._report(epoch)
             if self.steps >= limit:
                 break
+        self.heartbeat.at("end")
+        self.checkpoints.close()
         if not self.steps:
             raise RunError(f"the data has fewer than {self.spec.global_batch_size} samples: no step was made")
         record = self.recorder.to_dict() | {"losses": self.losses, "epoch_s": self.epoch_s, "metrics": self.metrics}
@@ -131,16 +147,26 @@ class RankRun:
         record["lane_collectives"] = [[*key, count] for key, count in sorted(self.lanes.counts.items())] if self.lanes else []
         (self.folder / f"rank{self.seat.process}.json").write_text(json.dumps(record))
         dist.barrier()
+        self.heartbeat.close()
 
-    def _epoch(self, epoch: int, limit: int) -> None:
+    def _epoch(self, epoch: int, limit: int, position: Position, start_s: float) -> None:
+        """The steps of an epoch behind a position."""
         split = "train" if self.plan.training else "validation"
         batches = global_batches(self.job.batches(split, self.spec.seed, epoch), self.spec.global_batch_size)
-        while self.steps < limit:
+        batches = islice(batches, position.step_of_epoch, None)
+        for number in count(position.step_of_epoch):
+            if self.steps >= limit:
+                return
+            self.heartbeat.step = self.steps
+            self.heartbeat.at("its data")
             begun_s = monotonic()
             batch = next(batches, None)
             if batch is None:
                 return
             inputs, targets = self.shares.inputs(batch[0]), self.shares.targets(batch[1])
+            restore_random(self, position)
+            position = Position()
+            begun_s += self.checkpoints.before_step(epoch, number, begun_s - start_s)
             for optimizer in self.optimizers.values():
                 set_learning_rate(optimizer, self.spec, self.steps, self.total_steps)
             loss = self.memory.play(partial(self.interpreter.step, inputs, targets, begun_s), partial(self._held_bytes, inputs, targets))
@@ -156,6 +182,7 @@ class RankRun:
 
     def _report(self, epoch: int) -> None:
         """Gather the weights on the first process, evaluate, and write one line of metrics."""
+        self.heartbeat.at(f"evaluation of epoch {epoch + 1}")
         gathered = self._gather_weights() if self.plan.training else {}
         if self.seat.process:
             return
@@ -163,9 +190,15 @@ class RankRun:
             _load(self.model, gathered)
             torch.save(self.model.state_dict(), self.folder / "weights.pt")
         self.metrics = self._evaluate() if gathered or self.file.scenario.model.weights else {}
-        line = {"epoch": epoch + 1, "steps": self.steps, "epoch_s": round(self.epoch_s[-1], 4), **self.metrics}
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self.lines.append({"epoch": epoch + 1, "steps": self.steps, "epoch_s": round(self.epoch_s[-1], 4), **self.metrics})
+        self._write_lines()
+
+    def _write_lines(self) -> None:
+        """Metrics of all epochs so far, without what was written behind the checkpoint that the run goes on from."""
+        if self.seat.process == 0:
+            partial_file = self.folder / "metrics.jsonl.partial"
+            partial_file.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+            partial_file.replace(self.folder / "metrics.jsonl")
 
     def _evaluate(self) -> dict[str, float]:
         """The job's own metrics of the model, or of its variant."""

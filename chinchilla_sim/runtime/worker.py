@@ -1,7 +1,7 @@
 """One rank of a real run: `python -m chinchilla_sim.runtime.worker [--allow-factory] [--engine torch] RUN_FOLDER`, started by torchrun.
 
 The folder holds plan.json; every rank writes `rank<R>.json` (what it recorded) or `rank<R>.error` (its traceback),
-rank 0 writes metrics.jsonl and weights.pt.
+rank 0 writes metrics.jsonl and weights.pt. Where the folder holds checkpoints, the run goes on from the newest.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from chinchilla_sim.runtime.launch import die_with_parent
 from chinchilla_sim.runtime.records import share_records
 from chinchilla_sim.runtime.serving import make_run
 
-TIMEOUT = timedelta(seconds=120)
+BEHIND_WATCHDOG_S = 60.0
+"""How much longer a rank waits for another than the command, which can tell who hangs, waits for any of them."""
 
 
 def main(folder: Path, allow_factory: bool = False, engine: Engine = "chinchilla") -> int:
@@ -32,8 +33,10 @@ def main(folder: Path, allow_factory: bool = False, engine: Engine = "chinchilla
     try:
         prepare_process()
         device = choose_device()
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-        make_run(load_plan(path).allow_factory(allow_factory, str(path)), folder, device, engine).run()
+        file = load_plan(path).allow_factory(allow_factory, str(path))
+        timeout = timedelta(seconds=file.scenario.job.timeout_s + BEHIND_WATCHDOG_S)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        make_run(file, folder, device, engine).run()
         share_records(folder)
         dist.destroy_process_group()
     except BaseException:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from chinchilla_sim.scenario.fields import Count, RequestsPerSecond, Seconds
+from chinchilla_sim.scenario.fields import Count, PositiveSeconds, RequestsPerSecond, Seconds
 from chinchilla_sim.scenario.table import Table
 
 
@@ -36,6 +36,18 @@ class JobSpec(Table):
         examples=[1.0],
     )
     momentum: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False, description="Momentum of optimizer sgd.", examples=[0.9])
+    checkpoint_interval_steps: Count | None = Field(
+        default=None, description="Save a checkpoint of a real run every so many steps.", examples=[500]
+    )
+    checkpoint_interval_s: Seconds = Field(
+        default=300.0,
+        alias="checkpoint_interval",
+        description="Save a checkpoint of a real run about every so many seconds, unless its steps are counted; never at 0 s.",
+        examples=["5 min"],
+    )
+    timeout_s: PositiveSeconds = Field(
+        default=120.0, alias="timeout", description="A real run in which no rank moves for so long hangs, and is ended.", examples=["2 min"]
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="Numbers the job computes with.", examples=["fp32"])
     checkpoint_s: Seconds | None = Field(
         default=None,
