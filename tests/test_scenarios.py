@@ -41,14 +41,14 @@ def test_a_compressed_model_is_not_run_uncompressed(tmp_path: Path) -> None:
         check_runnable(load_scenario(ROOT / "scenarios" / "digits_service.toml", ["model.compression.quantize=int4"]))
 
 
-def test_a_codec_with_feedback_is_not_run(tmp_path: Path) -> None:
-    """A plan with top-k is planned and simulated; the run is refused before anything starts."""
+def test_what_the_runtime_does_not_play_is_not_run(tmp_path: Path) -> None:
+    """A plan with ZeRO is planned and simulated; the run is refused before anything starts."""
     scenario = load_scenario(
         ROOT / "scenarios" / "mnist_mlp.toml",
-        ['search.gradient_codecs=["top-k"]', "search.pipeline_parallel_degrees=[1]", "search.executable=false"],
+        ["search.zero_stages=[1]", "search.pipeline_parallel_degrees=[1]", "search.data_parallel_degrees=[2]", "search.executable=false"],
     )
     setting = prepare(scenario)
     file = plan_file(setting, make_plan(setting))
-    assert file.plan.gradient_codecs == ("top-k",)
-    with pytest.raises(ScenarioError, match="the runtime does not play codecs other than none, fp16, bf16, int8 yet"):
+    assert file.plan.zero_stage == 1
+    with pytest.raises(ScenarioError, match="the runtime does not play ZeRO yet"):
         run_for_real(file, tmp_path)
