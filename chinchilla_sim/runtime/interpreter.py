@@ -106,7 +106,8 @@ class Interpreter:
         return self.step_loss
 
     def _record(self, action: Action, start_s: float) -> None:
-        self.recorder.compute(str(action), CATEGORY[action.op], start_s)
+        divider = self.stages[action.stage].divider
+        self.recorder.compute(str(action), CATEGORY[action.op], start_s, divider.lanes.take_waited_s() if divider else 0.0)
 
     # Computation
 

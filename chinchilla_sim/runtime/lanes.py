@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any
 
 import torch
@@ -34,6 +35,17 @@ class Lanes:
         self.group, self.degree, self.lane = group, degree, lane
         self.counts: Counter[tuple[Direction, str, int]] = Counter()
         self._mesh: DeviceMesh | None = None
+        self._waited_s = 0.0
+
+    def take_waited_s(self) -> float:
+        """Seconds in collectives since this was asked last."""
+        waited_s, self._waited_s = self._waited_s, 0.0
+        return waited_s
+
+    def _run(self, collective: Callable[..., Any], *tensors: Any) -> None:
+        start_s = monotonic()
+        collective(*tensors, group=self.group)
+        self._waited_s += monotonic() - start_s
 
     def mesh(self, device_type: str) -> DeviceMesh:
         """The lanes as an axis of devices; all of them call it together the first time."""
@@ -45,7 +57,7 @@ class Lanes:
         """The sum over the lanes, in a tensor of its own."""
         total = tensor.detach().clone(memory_format=torch.contiguous_format)
         self.counts[direction, "all_reduce", total.numel() * total.element_size()] += 1
-        dist.all_reduce(total, group=self.group)
+        self._run(dist.all_reduce, total)
         return total
 
     def all_gather(self, tensor: Tensor, layout: Layout, size: int, direction: Direction) -> Tensor:
@@ -60,7 +72,7 @@ class Lanes:
         own = own.contiguous()
         pieces = [torch.empty_like(own) for _ in range(self.degree)]
         self.counts[direction, "all_gather", own.numel() * own.element_size()] += 1
-        dist.all_gather(pieces, own, group=self.group)
+        self._run(dist.all_gather, pieces, own)
         whole = torch.cat(pieces, dim).narrow(dim, 0, size // layout.parts)
         return whole.flatten(layout.dim, dim)
 
@@ -68,7 +80,7 @@ class Lanes:
         """What all lanes have, each the same number of bytes."""
         pieces = [torch.empty_like(payload) for _ in range(self.degree)]
         self.counts[direction, "all_gather", payload.numel()] += 1
-        dist.all_gather(pieces, payload.contiguous(), group=self.group)
+        self._run(dist.all_gather, pieces, payload.contiguous())
         return pieces
 
     def part(self, tensor: Tensor, layout: Layout) -> Tensor:

@@ -14,7 +14,7 @@ from statistics import median
 from time import monotonic
 from typing import Any
 
-from chinchilla_sim.timeline import Category, Span, Timeline, Wait
+from chinchilla_sim.timeline import Category, Span, Stream, Timeline, Wait
 
 KEPT_STEPS = 64
 WARM_UP_STEPS = 5
@@ -56,9 +56,15 @@ class Recorder:
         ends = [self._step.compute[-1][3], *(row[2] for row in self._step.collectives.values() if row[2] is not None)]
         self.intervals.append((self._step.compute[0][2], max(ends)))
 
-    def compute(self, label: str, category: Category, start_s: float) -> None:
-        """A compute action that began at `start_s` and has just ended."""
-        self._step.compute.append((label, category, start_s, monotonic()))
+    def compute(self, label: str, category: Category, start_s: float, waited_s: float = 0.0) -> None:
+        """A compute action that began at `start_s` and has just ended.
+
+        What it waited for collectives inside is put behind it, as in the simulator.
+        """
+        end_s = monotonic()
+        self._step.compute.append((label, category, start_s, end_s - waited_s))
+        if waited_s:
+            self._step.compute.append((label, "collective", end_s - waited_s, end_s))
 
     def send(self, key: MessageKey, label: str, message_bytes: int) -> None:
         """A message was issued now."""
@@ -130,7 +136,9 @@ def merge_step(steps: Sequence[dict[str, Any]]) -> Timeline:
     spans: list[Span] = []
     waits: list[Wait] = []
     for rank, step in enumerate(steps):
-        spans += [Span(rank, "compute", category, label, start, end) for label, category, start, end in step["compute"]]
+        for label, category, start, end in step["compute"]:
+            stream: Stream = "collective" if category == "collective" else "compute"
+            spans.append(Span(rank, stream, category, label, start, end))
     sends = {tuple(row[:4]): (rank, *row[4:]) for rank, step in enumerate(steps) for row in step["sends"]}
     for rank, step in enumerate(steps):
         for row in step["receives"]:
