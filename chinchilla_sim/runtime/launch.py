@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from typing import Any
 from chinchilla_sim.errors import RankLostError, RunError
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.runtime.notes import Tell, tell_nobody
+from chinchilla_sim.runtime.parent import die_with_parent
 from chinchilla_sim.runtime.recorder import representative_timeline, step_seconds
 from chinchilla_sim.runtime.supervision import prepare_folder, supervise
 from chinchilla_sim.validation.compare import Measurement
@@ -31,7 +31,6 @@ RANK_ENVIRONMENT = {
     "MALLOC_TOP_PAD_": "67108864",
 }
 GRACE_S = 5.0
-PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 POLL_S = 0.1
 PEER_DIED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
@@ -114,12 +113,6 @@ def _wait(process: subprocess.Popen[bytes], metrics: Path, watch: Watch | None, 
 def _python_path() -> str:
     """Ranks find the modules that this process finds, such as a user's own package in the working folder."""
     return os.pathsep.join(path or os.getcwd() for path in sys.path)
-
-
-def die_with_parent(with_signal: signal.Signals) -> None:
-    """Let the kernel end this process when the one that started it dies (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, with_signal)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
