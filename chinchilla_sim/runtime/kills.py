@@ -24,13 +24,15 @@ from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_file import PlanFile, load_plan
 from chinchilla_sim.runtime.checkpoint_files import FOLDER, newest_step
 from chinchilla_sim.runtime.heartbeat import read_whereabouts
-from chinchilla_sim.runtime.launch import die_with_parent, run_plan
+from chinchilla_sim.runtime.launch import run_plan
+from chinchilla_sim.runtime.parent import die_with_parent
 from chinchilla_sim.scenario.load import parse_scenario
 
 LOSSES, STORY = "losses.json", "story.txt"
 GONE_S = 20.0
 """In which the processes of a killed command must be gone."""
 MOST_RESUMPTIONS = 5
+MOST_TRIES = 4
 STARTING_SHARE = 0.25
 
 _SCENARIO = {
@@ -89,11 +91,18 @@ def measure_kills(file: PlanFile, times: int, seed: int, folder: Path) -> Iterat
     if undisturbed.wait():
         raise RunError(f"the run without trouble failed: {_story(folder / 'undisturbed')}")
     ended_s = time.monotonic()
-    for number in range(times):
-        yield _kill_once(folder, f"kill{number}", draw, begun_s - start_s, ended_s - begun_s)
+    made = 0
+    for number in range(MOST_TRIES * times):
+        kill = _kill_once(folder, f"kill{number}", draw, begun_s - start_s, ended_s - begun_s)
+        if kill:
+            yield kill
+            made += 1
+        if made == times:
+            return
 
 
-def _kill_once(folder: Path, name: str, draw: random.Random, starting_s: float, running_s: float) -> Kill:
+def _kill_once(folder: Path, name: str, draw: random.Random, starting_s: float, running_s: float) -> Kill | None:
+    """None where the run was over too soon."""
     start_s = time.monotonic()
     own, command = folder / name, _start(folder, name, resume=False)
     if draw.random() < STARTING_SHARE:
@@ -104,8 +113,9 @@ def _kill_once(folder: Path, name: str, draw: random.Random, starting_s: float, 
     at_s = time.monotonic() - start_s
     victim, pid = draw.choice(_family(command.pid))
     step = _steps(own)
-    if command.poll() is None:
-        os.kill(pid, signal.SIGKILL)
+    if command.poll() is not None:
+        return None
+    os.kill(pid, signal.SIGKILL)
     resumptions = 0
     while command.wait():
         if resumptions == MOST_RESUMPTIONS:

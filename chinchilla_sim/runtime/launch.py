@@ -5,7 +5,6 @@ A run is on this machine, on nodes that it emulates (a testbed), or on several m
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -24,6 +23,7 @@ from chinchilla_sim.runtime.alignment import align
 from chinchilla_sim.runtime.engines import Engine
 from chinchilla_sim.runtime.namespaces import INTERFACE
 from chinchilla_sim.runtime.notes import Tell, tell_nobody
+from chinchilla_sim.runtime.parent import die_with_parent
 from chinchilla_sim.runtime.recorder import kept_timelines, representative_timeline, step_seconds
 from chinchilla_sim.runtime.rendezvous import INTERFACE_VARIABLE, Rendezvous, check_first_node, interface_towards
 from chinchilla_sim.runtime.start import CGROUPS_VARIABLE, PROCESSES_VARIABLE
@@ -44,7 +44,6 @@ RANK_ENVIRONMENT = {
 COUNT_VARIABLE = "CHINCHILLA_COUNT_MEMORY"
 """Set to 1 where a rank shall count the tensors of one step."""
 GRACE_S = 5.0
-PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 POLL_S = 0.1
 TESTBED_PORT = 29500
 """Where launchers meet in a testbed: its nodes have no other programs."""
@@ -242,12 +241,6 @@ def _wait(started: Sequence[subprocess.Popen[bytes]], metrics: Path, watch: Watc
 def _python_path() -> str:
     """Ranks find the modules that this process finds, such as a user's own package in the working folder."""
     return os.pathsep.join(path or os.getcwd() for path in sys.path)
-
-
-def die_with_parent(with_signal: signal.Signals) -> None:
-    """Let the kernel end this process when the one that started it dies (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, with_signal)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

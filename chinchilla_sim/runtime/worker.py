@@ -13,15 +13,14 @@ import traceback
 from argparse import ArgumentParser, Namespace
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-import torch.distributed as dist
+from chinchilla_sim.runtime.parent import die_with_parent, leave_if_orphaned
 
-from chinchilla_sim.planner.plan_file import load_plan
-from chinchilla_sim.runtime.engines import Engine
-from chinchilla_sim.runtime.launch import die_with_parent
-from chinchilla_sim.runtime.records import share_records
-from chinchilla_sim.runtime.serving import make_run
+if TYPE_CHECKING:
+    import torch
+
+    from chinchilla_sim.runtime.engines import Engine
 
 BEHIND_WATCHDOG_S = 60.0
 """How much longer a rank waits for another than the command, which can tell who hangs, waits for any of them."""
@@ -29,20 +28,33 @@ BEHIND_WATCHDOG_S = 60.0
 
 def main(folder: Path, allow_factory: bool = False, engine: Engine = "chinchilla") -> int:
     """Run this rank; the return value is the exit code."""
-    rank, path = int(os.environ["RANK"]), folder / "plan.json"
+    # Before the imports, which take seconds.
+    die_with_parent(signal.SIGKILL)
+    leave_if_orphaned(str(folder))
+    rank = int(os.environ["RANK"])
     try:
-        prepare_process()
-        device = choose_device()
-        file = load_plan(path).allow_factory(allow_factory, str(path))
-        timeout = timedelta(seconds=file.scenario.job.timeout_s + BEHIND_WATCHDOG_S)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
-        make_run(file, folder, device, engine).run()
-        share_records(folder)
-        dist.destroy_process_group()
+        _run(folder, allow_factory, engine)
     except BaseException:
         (folder / f"rank{rank}.error").write_text(traceback.format_exc())
         raise
     return 0
+
+
+def _run(folder: Path, allow_factory: bool, engine: Engine) -> None:
+    import torch.distributed as dist
+
+    from chinchilla_sim.planner.plan_file import load_plan
+    from chinchilla_sim.runtime.records import share_records
+    from chinchilla_sim.runtime.serving import make_run
+
+    prepare_process()
+    device, path = choose_device(), folder / "plan.json"
+    file = load_plan(path).allow_factory(allow_factory, str(path))
+    timeout = timedelta(seconds=file.scenario.job.timeout_s + BEHIND_WATCHDOG_S)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    make_run(file, folder, device, engine).run()
+    share_records(folder)
+    dist.destroy_process_group()
 
 
 def prepare_process() -> None:
@@ -51,6 +63,8 @@ def prepare_process() -> None:
     One thread per rank; numbers too small for a normal float become 0 (moments of rarely used weights decay there,
     and arithmetic on them is slow); Linux ends the process with its launcher.
     """
+    import torch
+
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     die_with_parent(signal.SIGKILL)
@@ -58,6 +72,8 @@ def prepare_process() -> None:
 
 def choose_device() -> torch.device:
     """A GPU of this process's own where the machine has enough, else the CPU."""
+    import torch
+
     local = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available() and torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"]):
         torch.cuda.set_device(local)
