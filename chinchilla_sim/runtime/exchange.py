@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from chinchilla_sim.cost.codec import exchange_kind
 from chinchilla_sim.cost.collective import sent_bytes
 from chinchilla_sim.errors import RunError
+from chinchilla_sim.runtime.gathering import PostedGather
 from chinchilla_sim.runtime.gradient_codecs import BucketCodec, Int8Codec, OneBitCodec, SumCodec, TopCodec
 from chinchilla_sim.runtime.low_rank import LowRankCodec
 
@@ -33,8 +34,11 @@ class BucketExchange:
     In a group of one nothing travels, but the codec does to the gradients what it does among many.
     """
 
-    def __init__(self, codec: str, parameters: Sequence[nn.Parameter], group: Any, group_size: int) -> None:
-        """`group` is the process group of the replicas (None: the default one), `group_size` how many they are."""
+    def __init__(self, codec: str, parameters: Sequence[nn.Parameter], group: Any, group_size: int, tag: int = 0) -> None:
+        """`group` is the process group of the replicas (None: the default one), `group_size` how many they are.
+
+        `tag` tells the exchange from others among the same ranks.
+        """
         self.parameters = list(parameters)
         self.group, self.group_size = group, group_size
         self.kind = exchange_kind(codec)
@@ -45,6 +49,7 @@ class BucketExchange:
         self._received: list[Tensor] = []
         if self.kind == "all_gather" and payloads:
             self._received = list(torch.zeros(group_size, len(payloads[0]), dtype=payloads[0].dtype, device=payloads[0].device))
+        self._gather = PostedGather(self._received, group, tag) if self._received and group_size > 1 else None
         self._issued = 0
         self._work: Any = None
 
@@ -63,6 +68,11 @@ class BucketExchange:
         """Whether a second round follows."""
         return len(self.round_bytes) > 1
 
+    def begin(self) -> None:
+        """Be ready for what the others will send in this step."""
+        if self._gather:
+            self._gather.post()
+
     def encode(self) -> None:
         """Pack the parameters' gradients (zeros where one has none), with what earlier steps did not send."""
         if self._codec:
@@ -78,13 +88,15 @@ class BucketExchange:
         if self.kind == "all_reduce":
             if self.group_size > 1:
                 self._work = dist.all_reduce(payload, group=self.group, async_op=True)
-        elif self.group_size > 1:
-            self._work = dist.all_gather(self._received, payload, group=self.group, async_op=True)
+        elif self._gather:
+            self._gather.send(payload)
         else:
             self._received[0].copy_(payload)
 
     def wait(self) -> None:
         """Wait for what was issued."""
+        if self._gather:
+            self._gather.wait()
         if self._work is not None:
             self._work.wait()
             self._work = None

@@ -36,6 +36,11 @@ class StageGradients:
         self.split = len(self.buckets) > 1
         self._under_way: list[int] = []
 
+    def begin_step(self) -> None:
+        """Be ready for what the other replicas will send."""
+        for exchange in self.buckets:
+            exchange.begin()
+
     def leave(self, bucket: int) -> None:
         """Pack and send a bucket whose gradients are complete, while the backward pass goes on."""
         if self.buckets[bucket].parameters:
@@ -140,12 +145,13 @@ def _exchanges(plan: Plan, stage: Stage, seat: Seat, groups: Groups, update: Sta
     if not plan.training or len(ranks) == 1 or plan.zero_stage == 3:
         return []
     codec, group, found = plan.gradient_codecs[stage.number], groups.among[tuple(ranks)], list[Exchange]()
-    for parameters in map(stage.parameters, range(stage.bucket_count)):
+    for bucket in range(stage.bucket_count):
+        parameters, tag = stage.parameters(bucket), stage.number * plan.gradient_buckets + bucket
         if plan.zero_stage:
             masters = [update.master_of(parameter) for parameter in parameters]
-            found.append(ShardExchange(codec, parameters, masters, group, len(ranks), ranks.index(seat.rank)))
+            found.append(ShardExchange(codec, parameters, masters, group, len(ranks), ranks.index(seat.rank), tag))
         else:
-            found.append(BucketExchange(codec, parameters, group, len(ranks)))
+            found.append(BucketExchange(codec, parameters, group, len(ranks), tag))
     return found
 
 

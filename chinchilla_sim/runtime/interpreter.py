@@ -92,6 +92,8 @@ class Interpreter:
             shared.open = True
         if self.norm:
             self.norm.begin_step()
+        for gradients in self.gradients.values():
+            gradients.begin_step()
         self.messages.begin_step()
         self.recorder.begin_step()
         if begun_s is not None:

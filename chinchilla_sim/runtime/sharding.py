@@ -68,13 +68,20 @@ class ShardExchange:
     """Exchange of one bucket that leaves each replica the sum of its own pieces; used as `BucketExchange` is."""
 
     def __init__(
-        self, codec: str, parameters: Sequence[nn.Parameter], masters: Sequence[nn.Parameter], group: Any, count: int, place: int
+        self,
+        codec: str,
+        parameters: Sequence[nn.Parameter],
+        masters: Sequence[nn.Parameter],
+        group: Any,
+        count: int,
+        place: int,
+        tag: int = 0,
     ) -> None:
         self.codec, self.parameters, self.masters = codec, list(parameters), list(masters)
         self.group, self.count, self.place = group, count, place
         self.pieces = Pieces(self.parameters, count)
         # What cannot be summed on its way, or is needed whole to be unpacked, arrives whole everywhere.
-        self.whole = None if exchange_kind(codec, 1) == "reduce_scatter" else BucketExchange(codec, parameters, group, count)
+        self.whole = None if exchange_kind(codec, 1) == "reduce_scatter" else BucketExchange(codec, parameters, group, count, tag)
         self._payload = self._arriving = torch.zeros(0)
         self._work: Any = None
 
@@ -102,6 +109,11 @@ class ShardExchange:
             self.whole.advance()
         else:
             self.wait()
+
+    def begin(self) -> None:
+        """Be ready for what the others will send in this step."""
+        if self.whole:
+            self.whole.begin()
 
     def encode(self) -> None:
         """Pack the gradients, which are freed."""
