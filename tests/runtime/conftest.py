@@ -125,7 +125,7 @@ def train_alone(scenario: Scenario, steps: int) -> tuple[list[float], dict[str, 
             model.zero_grad()
             loss.backward()
             for weight, master in zip(weights, masters, strict=True):
-                master.grad = weight.grad.to(master.dtype)
+                master.grad = None if weight.grad is None else weight.grad.to(master.dtype)
             if spec.clip_gradient_norm:
                 torch.nn.utils.clip_grad_norm_(masters, spec.clip_gradient_norm)
             optimizer.step()

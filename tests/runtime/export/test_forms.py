@@ -167,7 +167,7 @@ def test_dockerfile_builds_from_its_folder_alone(tmp_path: Path) -> None:
     requirements = (tmp_path / "requirements.txt").read_text()
     assert re.search(r"^torch[<>=].*2\.13", requirements, re.MULTILINE) and "pytest" not in requirements
     copied = {path.relative_to(tmp_path) for path in (tmp_path / "chinchilla_sim").rglob("*") if path.is_file()}
-    package = {path.relative_to(ROOT) for path in (ROOT / "chinchilla_sim").rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    package = {path.relative_to(ROOT) for path in (ROOT / "chinchilla_sim").rglob("*") if path.is_file() and path.parent.name != "__pycache__"}
     assert copied == package
 
 
