@@ -13,12 +13,13 @@ from chinchilla_sim.cluster.build import this_machine_ranks
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.planner.candidate import Candidate
 from chinchilla_sim.planner.plan_file import PlanFile
+from chinchilla_sim.running import check_runnable, run_for_real
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import Setting, build_graph, find_calibration, prepare, profile_path
 from chinchilla_sim.validation.compare import Measurement
 from chinchilla_sim.validation.testbed_cases import TestbedCase, relative_spread
-from chinchilla_sim.workflow import calibrate, check_runnable, make_plan, profile_scenario, run_for_real
+from chinchilla_sim.workflow import calibrate, make_plan, profile_scenario
 
 LARGEST_SPREAD = 0.05
 MOST_REPEATS = 3

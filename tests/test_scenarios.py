@@ -6,9 +6,10 @@ import pytest
 
 from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.report.summary import summary_text
+from chinchilla_sim.running import check_runnable, run_for_real
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.setting import prepare
-from chinchilla_sim.workflow import check_runnable, make_best_plan, make_plan, plan_file, run_for_real, study_of
+from chinchilla_sim.workflow import make_best_plan, make_plan, plan_file, study_of
 
 ROOT = Path(__file__).parents[1]
 

@@ -34,9 +34,9 @@ def bench_engines(
         Steps in each turn that count.
     """
     from chinchilla_sim.report.engines import engines_table
+    from chinchilla_sim.running import check_playable
     from chinchilla_sim.runtime.engine_race import run_race
     from chinchilla_sim.runtime.engines import check_engine
-    from chinchilla_sim.workflow import check_playable
 
     at_least("--rounds", rounds)
     at_least("--steps", steps)

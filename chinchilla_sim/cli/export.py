@@ -37,8 +37,9 @@ def export(
     output
         Folder to write to (default: NAME-TO, such as mnist_mlp-torchrun).
     """
+    from chinchilla_sim.running import check_exportable
     from chinchilla_sim.runtime.export.folder import export_folder
-    from chinchilla_sim.workflow import check_exportable, open_plan
+    from chinchilla_sim.workflow import open_plan
 
     file = load_plan_file(plan, allow_factory)
     setting = open_plan(file, str(plan), force=force)

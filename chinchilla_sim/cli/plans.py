@@ -325,8 +325,8 @@ def run(
         Folder of a run that was interrupted: go on from its newest checkpoint, also with another plan or number of ranks.
     """
     from chinchilla_sim.report.measured import attribution_table, comparison_table, metrics_table
+    from chinchilla_sim.running import judge_run, run_for_real, simulate_fully
     from chinchilla_sim.runtime.engines import check_engine
-    from chinchilla_sim.workflow import judge_run, run_for_real, simulate_fully
 
     if steps is not None:
         at_least("--steps", steps)

@@ -73,8 +73,9 @@ def plan_to_run(
     source: Path, overrides: list[str] | None, force: bool, quiet: bool, allow_factory: bool = False
 ) -> tuple[PlanFile, Setting]:
     """The plan to run and its setting; this machine is calibrated first where it was not."""
+    from chinchilla_sim.running import check_runnable
     from chinchilla_sim.setting import prepare
-    from chinchilla_sim.workflow import check_runnable, ensure_calibration, make_best_plan, open_plan, plan_file
+    from chinchilla_sim.workflow import ensure_calibration, make_best_plan, open_plan, plan_file
 
     is_plan = source.suffix == ".json"
     if is_plan and overrides:
@@ -101,7 +102,8 @@ def run_to_resume(folder: Path | None, overrides: list[str] | None, allow_factor
     """The plan of an interrupted run and its setting, with some values of its scenario replaced, such as job.epochs."""
     from dataclasses import replace
 
-    from chinchilla_sim.workflow import check_runnable, open_plan
+    from chinchilla_sim.running import check_runnable
+    from chinchilla_sim.workflow import open_plan
 
     if folder is None:
         raise ScenarioError([Mistake("source", "is missing", "name a scenario or a plan, or --resume FOLDER of a run")])

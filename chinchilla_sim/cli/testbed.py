@@ -74,8 +74,8 @@ def run_this_node(
     as_json: bool,
 ) -> None:
     """This machine's part of `chinchilla run PLAN --rendezvous HOST:PORT --node-rank N`; node 0 compares and reports."""
+    from chinchilla_sim.running import join_for_real
     from chinchilla_sim.runtime.rendezvous import parse_rendezvous
-    from chinchilla_sim.workflow import join_for_real
 
     if source.suffix != ".json":
         cure = "plan first (`chinchilla plan SCENARIO -o plan.json`) and give the same file to all nodes"

@@ -47,7 +47,8 @@ def validate_run(
     import tempfile
 
     from chinchilla_sim.report.measured import attribution_table, categories_table, comparison_table, peaks_table
-    from chinchilla_sim.workflow import judge_run, learn_from_run, open_plan, run_for_real, simulate_fully
+    from chinchilla_sim.running import judge_run, learn_from_run, run_for_real, simulate_fully
+    from chinchilla_sim.workflow import open_plan
 
     at_least("--steps", steps)
     folder = writable_folder(output) if output else None

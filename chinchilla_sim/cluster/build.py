@@ -81,7 +81,7 @@ def _this_machine(spec: ClusterSpec, precision: str, calibration: Calibration | 
     for slot in slots:
         _cable(graph, slot, THIS_MACHINE, Link(link.latency_s / 2, link.bandwidth_bytes_per_s))
     # The measured link contains gloo's headers and hops already; the rendezvous stays.
-    backend = replace(find_backend("gloo"), header_factor=1.0, collective_hop_s=0.0)
+    backend = replace(find_backend("gloo"), header_factor=1.0, collective_hop_s=0.0, message_s=0.0)
     return Cluster(
         graph, slots, devices, backend, provenance, crowded,
         node_collectives={THIS_MACHINE: calibration.collective_s} if calibration else {},

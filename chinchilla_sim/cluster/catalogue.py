@@ -223,6 +223,7 @@ def find_backend(name: str) -> Backend:
         rendezvous=entry["rendezvous"],
         collective_hop_s=parse_seconds(entry["collective_hop"]),
         collective_segment_bytes=parse_bytes(entry["collective_segment"]),
+        message_s=parse_seconds(entry.get("message", "0 s")),
     )
 
 

@@ -118,13 +118,14 @@ _CORE_SECONDS = (
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """What a communication library adds to plain links (see catalogue.toml)."""
+    """What a communication library adds to plain links (see catalogue.toml): `message_s` to each message between two ranks."""
 
     name: str
     header_factor: float = 1.0
     rendezvous: bool = False
     collective_hop_s: float = 0.0
     collective_segment_bytes: float = float("inf")
+    message_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,12 @@ from chinchilla_sim.graph.contract import TrainingJob, factory_of, load_job
 from chinchilla_sim.graph.profile import Profile, TaskTime
 from chinchilla_sim.graph.task import LOSS_OP, Task
 from chinchilla_sim.graph.trace import as_tuple, export_module, graph_of
+from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.runtime.batches import global_batches
 from chinchilla_sim.runtime.launch import launch_ranks
+from chinchilla_sim.runtime.passes import Passes
 from chinchilla_sim.runtime.probe import SWEPT_VALUES, busy_counts
+from chinchilla_sim.runtime.stages import cut_stages
 from chinchilla_sim.runtime.worker import prepare_process
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.schema import Scenario
@@ -38,6 +41,7 @@ WARM_UP = 3
 MEASUREMENTS = 15
 FEWEST_MEASUREMENTS = 5
 TASK_BUDGET_S = 0.5
+PASS_BUDGET_S = 3.0
 SIZES = 4
 
 
@@ -81,11 +85,9 @@ def _measure_rank(folder: Path) -> None:
     for count in busy_counts(rank_count):
         dist.barrier()
         if rank < count:
-            record[count] = [
-                row
-                for size in microbatch_sizes(scenario.job.global_batch_size)
-                for row in profile_tasks(job, size, scenario.job.kind == "training")
-            ]
+            training = scenario.job.kind == "training"
+            sizes = microbatch_sizes(scenario.job.global_batch_size)
+            record[count] = [row for size in sizes for row in in_context(profile_tasks(job, size, training), job, size, training)]
     (folder / f"profile{rank}.json").write_text(json.dumps(record))
     dist.barrier()
     dist.destroy_process_group()
@@ -121,6 +123,51 @@ def profile_tasks(job: TrainingJob, size: int, training: bool) -> list[dict[str,
     if training:
         rows.append({"task": LOSS_OP, "size": size} | _times(lambda result: job.loss(result, targets), [outputs], [True]))
     return rows
+
+
+def in_context(rows: list[dict[str, Any]], job: TrainingJob, size: int, training: bool) -> list[dict[str, Any]]:
+    """The rows, scaled so that they add up to what whole passes of the model take.
+
+    Operators that are timed one by one miss what they cost each other: allocation, caches that the next one finds cold, the
+    bookkeeping of autograd between them.
+    """
+    forward_s, backward_s = pass_seconds(job, size, training)
+    scaled = rows
+    for key, whole_s in (("forward_s", forward_s), ("backward_s", backward_s)):
+        total_s = sum(row[key] for row in rows)
+        scale = whole_s / total_s if total_s and whole_s else 1.0
+        scaled = [row | {key: row[key] * scale} for row in scaled]
+    return scaled
+
+
+def pass_seconds(job: TrainingJob, size: int, training: bool) -> tuple[float, float]:
+    """Median seconds of a forward and a backward pass of one microbatch through the whole model, as a rank runs them."""
+    torch.manual_seed(0)
+    model, cpu = job.model().train(training), torch.device("cpu")
+    inputs, targets = job.example_batch(size)
+    graph = graph_of(model, list(export_module(model, as_tuple(inputs)).graph.nodes), size, training, "profile")
+    names = tuple(task.name for task in graph.compute_tasks)
+    plan = Plan((names,), ((0,),), (0,), size, 1, "gpipe" if training else "forward", ("none",), ())
+    (stage,) = cut_stages(job, model, plan, (0,), cpu)
+    passes, sweep = Passes(stage, 0), torch.zeros(SWEPT_VALUES)
+    forward: list[float] = []
+    backward: list[float] = []
+    begun_s = monotonic()
+    while len(forward) < WARM_UP + MEASUREMENTS and (len(forward) < WARM_UP + FEWEST_MEASUREMENTS or monotonic() - begun_s < PASS_BUDGET_S):
+        sweep.add_(1.0)
+        start_s = monotonic()
+        if training:
+            passes.forward(0, as_tuple(inputs), lambda outputs: job.loss(stage.restore(outputs), targets))
+        else:
+            passes.infer(as_tuple(inputs))
+        forward.append(monotonic() - start_s)
+        start_s = monotonic()
+        if training:
+            passes.backward(0, None, lambda _: None)
+        backward.append(monotonic() - start_s)
+        for parameter in stage.parameters():
+            parameter.grad = None
+    return median(forward[WARM_UP:]), median(backward[WARM_UP:]) if training else 0.0
 
 
 class _Profiler(Interpreter):

@@ -26,7 +26,7 @@ from chinchilla_sim.planner.action import CATEGORY, Op, parse_action
 from chinchilla_sim.planner.prices import Pricing, StagePrice
 from chinchilla_sim.planner.program import Program
 from chinchilla_sim.simulator.activities import ActivityGraph, Times, timeline_of
-from chinchilla_sim.simulator.lowering import INPUT
+from chinchilla_sim.simulator.row import INPUT
 from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.validation.matching import Observations, Observed
 

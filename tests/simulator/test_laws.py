@@ -250,7 +250,7 @@ def interpret(case: Case) -> dict[tuple[int, str], tuple[float, float]]:
         ends["sent" if action.op in SENDS else "posted"] = clock[rank]
         link = cluster.idle_link(plan.slots[source], plan.slots[target])
         if len(ends) == 2 if cluster.backend.rendezvous else action.op in SENDS:
-            leaves_s = ends["sent"]
+            leaves_s = ends["sent"] + cluster.backend.message_s
             if cluster.backend.rendezvous:
                 leaves_s = max(leaves_s, ends["posted"] + link.latency_s)
             start_s = max(leaves_s + link.latency_s, cable_free[(source, target)])

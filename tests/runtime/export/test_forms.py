@@ -18,12 +18,13 @@ from dockerfile_parse import DockerfileParser
 from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_file import PlanFile, load_plan
+from chinchilla_sim.running import check_exportable
 from chinchilla_sim.runtime.export.bundle import bundle, imported_neighbours, safe_name
 from chinchilla_sim.runtime.export.folder import export_folder
 from chinchilla_sim.runtime.export.machines import machines_of, number_by_node
 from chinchilla_sim.scenario.load import load_scenario, parse_scenario
 from chinchilla_sim.setting import prepare
-from chinchilla_sim.workflow import check_exportable, make_best_plan, plan_file
+from chinchilla_sim.workflow import make_best_plan, plan_file
 from tests.runtime.test_run import make_plan
 
 ROOT = Path(__file__).parents[3]
@@ -167,7 +168,9 @@ def test_dockerfile_builds_from_its_folder_alone(tmp_path: Path) -> None:
     requirements = (tmp_path / "requirements.txt").read_text()
     assert re.search(r"^torch[<>=].*2\.13", requirements, re.MULTILINE) and "pytest" not in requirements
     copied = {path.relative_to(tmp_path) for path in (tmp_path / "chinchilla_sim").rglob("*") if path.is_file()}
-    package = {path.relative_to(ROOT) for path in (ROOT / "chinchilla_sim").rglob("*") if path.is_file() and path.parent.name != "__pycache__"}
+    package = {
+        path.relative_to(ROOT) for path in (ROOT / "chinchilla_sim").rglob("*") if path.is_file() and path.parent.name != "__pycache__"
+    }
     assert copied == package
 
 
