@@ -1,1 +1,15 @@
-"""Do it for real: a program interpreted over torch.distributed, one process per rank."""
+"""Do it for real: a program interpreted over torch.distributed, one process per rank.
+
+The tour, from the command to the wire:
+
+starting it            launch, agent, start, rendezvous, parent, supervision, notes, heartbeat; worker: what every rank runs
+emulated machines      testbed, namespaces, fabric, guardian
+one rank's run         training, batches, optimizers, memory, records, recorder, clock, alignment
+the program            interpreter, messages, gradients, updates, groups; passes, stages, deferred
+exchanges              exchange, gathering, codecs, gradient_codecs, low_rank; sharding, fully_sharded (ZeRO)
+tensor parallelism     division, lanes
+nothing lost           checkpoint, checkpoint_files, checkpoint_reader, continuation, pieces, rank_state, kills
+requests               serving, requests, line, variants
+other forms            engines, torch_engine, engine_race; export
+measuring              probe, profiler, recording_cost
+"""
