@@ -4,7 +4,8 @@ The tour, from the command to the wire:
 
 starting it            launch, agent, start, rendezvous, parent, supervision, notes, heartbeat; worker: what every rank runs
 emulated machines      testbed, namespaces, fabric, guardian
-one rank's run         training, batches, optimizers, memory, records, recorder, clock, alignment
+one rank's run         training, batches, optimizers, clipping, memory, records,
+                       recorder, clock, alignment
 the program            interpreter, messages, gradients, updates, groups; passes, stages, deferred
 exchanges              exchange, gathering, codecs, gradient_codecs, low_rank; sharding, fully_sharded (ZeRO)
 tensor parallelism     division, lanes
