@@ -43,13 +43,18 @@ def test_a_compressed_model_is_not_run_uncompressed(tmp_path: Path) -> None:
 
 
 def test_what_the_runtime_does_not_play_is_not_run(tmp_path: Path) -> None:
-    """A plan with ZeRO is planned and simulated; the run is refused before anything starts."""
+    """A plan with sequence parallelism is planned and simulated; the run is refused before anything starts."""
     scenario = load_scenario(
         ROOT / "scenarios" / "mnist_mlp.toml",
-        ["search.zero_stages=[1]", "search.pipeline_parallel_degrees=[1]", "search.data_parallel_degrees=[2]", "search.executable=false"],
+        [
+            "search.tensor_parallel_degrees=[2]",
+            "search.sequence_parallel=true",
+            "search.data_parallel_degrees=[1]",
+            "search.executable=false",
+        ],
     )
     setting = prepare(scenario)
     file = plan_file(setting, make_plan(setting))
-    assert file.plan.zero_stage == 1
-    with pytest.raises(ScenarioError, match="the runtime does not play ZeRO yet"):
+    assert file.plan.sequence_parallel
+    with pytest.raises(ScenarioError, match="the runtime does not play sequence parallelism yet"):
         run_for_real(file, tmp_path)

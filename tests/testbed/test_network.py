@@ -44,7 +44,8 @@ def test_links_are_as_slow_and_far_as_stated(unequal: Testbed, other: str, trip_
     gone = {wire: after.wire_bytes[wire] - before.wire_bytes[wire] for wire in after.wire_bytes}
     for wire in ("near -> core", f"core -> {other}"):
         assert gone[wire] == pytest.approx(3 * HEADERS * BULK_BYTES, rel=0.01)
-    assert sum(size > 0 for size in gone.values()) == 4
+    # Acknowledgements come back; a stray packet of a connection that was closed before is no traffic.
+    assert sum(size > 1000 for size in gone.values()) == 4
 
 
 def test_bulk_over_gloo_takes_what_the_formula_says(unequal: Testbed, tmp_path: Path) -> None:
