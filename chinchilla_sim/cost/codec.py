@@ -98,7 +98,7 @@ def payload_bytes(codec: str, raw_bytes: float, value_bytes: float = VALUE_BYTES
     """Bytes on the wire for `raw_bytes` of values of `value_bytes` each, without headers of the transport.
 
     >>> payload_bytes("int8", 4 * 1024), payload_bytes("top-k", 4 * 1000), payload_bytes("low-rank", 4 * 10_000)
-    (1040.0, 80.0, 3200.0)
+    (1040, 80.0, 3200.0)
     """
     kind = CODECS[codec]
     values = raw_bytes / value_bytes

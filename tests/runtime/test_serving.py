@@ -1,6 +1,7 @@
 """Requests answered by real processes: each once, with the model's own answer, in batches that the discipline allows."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -192,11 +193,12 @@ def test_arrivals_are_those_of_the_seed(served: Any) -> None:
 
 @pytest.mark.parametrize("name", ["loop", "loop-of-replicas"])
 def test_a_closed_loop_has_as_many_under_way_as_stated(served: Any, name: str) -> None:
-    """Ten requests at first, and every other comes with an answer, at its very moment."""
+    """Ten requests at first, and every other comes with an answer of its own, at its very moment."""
     run = served[name][2]
-    arrivals, answers = sorted(run.arrivals_s), sorted(run.answered_s)
-    assert arrivals[:10] == [0.0] * 10
-    assert arrivals[10:] == answers[: COUNT - 10]
+    arrivals = sorted(run.arrivals_s)
+    assert arrivals[:10] == [0.0] * 10 and len(arrivals) == COUNT
+    # Replicas that answer at once race for the last ones.
+    assert not Counter(arrivals[10:]) - Counter(run.answered_s)
 
 
 def test_all_replicas_take_part(served: Any) -> None:
