@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from chinchilla_sim.planner.candidate import Candidate
     from chinchilla_sim.planner.plan_file import PlanFile
     from chinchilla_sim.setting import Setting
+    from chinchilla_sim.validation.compare import Comparison, Measurement
 
 
 @app.command
@@ -324,7 +325,6 @@ def run(
     resume
         Folder of a run that was interrupted: go on from its newest checkpoint, also with another plan or number of ranks.
     """
-    from chinchilla_sim.report.measured import attribution_table, comparison_table, metrics_table
     from chinchilla_sim.running import judge_run, run_for_real, simulate_fully
     from chinchilla_sim.runtime.engines import check_engine
 
@@ -349,12 +349,17 @@ def run(
         measurement = run_for_real(file, folder, steps, watch, engine=engine, resume=resume, tell=log)
     comparison = judge_run(setting, simulated, measurement)
     save_json(folder / "measurement.json", measurement.to_dict())
+    _print_run(file, folder, comparison, measurement, as_json)
+
+
+def _print_run(file: PlanFile, folder: Path, comparison: Comparison, measurement: Measurement, as_json: bool) -> None:
+    from chinchilla_sim.report.measured import attribution_table, comparison_table, metrics_table
+
     if as_json:
-        summary = {"plan": file.to_dict(), **comparison.to_dict(), **measurement.metrics, "weights": measurement.weights}
-        print_json(summary)
-    else:
-        print_tables(comparison_table(comparison), *attribution_table(comparison), metrics_table(measurement))
-        log(f"weights, metrics and measurement are in {folder}; `chinchilla report` shows them")
+        print_json({"plan": file.to_dict(), **comparison.to_dict(), **measurement.metrics, "weights": measurement.weights})
+        return
+    print_tables(comparison_table(comparison), *attribution_table(comparison), metrics_table(measurement))
+    log(f"weights, metrics and measurement are in {folder}; `chinchilla report` shows them")
 
 
 @app.command

@@ -61,6 +61,8 @@ class Checkpoints:
         self.every, self.interval_s = run.spec.checkpoint_interval_steps, run.spec.checkpoint_interval_s
         # State that is divided over ranks, or kept at another precision beside the weights, is not written yet.
         self.saves = run.plan.zero_stage == 0 and run.plan.group_width == 1 and run.spec.precision == "fp32"
+        if self.every and not self.saves and run.seat.process == 0:
+            note(run.folder, "WARNING: no checkpoints: a run with ZeRO, tensor parallelism or bf16 cannot save one yet")
         self._next = -1
         self._group: Any = None
         self._pool: ThreadPoolExecutor | None = None

@@ -58,7 +58,11 @@ class Interpreter:
         self.beat: Callable[[str], None] = lambda _: None
         """Told the label of every action when it begins."""
         self._labels = [str(action) for action in actions]
-        self._play: dict[Op, Callable[[Action], None]] = {
+        self._play = self._players()
+
+    def _players(self) -> dict[Op, Callable[[Action], None]]:
+        """What plays each kind of action."""
+        return {
             Op.F: self._forward,
             Op.B: self._backward,
             Op.I: self._backward,
