@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from statistics import median
@@ -18,28 +18,13 @@ from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import Setting, build_graph, find_calibration, prepare, profile_path
 from chinchilla_sim.validation.compare import Measurement
-from chinchilla_sim.validation.testbed_cases import TestbedCase, relative_spread
+from chinchilla_sim.validation.testbed_cases import Choice, LinkCase, relative_spread
 from chinchilla_sim.workflow import calibrate, make_plan, profile_scenario
 
 LARGEST_SPREAD = 0.05
 MOST_REPEATS = 3
 
 Told = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The first plans of one scenario by simulated time, with what each measured."""
-
-    name: str
-    plans: tuple[str, ...]
-    simulated_s: tuple[float, ...]
-    measured_s: tuple[float, ...]
-
-    @property
-    def regret(self) -> float:
-        """By how much the first choice is slower than the best of them, when measured."""
-        return self.measured_s[0] / min(self.measured_s) - 1.0
 
 
 def measure_once(paths: Sequence[Path], told: Told) -> None:
@@ -67,13 +52,13 @@ def _by_graph(scenarios: Sequence[Scenario], ranks: int) -> Iterator[Scenario]:
         seen.add(path)
 
 
-def run_case(path: Path, steps: int) -> tuple[TestbedCase, Candidate, Measurement]:
+def run_case(path: Path, steps: int) -> LinkCase:
     """The chosen plan of a scenario, simulated and run; again where the measured steps spread by more than LARGEST_SPREAD."""
     setting = prepare(load_scenario(path))
     best = make_plan(setting).best
     measurement, repeats = _run(setting, best, steps)
     slowest, fastest = _bandwidths(setting.cluster)
-    case = TestbedCase(
+    return LinkCase(
         name=path.stem,
         plan=best.plan.describe(),
         ranks=len(best.plan.slots),
@@ -85,7 +70,6 @@ def run_case(path: Path, steps: int) -> tuple[TestbedCase, Candidate, Measuremen
         step_count=len(measurement.step_s),
         repeats=repeats,
     )
-    return case, best, measurement
 
 
 def run_choices(path: Path, steps: int, count: int) -> Choice:

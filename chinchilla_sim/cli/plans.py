@@ -331,14 +331,11 @@ def run(
     if steps is not None:
         at_least("--steps", steps)
     if rendezvous is not None:
-        if source is None:
-            raise ScenarioError([Mistake("--rendezvous", "needs a plan", "give the same plan.json to all nodes")])
         run_this_node(source, rendezvous, node_rank, output, steps, force, allow_factory, as_json)
         return
-    if source is None:
-        file, setting = run_to_resume(resume, overrides, allow_factory)
-    else:
-        file, setting = plan_to_run(source, overrides, force, as_json, allow_factory)
+    file, setting = (
+        plan_to_run(source, overrides, force, as_json, allow_factory) if source else run_to_resume(resume, overrides, allow_factory)
+    )
     check_engine(file.plan, engine)
     folder = writable_folder(output or resume or Path("reports") / setting.scenario.name / "run")
     (folder / "measurement.json").unlink(missing_ok=True)

@@ -64,7 +64,7 @@ def down(*, as_json: AsJson = False) -> None:
 
 
 def run_this_node(
-    source: Path,
+    source: Path | None,
     rendezvous: str,
     node_rank: int | None,
     output: Path | None,
@@ -77,9 +77,9 @@ def run_this_node(
     from chinchilla_sim.running import join_for_real
     from chinchilla_sim.runtime.rendezvous import parse_rendezvous
 
-    if source.suffix != ".json":
+    if source is None or source.suffix != ".json":
         cure = "plan first (`chinchilla plan SCENARIO -o plan.json`) and give the same file to all nodes"
-        raise ScenarioError([Mistake("", "machines run a plan together, not a scenario", cure)], str(source))
+        raise ScenarioError([Mistake("", "machines run a plan together, not a scenario", cure)], str(source or "--rendezvous"))
     if node_rank is None:
         raise ScenarioError([Mistake("--node-rank", "is missing for --rendezvous", "number the nodes from 0, which is at HOST")])
     meeting = parse_rendezvous(rendezvous, node_rank)

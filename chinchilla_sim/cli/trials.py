@@ -52,7 +52,7 @@ def bench_testbed(scenarios: list[Path], *, output: Output = None, steps: int = 
     for path in paths:
         if path.stem in done:
             continue
-        case, _, _ = run_case(path, steps)
+        case = run_case(path, steps)
         cases.append(case)
         log(f"{len(cases)}/{len(paths)} {case.name}: {100 * case.relative_error:+.1f} %")
         if output:

@@ -1,7 +1,7 @@
 """Translation: the Transformer, base model of Vaswani et al. 2017 (table 3): 6 + 6 layers, width 512, 8 heads, inner width 2,048.
 
 One embedding of about 37,000 tokens serves source, target and, tied, the head; positions are sines. Parameters of the
-defaults: 63,082,496 (the paper rounds to 65 million). Stages that share a tied table can be planned and simulated, not run yet;
+defaults: 63,082,496 (the paper rounds to 65 million). Stages that share the tied table sum its gradients once a step;
 `tied_head = false` gives source, target and head a matrix each.
 
 Data: numbers from 0 to 999,999 in digits, to be written out in English words ("410007" -> "four hundred ten thousand

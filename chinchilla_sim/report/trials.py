@@ -4,38 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 from chinchilla_sim.report.table import Table, percent
 from chinchilla_sim.units import format_seconds
-from chinchilla_sim.validation.testbed_cases import TestbedCase, spreads
+from chinchilla_sim.validation.testbed_cases import Choice, LinkCase, spreads
 
 
-class ChoiceLike(Protocol):
-    """The first plans of a scenario, with what each was simulated and measured to take."""
-
-    @property
-    def name(self) -> str:
-        """The scenario."""
-
-    @property
-    def plans(self) -> tuple[str, ...]:
-        """In words, by simulated time."""
-
-    @property
-    def simulated_s(self) -> tuple[float, ...]:
-        """Of each."""
-
-    @property
-    def measured_s(self) -> tuple[float, ...]:
-        """Of each."""
-
-    @property
-    def regret(self) -> float:
-        """By how much the first is slower than the best."""
-
-
-def cases_tables(cases: Sequence[TestbedCase]) -> tuple[Table, ...]:
+def cases_tables(cases: Sequence[LinkCase]) -> tuple[Table, ...]:
     """Every case, and how far off groups of them are."""
     rows = [
         (
@@ -51,7 +27,7 @@ def cases_tables(cases: Sequence[TestbedCase]) -> tuple[Table, ...]:
     return each, Table("Error by link", ("links", "cases", "median", "p90", "worst"), tuple(groups), text_columns=(0,), note=note)
 
 
-def cases_dict(cases: Sequence[TestbedCase]) -> dict[str, Any]:
+def cases_dict(cases: Sequence[LinkCase]) -> dict[str, Any]:
     """JSON-ready form."""
     rows = [asdict(case) | {"link": case.link, "relative_error": case.relative_error} for case in cases]
     return {"cases": rows, "errors": [asdict(group) for group in spreads(cases)]}
@@ -60,7 +36,7 @@ def cases_dict(cases: Sequence[TestbedCase]) -> dict[str, Any]:
 WITHIN = 0.03
 
 
-def choices_table(choices: Sequence[ChoiceLike]) -> Table:
+def choices_table(choices: Sequence[Choice]) -> Table:
     """The first choice of each scenario against the best that was measured."""
     rows = []
     for choice in choices:
@@ -73,7 +49,6 @@ def choices_table(choices: Sequence[ChoiceLike]) -> Table:
     return Table("The planner's first choice", headers, tuple(rows), text_columns=(0, 1, 3), note=note)
 
 
-def choices_dict(choices: Sequence[ChoiceLike]) -> dict[str, Any]:
+def choices_dict(choices: Sequence[Choice]) -> dict[str, Any]:
     """JSON-ready form."""
-    keys = ("name", "plans", "simulated_s", "measured_s", "regret")
-    return {"choices": [{key: getattr(choice, key) for key in keys} for choice in choices]}
+    return {"choices": [asdict(choice) | {"regret": choice.regret} for choice in choices]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
@@ -29,7 +28,7 @@ class _UnderWay:
     arrived: dict[MessageKey, list[Tensor]] = field(default_factory=dict)
     packed: dict[MessageKey, Tensor] = field(default_factory=dict)
     leaving: dict[MessageKey, Sequence[Tensor]] = field(default_factory=dict)
-    sends: deque[tuple[Any, Tensor]] = field(default_factory=deque)
+    sends: list[tuple[Any, Tensor]] = field(default_factory=list)
 
 
 class Messages:
@@ -103,9 +102,6 @@ class Messages:
         key = self.key(action)
         message = self._now.packed.pop(key) if key in self._now.packed else self._pack(key)
         target = self._peer(key, upper=key[0] == "F")
-        # What has left need not be kept.
-        while self._now.sends and self._now.sends[0][0].is_completed():
-            self._now.sends.popleft()
         self.recorder.send(key, str(action), message.numel())
         self._now.sends.append((dist.isend(message, dst=target, group=self._group(key[0]), tag=self._tag(key)), message))
 

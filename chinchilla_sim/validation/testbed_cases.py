@@ -9,15 +9,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median, quantiles
 
+from chinchilla_sim.units import format_bandwidth
+
 SLOW_BYTES_PER_S = 25e6
 """200 Mbit/s: up to here steps are bound by the links, beyond also by what communication takes of the cores."""
 
 
 @dataclass(frozen=True, slots=True)
-class TestbedCase:
+class LinkCase:
     """One scenario on the testbed: `spread` is (75th - 25th percentile) / median of its measured steps, over all `repeats`."""
-
-    __test__ = False
 
     name: str
     plan: str
@@ -40,8 +40,22 @@ class TestbedCase:
         """Group by link, such as `200 Mbit/s` or `mixed`."""
         if self.slowest_bytes_per_s != self.fastest_bytes_per_s:
             return "one slow link"
-        rate = self.slowest_bytes_per_s * 8
-        return f"{rate / 1e9:g} Gbit/s" if rate >= 1e9 else f"{rate / 1e6:g} Mbit/s"
+        return format_bandwidth(self.slowest_bytes_per_s)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The first plans of one scenario by simulated time, with what each measured."""
+
+    name: str
+    plans: tuple[str, ...]
+    simulated_s: tuple[float, ...]
+    measured_s: tuple[float, ...]
+
+    @property
+    def regret(self) -> float:
+        """By how much the first choice is slower than the best of them, when measured."""
+        return self.measured_s[0] / min(self.measured_s) - 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +76,7 @@ def spread_of(name: str, errors: Iterable[float]) -> Spread:
     return Spread(name, len(sizes), median(sizes), p90, sizes[-1])
 
 
-def spreads(cases: Sequence[TestbedCase]) -> list[Spread]:
+def spreads(cases: Sequence[LinkCase]) -> list[Spread]:
     """All cases, those with links up to 200 Mbit/s, faster ones, and each kind of link; empty groups are left out."""
     groups = {
         "all": list(cases),
@@ -74,22 +88,21 @@ def spreads(cases: Sequence[TestbedCase]) -> list[Spread]:
     return [spread_of(name, (case.relative_error for case in members)) for name, members in groups.items() if members]
 
 
-def read_cases(path: Path) -> list[TestbedCase]:
+def read_cases(path: Path) -> list[LinkCase]:
     """Rows that an earlier run has written; none where there is no file."""
     if not path.exists():
         return []
     kinds = {"str": str, "int": int, "float": float}
     with path.open(newline="") as file:
         return [
-            TestbedCase(**{field.name: kinds[str(field.type)](row[field.name]) for field in fields(TestbedCase)})
-            for row in csv.DictReader(file)
+            LinkCase(**{field.name: kinds[str(field.type)](row[field.name]) for field in fields(LinkCase)}) for row in csv.DictReader(file)
         ]
 
 
-def write_cases(cases: Sequence[TestbedCase], path: Path) -> None:
+def write_cases(cases: Sequence[LinkCase], path: Path) -> None:
     """All rows in one move, so that a killed run leaves whole ones."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(TestbedCase)], lineterminator="\n")
+    writer = csv.DictWriter(text, [field.name for field in fields(LinkCase)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(case) for case in cases)
     partial = path.with_name(path.name + ".partial")

@@ -4,19 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from chinchilla_sim.validation.testbed_cases import TestbedCase, read_cases, relative_spread, spreads, write_cases
+from chinchilla_sim.validation.testbed_cases import LinkCase, read_cases, relative_spread, spreads, write_cases
 
 
-def case(name: str, simulated_s: float, slow: float = 25e6, fast: float = 25e6) -> TestbedCase:
+def case(name: str, simulated_s: float, slow: float = 25e6, fast: float = 25e6) -> LinkCase:
     """A case that took a second."""
-    return TestbedCase(name, "2 replicas", 2, slow, fast, simulated_s, 1.0, 0.01, 40, 1)
+    return LinkCase(name, "2 replicas", 2, slow, fast, simulated_s, 1.0, 0.01, 40, 1)
 
 
 def test_errors_are_grouped_by_link() -> None:
     """Cases at 200 Mbit/s or below count together, and each kind of link by itself."""
     cases = [case("a", 1.01), case("b", 0.97), case("c", 1.2, 125e6, 125e6), case("d", 1.05, 6.25e6, 25e6)]
     found = {group.name: group for group in spreads(cases)}
-    assert set(found) == {"all", "up to 200 Mbit/s", "faster", "200 Mbit/s", "1 Gbit/s", "one slow link"}
+    assert set(found) == {"all", "up to 200 Mbit/s", "faster", "200 Mbit/s", "1.00 Gbit/s", "one slow link"}
     assert (found["all"].count, found["up to 200 Mbit/s"].count) == (4, 3)
     assert found["up to 200 Mbit/s"].median == pytest.approx(0.03) and found["faster"].worst == pytest.approx(0.2)
 
