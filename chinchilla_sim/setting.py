@@ -12,7 +12,7 @@ from chinchilla_sim.cluster.build import build_cluster, emulated, emulated_cores
 from chinchilla_sim.cluster.calibration import Calibration, cache_path, core_count, describe_machine, load_calibration, stale_entries
 from chinchilla_sim.cluster.catalogue import catalogue_digest
 from chinchilla_sim.cluster.recalibration import Recalibration, load_recalibration
-from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.graph.compress import Variant, compress
 from chinchilla_sim.graph.importers import read_graph
@@ -65,7 +65,7 @@ def prepare(scenario: Scenario, calibration: Calibration | None = None) -> Setti
         profile = _while_busy(find_profile(graph), busy_here)
     if profile.times:
         notes = (*notes, _share_measured(graph, profile))
-    cluster = build_cluster(scenario.cluster, scenario.job.precision, calibration)
+    cluster = _with_pass_start(build_cluster(scenario.cluster, scenario.job.precision, calibration), profile)
     taught = find_recalibration(graph) if scenario.cluster.kind == THIS_MACHINE else None
     if taught:
         # A profile has measured by itself how long getting a batch takes.
@@ -73,6 +73,19 @@ def prepare(scenario: Scenario, calibration: Calibration | None = None) -> Setti
         cluster = taught.correct_cluster(cluster)
         notes = (*notes, f"times are corrected by what a run of {taught.date} taught (validate run --recalibrate)")
     return Setting(scenario, graph, cluster, calibration, profile, (*notes, *graph.notes), taught)
+
+
+def _with_pass_start(cluster: Cluster, profile: Profile) -> Cluster:
+    """The cluster with what begins a pass as it was measured with the tasks, on this machine."""
+    if not profile.pass_start_s:
+        return cluster
+    forward_s, backward_s = profile.pass_start_s
+
+    def started(device: Device) -> Device:
+        return replace(device, forward_fixed_s=forward_s / device.core_share, backward_fixed_s=backward_s / device.core_share)
+
+    crowded = {count: started(device) for count, device in cluster.crowded.items()}
+    return replace(cluster, devices=tuple(map(started, cluster.devices)), crowded=crowded)
 
 
 def _crowding(scenario: Scenario) -> tuple[str, ...]:

@@ -51,10 +51,15 @@ PLANNED_TASKS = 64
 
 
 def calibrate(rank_count: int) -> tuple[Calibration, Path]:
-    """Measure this machine with up to `rank_count` busy ranks and store the result."""
+    """Measure this machine with up to `rank_count` busy ranks, and what links that it emulates take of it; store the result."""
+    from chinchilla_sim.runtime.emulation import measure_emulation
+    from chinchilla_sim.runtime.namespaces import why_unavailable
     from chinchilla_sim.runtime.probe import measure_machine
 
     calibration = measure_machine(rank_count)
+    if why_unavailable() is None:
+        cost = measure_emulation()
+        calibration = replace(calibration, socket_s_per_byte=cost.rank_s, fabric_s_per_byte=cost.fabric_s)
     return calibration, save_calibration(calibration)
 
 

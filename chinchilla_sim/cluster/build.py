@@ -58,6 +58,19 @@ def emulated_cores(spec: ClusterSpec) -> float:
     return sum(node.count * node.devices * node.cpu_share for node in spec.nodes if node.device == THIS_MACHINE)
 
 
+def emulated_core_of(spec: ClusterSpec, cores: int) -> dict[int, int]:
+    """Which of this machine's cores each device of an emulated node runs on, by slot: the largest shares first, on what is left."""
+    shares = [(node.device, node.cpu_share) for node in spec.nodes for _ in range(node.count * node.devices)]
+    here = [slot for slot, (device, _) in enumerate(shares) if device == THIS_MACHINE]
+    taken = [0.0] * cores
+    placed = {}
+    for slot in sorted(here, key=lambda slot: (-shares[slot][1], slot)):
+        core = taken.index(min(taken))
+        placed[slot] = core
+        taken[core] += shares[slot][1]
+    return dict(sorted(placed.items()))
+
+
 def emulated(spec: ClusterSpec) -> bool:
     """Whether the cluster is one of nodes that this machine emulates, all of them."""
     return bool(spec.nodes) and all(node.device == THIS_MACHINE for node in spec.nodes)
@@ -150,14 +163,15 @@ def _core(spec: ClusterSpec, precision: str, calibration: Calibration | None) ->
     """A core of this machine while all nodes that it emulates are busy: as measured, else the catalogue's."""
     if calibration is None:
         return find_device(CPU_CORE, precision, "cluster")
-    return calibration.device(min(calibration.key.cores, math.ceil(emulated_cores(spec) - 1e-9)))
+    core = calibration.device(min(calibration.key.cores, math.ceil(emulated_cores(spec) - 1e-9)))
+    return replace(core, communication_s_per_byte=calibration.socket_s_per_byte)
 
 
 def _hosts(spec: ClusterSpec, calibration: Calibration | None) -> tuple[Host, ...]:
-    """This machine's cores, which all devices of emulated nodes share."""
-    listed = [node.device for node in spec.nodes for _ in range(node.count * node.devices)]
-    slots = tuple(slot for slot, device in enumerate(listed) if device == THIS_MACHINE)
-    return (Host(slots, float(calibration.key.cores if calibration else core_count())),) if slots else ()
+    """This machine's cores, each with the devices of emulated nodes that run on it."""
+    placed = emulated_core_of(spec, calibration.key.cores if calibration else core_count())
+    cost_s = calibration.fabric_s_per_byte if calibration else 0.0
+    return tuple(Host(tuple(slot for slot, core in placed.items() if core == one), 1.0, cost_s) for one in sorted({*placed.values()}))
 
 
 def _inner_link(node: NodeSpec, calibration: Calibration | None) -> Link:

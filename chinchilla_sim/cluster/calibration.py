@@ -57,7 +57,10 @@ class KernelRow:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Constants of one machine; `devices[n]` holds while n ranks are busy, transfers are between two local ranks."""
+    """Constants of one machine; `devices[n]` holds while n ranks are busy, transfers are between two local ranks.
+
+    Links that it emulates take `fabric_s_per_byte` of a core, and their ends `socket_s_per_byte` each (0: not measured).
+    """
 
     key: MachineKey
     date: str
@@ -66,6 +69,8 @@ class Calibration:
     transfer_bandwidth_bytes_per_s: float
     collective_s: Mapping[tuple[str, int], Table]
     fit_error: Mapping[int, float] = field(default_factory=dict)
+    fabric_s_per_byte: float = 0.0
+    socket_s_per_byte: float = 0.0
 
     def device(self, busy_ranks: int) -> Device:
         """A rank's device while so many are busy: as measured with so many or the next higher count."""
@@ -85,6 +90,8 @@ class Calibration:
             "devices": {str(count): _figures_of(device) for count, device in self.devices.items()},
             "fit_error": {str(count): error for count, error in self.fit_error.items()},
             "transfer_latency_s": self.transfer_latency_s,
+            "fabric_s_per_byte": self.fabric_s_per_byte,
+            "socket_s_per_byte": self.socket_s_per_byte,
             "transfer_bandwidth_bytes_per_s": self.transfer_bandwidth_bytes_per_s,
             "collective_s": {f"{name}/{count}": [list(row) for row in table] for (name, count), table in self.collective_s.items()},
         }
@@ -104,6 +111,8 @@ class Calibration:
             transfer_bandwidth_bytes_per_s=_number(data["transfer_bandwidth_bytes_per_s"]),
             collective_s=collectives,
             fit_error={int(count): error for count, error in data.get("fit_error", {}).items()},
+            fabric_s_per_byte=_number(data.get("fabric_s_per_byte", 0.0)),
+            socket_s_per_byte=_number(data.get("socket_s_per_byte", 0.0)),
         )
 
     @property

@@ -224,6 +224,7 @@ def find_backend(name: str) -> Backend:
         collective_hop_s=parse_seconds(entry["collective_hop"]),
         collective_segment_bytes=parse_bytes(entry["collective_segment"]),
         message_s=parse_seconds(entry.get("message", "0 s")),
+        concurrent_collectives=entry.get("concurrent_collectives", 1),
     )
 
 

@@ -53,7 +53,8 @@ class Device:
     byte that it sends or receives takes `communication_s_per_byte` from its cores. Where `products` is known kernels follow that
     curve from the peak rates, and sustained rates and launch times do not count for them. Within a long job products
     run at `sustained_share` of the curve's speed, other kernels at `streaming_share`. A program takes `host_launch_s` to start each kernel
-    and `host_microbatch_s` for each microbatch beside. `quantized_flop_per_s` is the peak of products with weights where they run in fp8
+    and `host_microbatch_s` for each microbatch beside, and `host_message_s` to send or await a message.
+    `quantized_flop_per_s` is the peak of products with weights where they run in fp8
     (0: they do not). A device with a `core_share` below 1 is a core that the kernel gives out in portions: full speed until its share
     of a period is used up, then none until the next; its rates are what it sustains, what was measured on a whole core takes 1 / that.
     """
@@ -77,6 +78,7 @@ class Device:
     communication_s_per_byte: float = 0.0
     host_launch_s: float = 0.0
     host_microbatch_s: float = 0.0
+    host_message_s: float = 0.0
     sustained_share: float = 1.0
     streaming_share: float = 1.0
     products: ProductCurve | None = None
@@ -113,12 +115,16 @@ _CORE_SECONDS = (
     "elementwise_launch_s",
     "host_launch_s",
     "host_microbatch_s",
+    "host_message_s",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """What a communication library adds to plain links (see catalogue.toml): `message_s` to each message between two ranks."""
+    """What a communication library adds to plain links (see catalogue.toml): `message_s` to each message between two ranks.
+
+    It runs `concurrent_collectives` of one group at once.
+    """
 
     name: str
     header_factor: float = 1.0
@@ -126,6 +132,7 @@ class Backend:
     collective_hop_s: float = 0.0
     collective_segment_bytes: float = float("inf")
     message_s: float = 0.0
+    concurrent_collectives: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +156,14 @@ class SpotOffer:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Cores that several slots share: ranks that compute, and all that their communication takes of processor time."""
+    """Cores that several slots share: ranks that compute, and all that their communication takes of processor time.
+
+    Beside what ranks spend themselves, links that are emulated on the host take `fabric_s_per_byte` for what a slot sends.
+    """
 
     slots: tuple[int, ...]
     cores: float
+    fabric_s_per_byte: float = 0.0
 
 
 @dataclass(frozen=True)

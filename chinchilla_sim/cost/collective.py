@@ -49,8 +49,7 @@ def ring_all_reduce_s(payload_bytes: float, rank_count: int, link: Link, backend
 def ring_reduce_scatter_s(payload_bytes: float, rank_count: int, link: Link, backend: Backend) -> float:
     """Seconds until every rank holds its share of the sum of `payload_bytes` from each.
 
-    gloo's own runs a whole all-reduce (torch 2.13 sends 2 (p-1)/p of the payload); the runtime sends every share straight to
-    its owner, which adds up: no ring, but the same hops and bytes.
+    gloo's own runs a whole all-reduce (torch 2.13 sends 2 (p-1)/p of the payload).
     """
     hops = rank_count - 1
     moved = sent_bytes("reduce_scatter", payload_bytes, rank_count)
@@ -77,9 +76,13 @@ def tree_all_reduce_s(payload_bytes: float, rank_count: int, link: Link, backend
 
 
 def choose_algorithm(kind: str, payload_bytes: float, rank_count: int, link: Link, backend: Backend) -> str:
-    """What a library would run for this size: gloo rings, others what is estimated fastest (as NCCL's tuner does)."""
+    """What would run for this size: gloo's rings, and messages of the runtime's own for what gloo gathers and scatters slowly; others
+    what is estimated fastest (as NCCL's tuner does).
+    """
     if kind == "all_to_all":
         return "direct"
+    if kind != "all_reduce" and backend.rendezvous:
+        return "pairwise"
     if kind != "all_reduce" or backend.rendezvous or rank_count < 3:
         return "ring"
     estimates = [(ring_all_reduce_s(payload_bytes, rank_count, link, backend), "ring")]

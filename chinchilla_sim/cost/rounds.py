@@ -6,7 +6,12 @@ round before. p members with n payload bytes each:
     ring               all-reduce 2 (p-1) rounds of n/p, reduce-scatter p - 1 of n/p, all-gather p - 1 of n
     halving-doubling   all-reduce 2 log2 p rounds of n/2, n/4 .. and back (p a power of two; Thakur et al. 2005)
     tree               all-reduce 2 log2 p rounds of n, up and down a binomial tree: few hops, for small messages
-    direct             all-to-all p - 1 rounds of n/p; all-gather p - 1 rounds of n
+    direct             all-to-all p - 1 rounds of n/p
+    pairwise           one round, every pair at once: all-gather of n, reduce-scatter of n/p (the owner adds up)
+    posted             the same, with receives that were posted before anyone came to send
+
+A hop takes the latency, under rendezvous the receiver's "ready" back as well (not where it was posted long ago), and the backend's
+fixed time of a hop of its own collectives, or of a message.
 """
 
 from __future__ import annotations
@@ -15,6 +20,9 @@ from collections.abc import Callable, Sequence
 
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.collective import hop_latencies, is_power_of_two, window_excess_s
+
+MESSAGES = ("pairwise", "posted")
+"""Algorithms of plain messages between pairs, which the runtime sends itself."""
 
 Transfer = tuple[int, int, float]
 Round = list[Transfer]
@@ -56,10 +64,14 @@ def _ring(kind: str) -> Callable[[int, float], list[Round]]:
     return lambda members, payload: _ring_rounds(kind, members, payload, RING_ROUNDS[kind](members))
 
 
-def _direct(share: Callable[[int], float]) -> Callable[[int, float], list[Round]]:
+def _direct(members: int, payload: float) -> list[Round]:
+    return [[(member, (member + hop) % members, payload / members) for member in range(members)] for hop in range(1, members)]
+
+
+def _pairwise(share: Callable[[int], float]) -> Callable[[int, float], list[Round]]:
     def build(members: int, payload: float) -> list[Round]:
         size = payload * share(members)
-        return [[(member, (member + hop) % members, size) for member in range(members)] for hop in range(1, members)]
+        return [[(member, (member + hop) % members, size) for hop in range(1, members) for member in range(members)]]
 
     return build
 
@@ -84,18 +96,19 @@ def _tree(members: int, payload: float) -> list[Round]:
 
 _ROUNDS: dict[tuple[str, str], Callable[[int, float], list[Round]]] = {
     **{(kind, "ring"): _ring(kind) for kind in RING_ROUNDS},
-    ("all_gather", "direct"): _direct(lambda _: 1.0),
-    ("all_to_all", "direct"): _direct(lambda p: 1 / p),
+    **{("all_gather", way): _pairwise(lambda _: 1.0) for way in MESSAGES},
+    **{("reduce_scatter", way): _pairwise(lambda p: 1 / p) for way in MESSAGES},
+    ("all_to_all", "direct"): _direct,
     ("all_reduce", "halving-doubling"): _halving_doubling,
     ("all_reduce", "tree"): _tree,
 }
 
 
-def hop_s(cluster: Cluster, source: int, target: int) -> float:
+def hop_s(cluster: Cluster, algorithm: str, source: int, target: int) -> float:
     """Seconds from the end of one round to the first byte of the next between two slots."""
     backend = cluster.backend
-    back_s = cluster.latency_s(target, source) if hop_latencies(backend) == 2 else 0.0
-    return cluster.latency_s(source, target) + back_s + backend.collective_hop_s
+    back_s = cluster.latency_s(target, source) if hop_latencies(backend) == 2 and algorithm != "posted" else 0.0
+    return cluster.latency_s(source, target) + back_s + (backend.message_s if algorithm in MESSAGES else backend.collective_hop_s)
 
 
 def rounds_lower_bound_s(cluster: Cluster, kind: str, algorithm: str, order: Sequence[int], payload_bytes: float) -> float:
@@ -108,7 +121,10 @@ def rounds_lower_bound_s(cluster: Cluster, kind: str, algorithm: str, order: Seq
         _ring_rounds(kind, len(order), payload_bytes, 1) if algorithm == "ring" else rounds_of(kind, algorithm, len(order), payload_bytes)
     )
     for transfers in rounds:
+        hops = [0.0] * len(order)
         for source, target, size in transfers:
             pair = order[source], order[target]
-            seconds[source] += alike * (hop_s(cluster, *pair) + size * header / cluster.bandwidth_bytes_per_s(*pair))
+            hops[source] = max(hops[source], hop_s(cluster, algorithm, *pair))
+            seconds[source] += alike * size * header / cluster.bandwidth_bytes_per_s(*pair)
+        seconds = [before_s + alike * one_s for before_s, one_s in zip(seconds, hops, strict=True)]
     return max(seconds) + window_excess_s(kind, payload_bytes, len(order), cluster.slowest_pair(order), cluster.backend)

@@ -60,7 +60,7 @@ class Profile:
     `scales` are factors on a task's forward and backward seconds, wherever those are from: what runs taught, kept in a file of its own.
     `memory_bytes` is what a task occupies on its device, `colocated` puts tasks of the same class on one device,
     `variants` are choices per task, `source` says where the figures come from. Before a step a rank takes `input_s` to get its part of the
-    global batch.
+    global batch; each pass of a stage begins with `pass_start_s` (forward, backward; empty: not measured).
     """
 
     times: tuple[TaskTime, ...] = ()
@@ -70,6 +70,7 @@ class Profile:
     source: str = ""
     input_s: float = 0.0
     scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    pass_start_s: tuple[float, ...] = ()
 
     @cached_property
     def _rows(self) -> dict[tuple[str, str, int], list[TaskTime]]:
@@ -102,6 +103,7 @@ class Profile:
             "variants": {task: [_without_defaults(variant) for variant in choices] for task, choices in self.variants.items()},
             "source": self.source,
             "input_s": self.input_s,
+            "pass_start_s": list(self.pass_start_s),
         }
         return {key: value for key, value in content.items() if value}
 
@@ -113,7 +115,10 @@ class Profile:
             raise ValueError(f"times.{twice[0]}: {times[twice[0]].task} has two times of one size, device and number of busy ranks")
         variants = {task: tuple(_variant(row) for row in rows) for task, rows in data.get("variants", {}).items()}
         memory, colocated = dict(data.get("memory_bytes", {})), dict(data.get("colocated", {}))
-        return Profile(times, memory, colocated, variants, data.get("source", ""), data.get("input_s", 0.0))
+        return Profile(
+            times, memory, colocated, variants, data.get("source", ""), data.get("input_s", 0.0),
+            pass_start_s=tuple(data.get("pass_start_s", ())),
+        )  # fmt: skip
 
     @cached_property
     def digest(self) -> str:

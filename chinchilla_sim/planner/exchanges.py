@@ -18,21 +18,27 @@ class Exchanges:
         self._found: dict[tuple[object, ...], Exchange] = {}
         self._rings: dict[tuple[int, ...], tuple[int, ...]] = {}
 
-    def among_replicas(self, plan: Plan, stage: int, kind: str, payload: float, rounds: int = 1) -> Exchange:
-        """A collective of a stage's replicas; for an all-gather of sharded weights and for the others `payload` is the whole."""
-        replicas = plan.exchange_degree_of(stage)
-        if replicas == 1 or not payload:
+    def of_gradients(self, plan: Plan, stage: int, kind: str, payload: float, rounds: int = 1) -> Exchange:
+        """The exchange of a stage's gradients, `payload` bytes of each replica; what is gathered is awaited from the start of a step."""
+        posted = kind == "all_gather" and self.cluster.backend.rendezvous
+        return self._among_replicas(plan, stage, kind, payload, rounds, "posted" if posted else plan.collective_algorithm)
+
+    def of_weights(self, plan: Plan, stage: int, payload: float) -> Exchange:
+        """The all-gather of a stage's weights, `payload` bytes in all, of which every replica has its share."""
+        share = payload / plan.exchange_degree_of(stage)
+        return self._among_replicas(plan, stage, "all_gather", share, 1, plan.collective_algorithm)
+
+    def _among_replicas(self, plan: Plan, stage: int, kind: str, payload: float, rounds: int, algorithm: str) -> Exchange:
+        if plan.exchange_degree_of(stage) == 1 or not payload:
             return Exchange(kind)
-        if kind == "all_gather" and plan.zero_stage:
-            payload /= replicas
         group = plan.placement[stage], plan.slots, plan.tensor_parallel_degree, plan.context_parallel_degree
-        key = kind, payload, rounds, *group, plan.gradient_buckets, plan.collective_algorithm, plan.ring_order
+        key = kind, payload, rounds, *group, plan.gradient_buckets, algorithm, plan.ring_order
         if key not in self._found:
             width = plan.tensor_parallel_degree
             # Slots that hold the same part of the weights.
             lanes = [tuple(slot for rank in plan.placement[stage] for slot in plan.slots_of(rank)[lane::width]) for lane in range(width)]
             orders = tuple(self.ring(plan, slots) for slots in lanes)
-            self._found[key] = exchange_among(self.cluster, kind, payload, orders, plan.collective_algorithm, plan.gradient_buckets, rounds)
+            self._found[key] = exchange_among(self.cluster, kind, payload, orders, algorithm, plan.gradient_buckets, rounds)
         return self._found[key]
 
     def ring(self, plan: Plan, slots: tuple[int, ...]) -> tuple[int, ...]:

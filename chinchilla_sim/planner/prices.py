@@ -77,7 +77,8 @@ class Pricing:
 
     `gradients[s]` is the exchange of all gradients of stage s, `weights[s]` the all-gather of its sharded weights (ZeRO),
     `shared[n][d]` the sum over the stages of replica d that share the n-th set of weights, `norm[d]` that of squared gradients over its
-    ranks (one for all replicas where these hold parts of them). Rank r takes `input_s[r]` to get its part of the batch (empty: no time).
+    ranks (one for all replicas where these hold parts of them). Rank r takes `input_s[r]` to get its part of the batch, and its program
+    `message_s[r]` to send or await a message (empty: no time).
     """
 
     stages: tuple[tuple[StagePrice, ...], ...]
@@ -88,6 +89,7 @@ class Pricing:
     shared: tuple[tuple[Exchange, ...], ...] = ()
     norm: tuple[Exchange, ...] = ()
     input_s: tuple[float, ...] = ()
+    message_s: tuple[float, ...] = ()
 
     def shared_s(self, plan: Plan, stage: int, replica: int) -> float:
         """Idle seconds of all exchanges of weights that a stage shares with others: a rank runs them one behind the other."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -122,13 +122,14 @@ class Pricer:
             weights=tuple(device_pricer.weight_exchange(plan, stage) for stage in stages) if plan.zero_stage else (),
             shared=shared_exchanges(plan, device_pricer.graph, self.cluster, self._exchanges.ring),
             norm=norm_exchanges(plan, self.cluster, self._exchanges.ring),
-            input_s=self._input_s(plan),
+            input_s=self._of_ranks(plan, lambda device: self.profile.input_s / device.core_share),
+            message_s=self._of_ranks(plan, lambda device: device.host_message_s),
         )
 
-    def _input_s(self, plan: Plan) -> tuple[float, ...]:
-        """Seconds in which each rank gets its part of the batch, where that was measured."""
-        whole_s = self.profile.input_s
-        return tuple(whole_s / self.device_of(plan, rank).core_share for rank in range(plan.rank_count)) if whole_s else ()
+    def _of_ranks(self, plan: Plan, seconds: Callable[[Device], float]) -> tuple[float, ...]:
+        """Seconds by rank; empty where there are none."""
+        found = tuple(seconds(self.device_of(plan, rank)) for rank in range(plan.rank_count))
+        return found if any(found) else ()
 
     def device_of(self, plan: Plan, rank: int) -> Device:
         """Device of a rank while all ranks of the plan are busy."""
@@ -140,7 +141,7 @@ class Pricer:
 
     def weight_exchange(self, plan: Plan, stage: int) -> Exchange:
         """The all-gather of a stage's sharded weights."""
-        return self._exchanges.among_replicas(plan, stage, "all_gather", self.graph.trained_bytes_of(self.tasks_of(plan, stage)))
+        return self._exchanges.of_weights(plan, stage, self.graph.trained_bytes_of(self.tasks_of(plan, stage)))
 
     def _message_bytes(self, codec: str, tasks: Sequence[Task], scale: float) -> float:
         """Payload of a message that packs the outputs of several tasks, each on its own."""
@@ -393,4 +394,4 @@ class Pricer:
         payload = self.gradient_payload_bytes(codec, tasks)
         # Where no matrix shrinks there are no factors to send in a second round.
         rounds = CODECS[codec].rounds if payload < self.graph.trained_bytes_of(tasks) else 1
-        return self._exchanges.among_replicas(plan, stage, exchange_kind(codec, plan.zero_stage), payload, rounds)
+        return self._exchanges.of_gradients(plan, stage, exchange_kind(codec, plan.zero_stage), payload, rounds)

@@ -72,9 +72,7 @@ class ScreenLinks:
             by_codec = []
             for codec, payload in zip(self.search.gradient_codecs, payloads, strict=True):
                 kind = exchange_kind(codec, sharding.zero_stage)
-                # With ZeRO a rank gathers its own share only.
-                share = 1 / degree if kind == "all_gather" and sharding.zero_stage else 1.0
-                by_codec.append(sent_bytes(kind, share, degree) * payload)
+                by_codec.append(sent_bytes(kind, 1.0, degree) * payload)
             # Each stage may have a codec of its own.
             sent.append(float(np.minimum.reduce(by_codec).sum()) if degree > 1 else 0.0)
         seconds: Floats = np.array(sent)[index] / self._fastest_link.bandwidth_bytes_per_s

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from chinchilla_sim.cost.codec import exchange_kind
 from chinchilla_sim.cost.collective import sent_bytes
 from chinchilla_sim.errors import RunError
-from chinchilla_sim.runtime.gathering import PostedGather
 from chinchilla_sim.runtime.gradient_codecs import BucketCodec, Int8Codec, OneBitCodec, SumCodec, TopCodec
 from chinchilla_sim.runtime.low_rank import LowRankCodec
+from chinchilla_sim.runtime.posted import PostedExchange
 
 _PACKED = {"int8": Int8Codec, "one-bit": OneBitCodec, "top-k": TopCodec, "low-rank": LowRankCodec}
 
@@ -49,7 +49,7 @@ class BucketExchange:
         self._received: list[Tensor] = []
         if self.kind == "all_gather" and payloads:
             self._received = list(torch.zeros(group_size, len(payloads[0]), dtype=payloads[0].dtype, device=payloads[0].device))
-        self._gather = PostedGather(self._received, group, tag) if self._received and group_size > 1 else None
+        self._gather = PostedExchange(self._received, group, tag) if self._received and group_size > 1 else None
         self._issued = 0
         self._work: Any = None
 
@@ -89,7 +89,7 @@ class BucketExchange:
             if self.group_size > 1:
                 self._work = dist.all_reduce(payload, group=self.group, async_op=True)
         elif self._gather:
-            self._gather.send(payload)
+            self._gather.gather(payload)
         else:
             self._received[0].copy_(payload)
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from itertools import count, groupby, pairwise
+from time import monotonic
 from typing import Any
 
 import torch
@@ -26,7 +28,8 @@ from chinchilla_sim.planner.action import Action, Op
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.runtime.codecs import HALF
 from chinchilla_sim.runtime.groups import Groups
-from chinchilla_sim.runtime.recorder import Recorder
+from chinchilla_sim.runtime.posted import PostedExchange
+from chinchilla_sim.runtime.recorder import CollectiveKey, Recorder
 from chinchilla_sim.runtime.stages import Segment, Stage
 
 
@@ -133,21 +136,38 @@ class _Recorded:
         """A buffer."""
         return torch.empty(*size, dtype=dtype, device=device)
 
-    def _join(self, what: str, op: Op, kind: str, payload: Tensor, group: dist.ProcessGroup) -> tuple[str, int, int, int]:
+    def _join(self, what: str, op: Op, kind: str, payload: Tensor, group: dist.ProcessGroup) -> CollectiveKey:
         key = what, self.number, next(self.turns), 0
         sent = sent_bytes(kind, payload.numel() * payload.element_size(), group.size())
         self.recorder.join(key, str(Action(self.number, op)), sent)
         return key
 
 
+class _Gathering(dist.Work):
+    """Weights on their way, as FSDP2 wants to wait for them."""
+
+    def __init__(self, exchange: PostedExchange, recorder: Recorder, key: CollectiveKey) -> None:
+        super().__init__()
+        self.exchange, self.recorder, self.key = exchange, recorder, key
+
+    def wait(self, timeout: timedelta = timedelta(0)) -> bool:
+        """Wait for all of them; the process group's own timeout holds."""
+        since_s = monotonic()
+        self.exchange.wait()
+        self.recorder.joined(self.key, since_s)
+        return True
+
+
 class _Gather(_Recorded, AllGather):
     def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False) -> dist.Work | None:
         key = self._join("weights", Op.UNSHARD, "all_gather", input_tensor, group)
-        work = dist.all_gather_single(output_tensor, input_tensor, group=group, async_op=True)
-        work.get_future().add_done_callback(lambda _: self.recorder.joined(key))
-        if not async_op:
-            work.wait()
-        return work if async_op else None
+        exchange = PostedExchange(output_tensor.view(group.size(), -1).unbind(), group, 2 * self.number)
+        exchange.gather(input_tensor.view(-1))
+        work = _Gathering(exchange, self.recorder, key)
+        if async_op:
+            return work
+        work.wait()
+        return None
 
 
 class _Scatter(_Recorded, ReduceScatter):
@@ -156,8 +176,10 @@ class _Scatter(_Recorded, ReduceScatter):
     ) -> dist.Work | None:
         """Every rank's part goes straight to it: half the bytes of gloo's own, which is an all-reduce (see sharding.py)."""
         key = self._join("gradients", Op.REDUCE_GRAD, "reduce_scatter", input_tensor, group)
-        arriving = torch.empty_like(input_tensor)
-        dist.all_to_all_single(arriving, input_tensor, group=group)
-        output_tensor.copy_(arriving.view(group.size(), -1).sum(0, dtype=torch.float32))
+        arriving = torch.empty_like(input_tensor).view(group.size(), -1)
+        exchange = PostedExchange(arriving.unbind(), group, 2 * self.number + 1)
+        exchange.scatter(input_tensor.view(group.size(), -1).unbind())
+        exchange.wait()
+        output_tensor.copy_(arriving.sum(0, dtype=torch.float32))
         self.recorder.joined(key)
         return None

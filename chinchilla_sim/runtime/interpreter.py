@@ -85,6 +85,10 @@ class Interpreter:
             Op.UNSHARD: lambda action: self.gradients[action.stage].gather(),
         }
 
+    def replace_player(self, op: Op, around: Callable[[Callable[[Action], None]], Callable[[Action], None]]) -> None:
+        """Let actions of a kind be played by what `around` makes of their player."""
+        self._play[op] = around(self._play[op])
+
     def step(self, inputs: Sequence[tuple[Tensor, ...]], targets: Sequence[Any], begun_s: float | None = None) -> float:
         """Play one step on this rank's microbatches; returns its share of the global mean loss.
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chinchilla_sim.cluster.build import emulated, slot_nodes
+from chinchilla_sim.cluster.build import emulated, emulated_core_of, slot_nodes
 from chinchilla_sim.errors import Mistake, RankLostError, RunError, ScenarioError
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.runtime.alignment import align
@@ -26,7 +26,7 @@ from chinchilla_sim.runtime.notes import Tell, tell_nobody
 from chinchilla_sim.runtime.parent import die_with_parent
 from chinchilla_sim.runtime.recorder import kept_timelines, representative_timeline, step_seconds
 from chinchilla_sim.runtime.rendezvous import INTERFACE_VARIABLE, Rendezvous, check_first_node, interface_towards
-from chinchilla_sim.runtime.start import CGROUPS_VARIABLE, PROCESSES_VARIABLE
+from chinchilla_sim.runtime.start import CGROUPS_VARIABLE, CORES_VARIABLE, PROCESSES_VARIABLE
 from chinchilla_sim.runtime.supervision import prepare_folder, supervise
 from chinchilla_sim.runtime.testbed import Host, Testbed, open_testbed
 from chinchilla_sim.validation.compare import Measurement
@@ -57,7 +57,10 @@ Check = Callable[[], None]
 
 @dataclass(frozen=True)
 class NodeLaunch:
-    """What one launcher starts: some processes of the run, on this machine or in an emulated node, and where launchers meet."""
+    """What one launcher starts: some processes of the run, on this machine or in an emulated node, and where launchers meet.
+
+    In an emulated node each runs on one of the `cores` of this machine (any, where none are named).
+    """
 
     processes: tuple[int, ...]
     node_rank: int = 0
@@ -65,6 +68,7 @@ class NodeLaunch:
     endpoint: str = "127.0.0.1:0"
     interface: str = "lo"
     host: Host | None = None
+    cores: tuple[int, ...] = ()
 
     def command(self, module: str, arguments: Sequence[str]) -> list[str]:
         """The launcher's command line."""
@@ -81,7 +85,8 @@ class NodeLaunch:
         """What its ranks must know."""
         own = {"PYTHONPATH": _python_path(), INTERFACE_VARIABLE: self.interface, PROCESSES_VARIABLE: ",".join(map(str, self.processes))}
         share = {CGROUPS_VARIABLE: os.pathsep.join(self.host.cgroups)} if self.host and self.host.cgroups else {}
-        return RANK_ENVIRONMENT | own | share
+        pinned = {CORES_VARIABLE: ",".join(map(str, self.cores))} if self.cores else {}
+        return RANK_ENVIRONMENT | own | share | pinned
 
     def log(self, folder: Path) -> Path:
         """Where the launcher's and its ranks' output goes."""
@@ -125,10 +130,15 @@ def testbed_launches(file: PlanFile, testbed: Testbed) -> list[NodeLaunch]:
     nodes = node_processes(file)
     hosts = [testbed.hosts[node] for node in nodes]
     endpoint = f"{hosts[0].address}:{TESTBED_PORT}"
+    available = sorted(os.sched_getaffinity(0))
+    core_of = emulated_core_of(file.scenario.cluster, len(available))
     return [
-        NodeLaunch(processes, number, len(nodes), endpoint, INTERFACE, host)
+        NodeLaunch(
+            processes, number, len(nodes), endpoint, INTERFACE, host,
+            cores=tuple(available[core_of[file.plan.slots[process]]] for process in processes),
+        )
         for number, (processes, host) in enumerate(zip(nodes.values(), hosts, strict=True))
-    ]
+    ]  # fmt: skip
 
 
 def join_run(file: PlanFile, folder: Path, rendezvous: Rendezvous, watch: Watch | None = None) -> Measurement | None:

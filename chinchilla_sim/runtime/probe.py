@@ -1,9 +1,7 @@
 """Measure this machine as a plan will use it: ranks with one thread each, as many busy at once as the run has.
 
 `measure_machine` starts the ranks; each times kernels of many sizes while the others do the same, then all time
-messages and collectives. Before each timed call a core's cache is swept, because between two uses of a weight or
-of a kernel's code a real step touches gradients, optimizer state and other kernels: in a loop of its own a small
-kernel takes 2 us, within a step 15. Medians throughout.
+messages and collectives. Each timed call comes behind other work (`interlude`). Medians throughout.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from dataclasses import asdict, replace
 from datetime import date, timedelta
 from pathlib import Path
 from statistics import median
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Any
 
 import numpy as np
@@ -33,10 +31,12 @@ from chinchilla_sim.cost.codec import CODECS
 from chinchilla_sim.cost.compute import OPTIMIZER_BYTES_PER_VALUE, accumulation_s, backward_s, forward_s, optimizer_s
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.zoo import linear_task, mlp, relu_task
+from chinchilla_sim.planner.action import RECEIVES, SENDS, Action, Op
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.program import lower
 from chinchilla_sim.runtime.codecs import encode
 from chinchilla_sim.runtime.groups import Groups, seat_of
+from chinchilla_sim.runtime.interlude import Interlude
 from chinchilla_sim.runtime.interpreter import Interpreter
 from chinchilla_sim.runtime.launch import launch_ranks
 from chinchilla_sim.runtime.recorder import Recorder
@@ -55,6 +55,7 @@ BUSY_S = 0.001
 REFERENCE_WIDTHS = (512, 1024, 32)
 REFERENCE_BATCH = 16
 REFERENCE_COUNTS = (1, 8)
+MESSAGE_STEPS = 40
 
 
 def measure_machine(rank_count: int) -> Calibration:
@@ -69,6 +70,9 @@ def measure_machine(rank_count: int) -> Calibration:
         device, errors[count] = fit_device(rows, f"{key.cpu}, {count} busy", _memory_bytes() / rank_count)
         steps = {m: median(record["steps"][str(count)][str(m)] for record in records[:count]) for m in REFERENCE_COUNTS}
         devices[count] = fit_fixed_times(device, steps)
+    if rank_count > 1:
+        message_s = median(record["program_message_s"] for record in records[:2])
+        devices = {count: replace(device, host_message_s=message_s) for count, device in devices.items()}
     latency_s, bandwidth = _fit_transfer(records[0]["transfers"]) if rank_count > 1 else (0.0, float("inf"))
     collectives = {
         (name, int(count)): tuple((float(size), float(seconds)) for size, seconds in table)
@@ -147,6 +151,7 @@ def _measure_rank(folder: Path) -> None:
     dist.barrier()
     if rank_count > 1 and rank < 2:
         record["transfers"] = [[size, _transfer_s(size, rank)] for size in MESSAGE_BYTES]
+        record["program_message_s"] = _program_message_s(rank)
     dist.barrier()
     Path(folder, f"probe{rank}.json").write_text(json.dumps(record))
     dist.barrier()
@@ -154,13 +159,13 @@ def _measure_rank(folder: Path) -> None:
 
 
 def _median_s(run: Callable[[int], float], minimum: int = 15) -> float:
-    """Median of what `run(i)` returns, after a warm-up, for at least `minimum` times and KERNEL_BUDGET_S."""
-    sweep = torch.zeros(SWEPT_VALUES)
+    """Median of what `run(i)` returns behind other work, after a warm-up, for at least `minimum` times and KERNEL_BUDGET_S."""
+    interlude = Interlude()
     for index in range(5):
         run(index)
     times: list[float] = []
     while len(times) < minimum or sum(times) < KERNEL_BUDGET_S:
-        sweep.add_(1.0)
+        interlude()
         times.append(run(len(times)))
     return median(times)
 
@@ -256,17 +261,46 @@ class _ReferenceJob:
         yield self.example_batch(REFERENCE_BATCH)
 
 
+def _reference_rank(rank: int, stage_count: int, microbatch_count: int) -> tuple[Interpreter, Callable[[], float]]:
+    """One rank of the reference job in one or two stages, and what plays a step."""
+    names = tuple(task.name for task in mlp(REFERENCE_WIDTHS, 1).compute_tasks)
+    parts = (names,) if stage_count == 1 else (names[:2], names[2:])
+    placement, codecs = tuple((stage,) for stage in range(stage_count)), ("none",) * stage_count
+    size = REFERENCE_BATCH * microbatch_count
+    plan = Plan(parts, placement, tuple(range(stage_count)), size, microbatch_count, "gpipe", codecs, codecs[1:])
+    job, device = _ReferenceJob(), torch.device("cpu")
+    stages = cut_stages(job, job.model(), plan, (rank,), device)
+    parameters = stages[0].parameters()
+    updates = {rank: StageUpdate(parameters, parameters, parameters, lambda updated: torch.optim.Adam(updated, fused=True))}
+    player = Interpreter(plan, lower(plan).actions[rank], seat_of(plan, rank), stages, job.loss, updates, Groups(), Recorder(), device)
+    inputs, targets = job.example_batch(REFERENCE_BATCH)
+    return player, lambda: player.step([(inputs,)] * microbatch_count, [targets] * microbatch_count)
+
+
 def _reference_step_s(microbatch_count: int) -> float:
     """Seconds of a step of the reference job on one rank, through the interpreter."""
-    names = tuple(task.name for task in mlp(REFERENCE_WIDTHS, 1).compute_tasks)
-    plan = Plan((names,), ((0,),), (0,), REFERENCE_BATCH * microbatch_count, microbatch_count, "gpipe", ("none",), ())
-    job, device = _ReferenceJob(), torch.device("cpu")
-    stages = cut_stages(job, job.model(), plan, (0,), device)
-    parameters = stages[0].parameters()
-    updates = {0: StageUpdate(parameters, parameters, parameters, lambda updated: torch.optim.Adam(updated, fused=True))}
-    rank = Interpreter(plan, lower(plan).actions[0], seat_of(plan, 0), stages, job.loss, updates, Groups(), Recorder(), device)
-    inputs, targets = job.example_batch(REFERENCE_BATCH)
-    return _median_s(lambda _: _timed(lambda: rank.step([(inputs,)] * microbatch_count, [targets] * microbatch_count)), minimum=50)
+    _, step = _reference_rank(0, 1, microbatch_count)
+    return _median_s(lambda _: _timed(step), minimum=50)
+
+
+def _program_message_s(rank: int) -> float:
+    """Seconds that a program takes to send a message or await one, without what other threads do for it; ranks 0 and 1 play."""
+    player, step = _reference_rank(rank, 2, REFERENCE_COUNTS[-1])
+    seconds: dict[Op, list[float]] = {}
+
+    def timed(play: Callable[[Action], None]) -> Callable[[Action], None]:
+        def play_timed(action: Action) -> None:
+            start_s = thread_time()
+            play(action)
+            seconds.setdefault(action.op, []).append(thread_time() - start_s)
+
+        return play_timed
+
+    for op in SENDS | RECEIVES:
+        player.replace_player(op, timed)
+    for _ in range(MESSAGE_STEPS):
+        step()
+    return sum(median(times) for times in seconds.values()) / len(seconds)
 
 
 def _transfer_s(size: int, rank: int) -> float:

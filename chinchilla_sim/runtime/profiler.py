@@ -1,8 +1,8 @@
 """Measure every task of a job on this machine: forward and backward seconds at several microbatch sizes, medians.
 
 Each rank runs the exported model operator by operator on real tensors while the other ranks do the same, because
-busy neighbours share memory bandwidth. As in `probe`, a core's cache is swept before each timed call. Operators with
-equal shapes and arguments are measured once.
+busy neighbours share memory bandwidth. As in `probe`, each timed call comes behind other work. Operators with
+equal shapes and arguments are measured once, and all times scaled to what whole passes take (`whole_passes`).
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ from chinchilla_sim.graph.contract import TrainingJob, factory_of, load_job
 from chinchilla_sim.graph.profile import Profile, TaskTime
 from chinchilla_sim.graph.task import LOSS_OP, Task
 from chinchilla_sim.graph.trace import as_tuple, export_module, graph_of
-from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.runtime.batches import global_batches
+from chinchilla_sim.runtime.interlude import Interlude
 from chinchilla_sim.runtime.launch import launch_ranks
-from chinchilla_sim.runtime.passes import Passes
-from chinchilla_sim.runtime.probe import SWEPT_VALUES, busy_counts
-from chinchilla_sim.runtime.stages import cut_stages
+from chinchilla_sim.runtime.probe import busy_counts
+from chinchilla_sim.runtime.whole_passes import in_context
 from chinchilla_sim.runtime.worker import prepare_process
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.schema import Scenario
@@ -41,7 +40,6 @@ WARM_UP = 3
 MEASUREMENTS = 15
 FEWEST_MEASUREMENTS = 5
 TASK_BUDGET_S = 0.5
-PASS_BUDGET_S = 3.0
 SIZES = 4
 
 
@@ -57,7 +55,9 @@ def measure_tasks(scenario: Scenario, rank_count: int) -> Profile:
             forward_s, backward_s, spread = (median(row[key] for row in rows) for key in ("forward_s", "backward_s", "spread"))
             times.append(TaskTime(rows[0]["task"], rows[0]["size"], forward_s, backward_s, busy_ranks=count, spread=spread))
     input_s = median(record["input_s"] for record in records)
-    return Profile(tuple(times), source=f"measured here, torch {torch.__version__}", input_s=input_s)
+    forward_s, backward_s = (median(column) for column in zip(*(record["pass_start_s"] for record in records), strict=True))
+    source = f"measured here, torch {torch.__version__}"
+    return Profile(tuple(times), source=source, input_s=input_s, pass_start_s=(forward_s, backward_s))
 
 
 def microbatch_sizes(global_batch_size: int) -> list[int]:
@@ -87,7 +87,9 @@ def _measure_rank(folder: Path) -> None:
         if rank < count:
             training = scenario.job.kind == "training"
             sizes = microbatch_sizes(scenario.job.global_batch_size)
-            record[count] = [row for size in sizes for row in in_context(profile_tasks(job, size, training), job, size, training)]
+            timed = [in_context(profile_tasks(job, size, training), job, size, training) for size in sizes]
+            record[count] = [row for rows, _ in timed for row in rows]
+            record["pass_start_s"] = [median(column) for column in zip(*(start for _, start in timed), strict=True)]
     (folder / f"profile{rank}.json").write_text(json.dumps(record))
     dist.barrier()
     dist.destroy_process_group()
@@ -97,9 +99,9 @@ def input_seconds(job: TrainingJob, scenario: Scenario) -> float:
     """Median seconds in which a rank gets its part of a global batch."""
     spec = scenario.job
     batches = global_batches(job.batches("train" if spec.kind == "training" else "validation", spec.seed, 0), spec.global_batch_size)
-    sweep, seconds = torch.zeros(SWEPT_VALUES), list[float]()
+    interlude, seconds = Interlude(), list[float]()
     for _ in range(WARM_UP + MEASUREMENTS):
-        sweep.add_(1.0)
+        interlude()
         start_s = monotonic()
         batch = next(batches, None)
         if batch is None:
@@ -123,51 +125,6 @@ def profile_tasks(job: TrainingJob, size: int, training: bool) -> list[dict[str,
     if training:
         rows.append({"task": LOSS_OP, "size": size} | _times(lambda result: job.loss(result, targets), [outputs], [True]))
     return rows
-
-
-def in_context(rows: list[dict[str, Any]], job: TrainingJob, size: int, training: bool) -> list[dict[str, Any]]:
-    """The rows, scaled so that they add up to what whole passes of the model take.
-
-    Operators that are timed one by one miss what they cost each other: allocation, caches that the next one finds cold, the
-    bookkeeping of autograd between them.
-    """
-    forward_s, backward_s = pass_seconds(job, size, training)
-    scaled = rows
-    for key, whole_s in (("forward_s", forward_s), ("backward_s", backward_s)):
-        total_s = sum(row[key] for row in rows)
-        scale = whole_s / total_s if total_s and whole_s else 1.0
-        scaled = [row | {key: row[key] * scale} for row in scaled]
-    return scaled
-
-
-def pass_seconds(job: TrainingJob, size: int, training: bool) -> tuple[float, float]:
-    """Median seconds of a forward and a backward pass of one microbatch through the whole model, as a rank runs them."""
-    torch.manual_seed(0)
-    model, cpu = job.model().train(training), torch.device("cpu")
-    inputs, targets = job.example_batch(size)
-    graph = graph_of(model, list(export_module(model, as_tuple(inputs)).graph.nodes), size, training, "profile")
-    names = tuple(task.name for task in graph.compute_tasks)
-    plan = Plan((names,), ((0,),), (0,), size, 1, "gpipe" if training else "forward", ("none",), ())
-    (stage,) = cut_stages(job, model, plan, (0,), cpu)
-    passes, sweep = Passes(stage, 0), torch.zeros(SWEPT_VALUES)
-    forward: list[float] = []
-    backward: list[float] = []
-    begun_s = monotonic()
-    while len(forward) < WARM_UP + MEASUREMENTS and (len(forward) < WARM_UP + FEWEST_MEASUREMENTS or monotonic() - begun_s < PASS_BUDGET_S):
-        sweep.add_(1.0)
-        start_s = monotonic()
-        if training:
-            passes.forward(0, as_tuple(inputs), lambda outputs: job.loss(stage.restore(outputs), targets))
-        else:
-            passes.infer(as_tuple(inputs))
-        forward.append(monotonic() - start_s)
-        start_s = monotonic()
-        if training:
-            passes.backward(0, None, lambda _: None)
-        backward.append(monotonic() - start_s)
-        for parameter in stage.parameters():
-            parameter.grad = None
-    return median(forward[WARM_UP:]), median(backward[WARM_UP:]) if training else 0.0
 
 
 class _Profiler(Interpreter):
@@ -218,7 +175,7 @@ def _call(target: Any, flat: Sequence[Any], structure: Any) -> Any:
 
 def _times(function: Callable[..., Any], leaves: Sequence[Any], wants_gradient: Sequence[bool], in_place: bool = False) -> dict[str, float]:
     """Median seconds of the forward call and of its backward pass, and the larger spread of the two."""
-    sweep = torch.zeros(SWEPT_VALUES)
+    interlude = Interlude()
     forward: list[float] = []
     backward: list[float] = []
     with torch.enable_grad():
@@ -227,14 +184,14 @@ def _times(function: Callable[..., Any], leaves: Sequence[Any], wants_gradient: 
             if len(forward) >= FEWEST_MEASUREMENTS and monotonic() - begun_s > TASK_BUDGET_S:
                 break
             fresh = [_leaf(value, wanted, in_place) for value, wanted in zip(leaves, wants_gradient, strict=True)]
-            sweep.add_(1.0)
+            interlude()
             start_s = monotonic()
             result = function(*fresh)
             forward_s, backward_s = monotonic() - start_s, 0.0
             tracked = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.requires_grad]
             if tracked:
                 gradients = [torch.ones_like(leaf) for leaf in tracked]
-                sweep.add_(1.0)
+                interlude()
                 start_s = monotonic()
                 torch.autograd.backward(tracked, gradients)
                 backward_s = monotonic() - start_s

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -21,6 +20,7 @@ from chinchilla_sim.cost.codec import exchange_kind
 from chinchilla_sim.cost.collective import sent_bytes
 from chinchilla_sim.runtime.codecs import decode, encode
 from chinchilla_sim.runtime.exchange import BucketExchange
+from chinchilla_sim.runtime.posted import PostedExchange
 
 
 class Pieces:
@@ -82,8 +82,9 @@ class ShardExchange:
         self.pieces = Pieces(self.parameters, count)
         # What cannot be summed on its way, or is needed whole to be unpacked, arrives whole everywhere.
         self.whole = None if exchange_kind(codec, 1) == "reduce_scatter" else BucketExchange(codec, parameters, group, count, tag)
+        self.tag = tag
         self._payload = self._arriving = torch.zeros(0)
-        self._work: Any = None
+        self._under_way: PostedExchange | None = None
 
     @property
     def wire_bytes(self) -> float:
@@ -131,15 +132,16 @@ class ShardExchange:
             self.whole.issue()
             return
         self._arriving = torch.empty_like(self._payload)
-        self._work = dist.all_to_all_single(self._arriving, self._payload, group=self.group, async_op=True)
+        self._under_way = PostedExchange(self._arriving.view(self.count, -1).unbind(), self.group, self.tag)
+        self._under_way.scatter(self._payload.view(self.count, -1).unbind())
 
     def wait(self) -> None:
         """Wait until all of it is here."""
         if self.whole:
             self.whole.wait()
-        elif self._work is not None:
-            self._work.wait()
-            self._work = None
+        elif self._under_way:
+            self._under_way.wait()
+            self._under_way = None
 
     def finish(self) -> None:
         """Let the masters' gradients be the sums of the own pieces."""
@@ -169,11 +171,11 @@ class ShardExchange:
 class WeightGather:
     """The all-gather of updated pieces."""
 
-    def __init__(self, pieces: Pieces, masters: Sequence[nn.Parameter], group: Any) -> None:
-        self.pieces, self.masters, self.group = pieces, list(masters), group
+    def __init__(self, pieces: Pieces, masters: Sequence[nn.Parameter], group: Any, tag: int) -> None:
+        self.pieces, self.masters, self.group, self.tag = pieces, list(masters), group, tag
         self.dtype = pieces.parameters[0].dtype
         self._rows = torch.zeros(0)
-        self._work: Any = None
+        self._under_way: PostedExchange | None = None
 
     @property
     def wire_bytes(self) -> float:
@@ -183,20 +185,21 @@ class WeightGather:
     def issue(self) -> None:
         """Send the own pieces to all."""
         row = self.pieces.row(self.masters).to(self.dtype)
-        self._rows = torch.empty(self.pieces.count * row.numel(), dtype=self.dtype, device=row.device)
-        self._work = dist.all_gather_single(self._rows, row, group=self.group, async_op=True)
+        self._rows = torch.empty(self.pieces.count, row.numel(), dtype=self.dtype, device=row.device)
+        self._under_way = PostedExchange(self._rows.unbind(), self.group, self.tag)
+        self._under_way.gather(row)
 
     def wait(self) -> bool:
         """Wait for those of the others; whether there was anything to wait for."""
-        if self._work is None:
+        if self._under_way is None:
             return False
-        self._work.wait()
-        self._work = None
+        self._under_way.wait()
+        self._under_way = None
         return True
 
     def finish(self) -> None:
         """Write the weights."""
-        self.pieces.spread(self._rows.view(self.pieces.count, -1))
+        self.pieces.spread(self._rows)
         self._rows = torch.zeros(0)
 
 

@@ -17,6 +17,9 @@ PROCESSES_VARIABLE = "CHINCHILLA_PROCESSES"
 CGROUPS_VARIABLE = "CHINCHILLA_CGROUPS"
 """Folders of the cgroups of the node's devices, where they have less than a core."""
 
+CORES_VARIABLE = "CHINCHILLA_CORES"
+"""The core of this machine that each of an emulated node's devices runs on."""
+
 
 def main(module: str) -> None:
     """Run the module as this rank's main program."""
@@ -29,6 +32,10 @@ def main(module: str) -> None:
     cgroups = os.environ.get(CGROUPS_VARIABLE)
     if cgroups:
         Path(cgroups.split(os.pathsep)[local], "cgroup.procs").write_text(str(os.getpid()))
+    cores = os.environ.get(CORES_VARIABLE)
+    if cores:
+        # A quota is handed out core by core: a second thread elsewhere would find none left.
+        os.sched_setaffinity(0, {int(cores.split(",")[local])})
     sys.argv = sys.argv[1:]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

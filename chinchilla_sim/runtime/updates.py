@@ -63,7 +63,9 @@ def stage_update(plan: Plan, stage: Stage, owned: Sequence[nn.Parameter], seat: 
         pieces = Pieces(parameters, len(ranks))
         masters = [_master(piece) for piece in pieces.own(parameters, ranks.index(seat.rank))]
         update = StageUpdate(parameters, masters, masters, make)
-        update.gather = WeightGather(pieces, masters, groups.among[tuple(ranks)])
+        # Behind the tags of all buckets of gradients.
+        tag = plan.stage_count * plan.gradient_buckets + stage.number
+        update.gather = WeightGather(pieces, masters, groups.among[tuple(ranks)], tag)
         return update
     if any(isinstance(parameter, DTensor) for parameter in parameters):
         masters = [nn.Parameter(_local(parameter)) for parameter in parameters]

@@ -65,7 +65,7 @@ def add_rounds(
             )
             # The receiver takes part when it is through with its round before, too.
             for before in dict.fromkeys((*last[source], *last[target])):
-                graph.link(before, flow, hops * hop_s(cluster, *slots))
+                graph.link(before, flow, hops * hop_s(cluster, algorithm, *slots))
             now.setdefault(source, []).append(flow)
             now.setdefault(target, []).append(flow)
         for member, flows in now.items():

@@ -5,22 +5,24 @@ receiver's "ready", and for the message before it on its connection (same two ra
 
     leaves = max(t_send, t_receive_posted + latency back)        its bytes start `latency` later
 
-A collective waits until every member has issued it and has finished its collective before. The second round of a codec that
+A collective waits until every member has issued it and has finished its collective before; so many buckets of one exchange as the
+backend has threads for run side by side. The second round of a codec that
 has two is a collective of its own, which a rank issues when it comes to DECODE_GRAD and has unpacked the first.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 
 from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.cost.rounds import MESSAGES
 from chinchilla_sim.errors import RunError
 from chinchilla_sim.planner.action import Action, Op
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.program import Program
 from chinchilla_sim.simulator.activities import NO_ACTIVITY, ActivityGraph, FlowSpec, Record
 from chinchilla_sim.simulator.collectives import add_exchange
-from chinchilla_sim.simulator.meetings import Collective, CollectiveKey, Message, MessageKey
+from chinchilla_sim.simulator.meetings import SHARED, Collective, CollectiveKey, Message, MessageKey
 from chinchilla_sim.simulator.pause import no_collection
 from chinchilla_sim.simulator.row import Row
 
@@ -146,9 +148,32 @@ class Lowering:
                 label = str(collective.actions[rank])
                 self.graph.records.append(Record(rank, "collective", "collective", label, entries[key], exits[key], sent))
         for order in self.issued:
-            for before, behind in pairwise(order):
+            for before, behind in self._turns(order):
                 self.graph.link(exits[before], entries[behind])
         return exits
+
+    def _turns(self, order: Sequence[CollectiveKey]) -> Iterator[tuple[CollectiveKey, CollectiveKey]]:
+        """Which collectives of a rank must have ended before which begin: the one before, but buckets of one exchange run side by side."""
+        before: list[CollectiveKey] = []
+        running: list[CollectiveKey] = []
+        for key in order:
+            if running and self._beside(running[-1], key):
+                yield from ((one, key) for one in before)
+                if len(running) >= self._width(key):
+                    yield running[-self._width(key)], key
+                running.append(key)
+            else:
+                yield from ((one, key) for one in running)
+                before, running = running, [key]
+
+    def _beside(self, one: CollectiveKey, other: CollectiveKey) -> bool:
+        """Whether two are buckets of the same exchange, which share its links while both run."""
+        return one[:3] == other[:3] and one[1] != SHARED and not (self.folded or self.collectives[other].exchange.table)
+
+    def _width(self, key: CollectiveKey) -> int:
+        """How many buckets of an exchange run at once: messages of the runtime's own all."""
+        algorithm = self.collectives[key].exchange.algorithm
+        return len(self.collectives) if algorithm in MESSAGES else self.cluster.backend.concurrent_collectives
 
     def _add_rounds(self, collective: Collective, entry: int) -> int:
         """The rounds of an exchange, one behind the other; returns the end of the last."""

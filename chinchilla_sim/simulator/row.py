@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from chinchilla_sim.cost.rounds import MESSAGES
 from chinchilla_sim.planner.action import CATEGORY, COLLECTIVES, PASSES, RECEIVES, SENDS, Action, Op, message_of
 from chinchilla_sim.planner.prices import StagePrice, memory_change
 from chinchilla_sim.planner.program import needs
@@ -68,12 +69,21 @@ class Row:
     def _split(self) -> bool:
         return self.lowering.plan.gradient_buckets > 1
 
+    def _issue_messages(self, count: int) -> None:
+        """What the program itself takes to send or await something: no span, as a run records none."""
+        lowering = self.lowering
+        if lowering.pricing.message_s:
+            lowering.tail[self.rank] = lowering.graph.add(
+                count * lowering.pricing.message_s[self.rank], self.rank, lowering.tail[self.rank]
+            )
+
     def _message(self, action: Action) -> None:
         lowering = self.lowering
         direction, boundary, microbatch = message_of(action)
         lane = lowering.plan.lane_of(self.replica, microbatch)
         key = (direction, boundary, microbatch, lane)
         message = lowering.messages.setdefault(key, Message())
+        self._issue_messages(1)
         if action.op in RECEIVES:
             message.posted_after = lowering.tail[self.rank]
             return
@@ -117,7 +127,7 @@ class Row:
             lowering.awaited_collectives.append((number, key))
             seconds.append((action.stage, SECOND_ROUND, *key[2:]))
             named = Action(action.stage, Op.REDUCE_GRAD)
-            self._enter(seconds[-1], Collective(first.members, first.exchange, first.share, 1), named, number)
+            self._enter(seconds[-1], Collective(first.members, first.exchange, first.share, 1), named)
         behind_s = price.action_s[Op.DECODE_GRAD] - price.between_rounds_s
         for key in seconds:
             number = self._append(str(action), action, behind_s * lowering.collectives[key].share)
@@ -207,7 +217,7 @@ class Row:
             for ahead in order[turn : turn + PREFETCHED_BUCKETS]:
                 size = price.buckets[ahead].parameter_bytes
                 if gathers and size and ahead not in gathered:
-                    gathered[ahead] = self._join("weights", action, microbatch, ahead, size / total, self.lowering.tail[self.rank])
+                    gathered[ahead] = self._join("weights", action, microbatch, ahead, size / total)
             part = self._append(str(action), action, seconds * (bucket.forward_share if forward else bucket.backward_share))
             parts.append(part)
             if index in gathered:
@@ -216,7 +226,7 @@ class Row:
                 if plan.zero_stage < 3:
                     packing = Action(action.stage, Op.ENCODE_GRAD)
                     self._append(str(packing), packing, encode_s * share)
-                left = self._join(GRADIENTS, action, microbatch, index, share, self.lowering.tail[self.rank])
+                left = self._join(GRADIENTS, action, microbatch, index, share)
                 if plan.zero_stage == 3 and self.lowering.cluster.backend.rendezvous:
                     self._wait_for(left)
         return parts[0], self.lowering.tail[self.rank]
@@ -239,9 +249,9 @@ class Row:
             return
         gradients = action.op is Op.REDUCE_GRAD
         if not (gradients and self._split):
-            self._join(GRADIENTS if gradients else "weights", action, None, 0, 1.0, self.lowering.tail[self.rank])
+            self._join(GRADIENTS if gradients else "weights", action, None, 0, 1.0)
 
-    def _join(self, what: str, action: Action, microbatch: int | None, bucket: int, share: float, behind: int) -> CollectiveKey:
+    def _join(self, what: str, action: Action, microbatch: int | None, bucket: int, share: float) -> CollectiveKey:
         lowering = self.lowering
         gradients = what == GRADIENTS
         exchange = (lowering.pricing.gradients if gradients else lowering.pricing.weights)[action.stage]
@@ -252,7 +262,7 @@ class Row:
         members = lowering.plan.placement[action.stage][: 1 if lowering.folded else None]
         # A second round waits until DECODE_GRAD.
         rounds = 1 if action.stage in self.decoded else exchange.rounds
-        self._enter(key, Collective(members, exchange, share, rounds), named, behind)
+        self._enter(key, Collective(members, exchange, share, rounds), named)
         return key
 
     def _join_shared(self, action: Action) -> None:
@@ -262,7 +272,7 @@ class Row:
         by_replica, replica = lowering.pricing.shared[number], 0 if lowering.plan.free_replicas else self.replica
         exchange = max(by_replica, key=lambda one: one.idle_s) if lowering.folded else by_replica[replica]
         collective = Collective(lowering.plan.sharing_ranks(number, replica), exchange, 1.0, exchange.rounds)
-        self._enter((number, SHARED, -1, replica), collective, action, lowering.tail[self.rank])
+        self._enter((number, SHARED, -1, replica), collective, action)
 
     def _join_norm(self, action: Action) -> None:
         """Of a folded program the slowest replica's."""
@@ -272,9 +282,11 @@ class Row:
         members = plan.pipeline(0) if lowering.folded else plan.norm_ranks(self.replica)
         place = self.replica if len(exchanges) > 1 else 0
         collective = Collective(members, exchange, 1.0, exchange.rounds)
-        self._enter((0, NORM, -1, place), collective, action, lowering.tail[self.rank])
+        self._enter((0, NORM, -1, place), collective, action)
 
-    def _enter(self, key: CollectiveKey, collective: Collective, action: Action, behind: int) -> None:
+    def _enter(self, key: CollectiveKey, collective: Collective, action: Action) -> None:
         joined = self.lowering.collectives.setdefault(key, collective)
-        joined.joined_after[self.rank], joined.actions[self.rank] = behind, action
+        alone = collective.exchange.algorithm not in MESSAGES
+        self._issue_messages(1 if alone else 2 * (len(collective.members) - 1))
+        joined.joined_after[self.rank], joined.actions[self.rank] = self.lowering.tail[self.rank], action
         self.lowering.issued[self.rank].append(key)

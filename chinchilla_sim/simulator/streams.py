@@ -8,9 +8,10 @@ The first term is what kernels of a collective take from a GPU (19 % on average,
 second is the copying and protocol work that a CPU does for each byte.
 
 Ranks of one host share its c cores, as the kernel's fair scheduler gives them out. Their communication at b bytes/s in all, sent and
-received, takes communication_s_per_byte * b of them, and a of them compute at once, each at the speed
+received, takes k = communication_s_per_byte * b of them, and links that are emulated on the host fabric_s_per_byte * b / 2 (every byte is
+sent and received); a of them compute at once, each at the speed
 
-    min(1, (c - communication_s_per_byte * b) / a) / (1 + overlap_slowdown),     at least LEAST_SPEED
+    min(1, (c - k - fabric_s_per_byte * b / 2) / a) / (1 + overlap_slowdown),     at least LEAST_SPEED
 
 A rank with a share q of a core below 1 (a quota of the kernel's) sustains the speed its seconds are stated for, but in portions: 1/q of it
 until the work of a period of PERIOD_S is done, computation and communication together, then none until the next period. Periods begin
@@ -61,9 +62,14 @@ class _Stream:
         self.budget_s, self.period = PERIOD_S, 0
 
     @property
+    def bytes_per_s(self) -> float:
+        """What the rank sends and receives at present."""
+        return sum(self.byte_rates.values())
+
+    @property
     def communication_cores(self) -> float:
         """Cores that the rank's present communication keeps busy."""
-        return self.device.communication_s_per_byte * sum(self.byte_rates.values())
+        return self.device.communication_s_per_byte * self.bytes_per_s
 
     def wanted_speed(self) -> float:
         """What the present communication, and other ranks of the host, leave."""
@@ -99,14 +105,15 @@ class _Stream:
 class _Pool:
     """The cores of a host, and the streams of the ranks on it."""
 
-    def __init__(self, cores: float) -> None:
-        self.cores, self.streams = cores, list[_Stream]()
+    def __init__(self, host: Host) -> None:
+        self.host, self.streams = host, list[_Stream]()
         self.share = 1.0
 
     def share_out(self) -> bool:
         """Work out what each rank that computes gets; whether that has changed."""
         computing = sum(stream.width for stream in self.streams if stream.activity >= 0)
-        left = self.cores - sum(stream.communication_cores for stream in self.streams)
+        fabric_s = self.host.fabric_s_per_byte / 2
+        left = self.host.cores - sum(stream.communication_cores + fabric_s * stream.bytes_per_s for stream in self.streams)
         share = min(1.0, left / computing) if computing else 1.0
         changed, self.share = share != self.share, share
         return changed
@@ -124,7 +131,7 @@ class SlowedStreams:
         hosts: Sequence[Host] = (),
     ) -> None:
         self.env, self.graph, self.finished = env, graph, finished
-        pool_of = {slot: pool for host, pool in ((host, _Pool(host.cores)) for host in hosts) for slot in host.slots}
+        pool_of = {slot: pool for host, pool in ((host, _Pool(host)) for host in hosts) for slot in host.slots}
         slots_of = graph.slots or [(rank,) for rank in range(len(devices))]
         self.streams = [_Stream(device, pool_of.get(slots[0]), len(slots)) for device, slots in zip(devices, slots_of, strict=True)]
         for stream in self.streams:

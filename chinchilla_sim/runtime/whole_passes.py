@@ -1,0 +1,134 @@
+"""What passes of a model take within a step: all tasks together, and what begins each pass.
+
+Operators that are timed one by one miss what they cost each other: allocation, caches that the next one finds cold, the bookkeeping of
+autograd between them. Here the interpreter plays steps of the whole model on one rank, in one stage and in several, behind other work:
+
+    in one stage    T(1) = start + tasks        in k stages    T(k) = k start + tasks
+
+where a stage of several finds its core idle before, as it waits for its neighbours; start is what each pass takes beside its tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from statistics import median
+from time import monotonic, sleep
+from typing import Any
+
+import torch
+from torch import nn
+
+from chinchilla_sim.graph.contract import TrainingJob
+from chinchilla_sim.graph.task import TaskGraph
+from chinchilla_sim.graph.trace import as_tuple, export_module, graph_of
+from chinchilla_sim.planner.action import Action, Op
+from chinchilla_sim.planner.plan import Plan
+from chinchilla_sim.planner.program import lower
+from chinchilla_sim.runtime.groups import Groups, seat_of
+from chinchilla_sim.runtime.interlude import Interlude
+from chinchilla_sim.runtime.interpreter import Interpreter
+from chinchilla_sim.runtime.recorder import Recorder
+from chinchilla_sim.runtime.stages import cut_stages, own_parameters
+from chinchilla_sim.runtime.updates import stage_update
+
+STAGES = 3
+WARM_UP = 2
+STEPS = 12
+FEWEST_STEPS = 4
+BUDGET_S = 3.0
+IDLE_S = 0.001
+LEAST_SHARE = 0.2
+"""Of a pass's seconds its tasks have at least so much."""
+
+Rows = list[dict[str, Any]]
+
+
+def in_context(rows: Rows, job: TrainingJob, size: int, training: bool) -> tuple[Rows, tuple[float, float]]:
+    """Rows of all tasks, scaled so that they add up to what whole passes take but for their start; and that, forward and backward."""
+    whole = pass_seconds(job, size, training, 1)
+    cut = pass_seconds(job, size, training, STAGES) if training else None
+    scaled, starts = rows, []
+    for index, key in enumerate(("forward_s", "backward_s")):
+        start_s = max(0.0, (cut[0][index] - whole[0][index]) / (cut[1] - 1)) if cut and cut[1] > 1 else 0.0
+        total_s, whole_s = sum(row[key] for row in rows), whole[0][index]
+        scale = max(whole_s - start_s, LEAST_SHARE * whole_s) / total_s if total_s and whole_s else 1.0
+        scaled = [row | {key: row[key] * scale} for row in scaled]
+        starts.append(start_s)
+    return scaled, (starts[0], starts[1])
+
+
+def pass_seconds(job: TrainingJob, size: int, training: bool, stage_count: int) -> tuple[tuple[float, float], int]:
+    """Median seconds of a forward and a backward pass of one microbatch through all stages, and how many stages there are."""
+    torch.manual_seed(0)
+    model, cpu = job.model().train(training), torch.device("cpu")
+    inputs, targets = job.example_batch(size)
+    graph = graph_of(model, list(export_module(model, as_tuple(inputs)).graph.nodes), size, training, "profile")
+    names = cut_evenly(graph, stage_count)
+    count = len(names)
+    schedule = "looped-bfs" if training else "forward"
+    plan = Plan(names, ((0,),) * count, (0,), 2 * size, 2, schedule, ("none",) * count, ("none",) * (count - 1))
+    seat, groups = seat_of(plan, 0), Groups()
+    stages = cut_stages(job, model, plan, tuple(range(count)), cpu)
+    updates = {}
+    if training:
+        pairs = zip(stages, own_parameters(stages), strict=True)
+        updates = {stage.number: stage_update(plan, stage, owned, seat, groups, _plain_descent) for stage, owned in pairs}
+    rank = Interpreter(plan, lower(plan).actions[0], seat, stages, job.loss, updates, groups, Recorder(), cpu)
+    timed = _Timed(rank, idle_s=IDLE_S if count > 1 else 0.0)
+    begun_s = monotonic()
+    for step in range(WARM_UP + STEPS):
+        if step >= WARM_UP + FEWEST_STEPS and monotonic() - begun_s > BUDGET_S:
+            break
+        if step == WARM_UP:
+            timed.seconds.clear()
+        rank.step([as_tuple(inputs)] * 2, [targets] * 2)
+    return (timed.total_s(Op.F), timed.total_s(Op.B)), count
+
+
+def _plain_descent(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.0)
+
+
+def cut_evenly(graph: TaskGraph, stage_count: int) -> tuple[tuple[str, ...], ...]:
+    """Names of compute tasks in so many stages (fewer of a short model) of about equal flop, cut where the fewest tensors cross."""
+    tasks = graph.compute_tasks
+    work = [task.forward_flop + task.backward_flop + task.read_bytes + task.written_bytes for task in tasks]
+    total, ends = sum(work), list[int]()
+    for stage in range(1, min(stage_count, len(tasks))):
+        done, best = 0.0, None
+        for position in range(1, len(tasks)):
+            done += work[position - 1]
+            crossing = graph.live_after(graph.position[tasks[position - 1].name])
+            key = len(crossing), abs(done / total - stage / stage_count)
+            if position > (ends[-1] if ends else 0) and (best is None or key < best[0]):
+                best = key, position
+        if best:
+            ends.append(best[1])
+    bounds = [0, *ends, len(tasks)]
+    return tuple(tuple(task.name for task in tasks[a:b]) for a, b in pairwise(bounds))
+
+
+class _Timed:
+    """Seconds of every pass that an interpreter plays, each behind other work."""
+
+    def __init__(self, rank: Interpreter, idle_s: float) -> None:
+        self.seconds: dict[tuple[Op, int], list[float]] = {}
+        self._idle_s, self._interlude = idle_s, Interlude()
+        for op in (Op.F, Op.B):
+            rank.replace_player(op, self._around)
+
+    def _around(self, play: Callable[[Action], None]) -> Callable[[Action], None]:
+        def timed(action: Action) -> None:
+            self._interlude()
+            if self._idle_s:
+                sleep(self._idle_s)
+            start_s = monotonic()
+            play(action)
+            self.seconds.setdefault((action.op, action.stage), []).append(monotonic() - start_s)
+
+        return timed
+
+    def total_s(self, op: Op) -> float:
+        """Sum over the stages of their medians."""
+        return sum(median(times) for (one, _), times in self.seconds.items() if one is op)
