@@ -75,13 +75,17 @@ def tree_all_reduce_s(payload_bytes: float, rank_count: int, link: Link, backend
     return rounds * (_hop_s(link, backend) + payload_bytes * backend.header_factor / link.bandwidth_bytes_per_s)
 
 
+MOST_IN_PAIRS = 64
+"""Among more, messages between all pairs are taken for a ring, which moves the same bytes in p - 1 rounds instead of p (p - 1) flows."""
+
+
 def choose_algorithm(kind: str, payload_bytes: float, rank_count: int, link: Link, backend: Backend) -> str:
     """What would run for this size: gloo's rings, and messages of the runtime's own for what gloo gathers and scatters slowly; others
     what is estimated fastest (as NCCL's tuner does).
     """
     if kind == "all_to_all":
         return "direct"
-    if kind != "all_reduce" and backend.rendezvous:
+    if kind != "all_reduce" and backend.rendezvous and rank_count <= MOST_IN_PAIRS:
         return "pairwise"
     if kind != "all_reduce" or backend.rendezvous or rank_count < 3:
         return "ring"

@@ -1,13 +1,13 @@
 """Who sends how much to whom in a collective, round by round.
 
 A round is a list of transfers (from member, to member, bytes). A member sends in a round when it is through with the
-round before. p members with n payload bytes each:
+round before; of messages (pairwise, posted) only when it has sent those of the round before. p members with n payload bytes each:
 
     ring               all-reduce 2 (p-1) rounds of n/p, reduce-scatter p - 1 of n/p, all-gather p - 1 of n
     halving-doubling   all-reduce 2 log2 p rounds of n/2, n/4 .. and back (p a power of two; Thakur et al. 2005)
     tree               all-reduce 2 log2 p rounds of n, up and down a binomial tree: few hops, for small messages
     direct             all-to-all p - 1 rounds of n/p
-    pairwise           one round, every pair at once: all-gather of n, reduce-scatter of n/p (the owner adds up)
+    pairwise           p - 1 messages of each member, one behind the other: all-gather of n, reduce-scatter of n/p (the owner adds up)
     posted             the same, with receives that were posted before anyone came to send
 
 A hop takes the latency, under rendezvous the receiver's "ready" back as well (not where it was posted long ago), and the backend's
@@ -64,14 +64,10 @@ def _ring(kind: str) -> Callable[[int, float], list[Round]]:
     return lambda members, payload: _ring_rounds(kind, members, payload, RING_ROUNDS[kind](members))
 
 
-def _direct(members: int, payload: float) -> list[Round]:
-    return [[(member, (member + hop) % members, payload / members) for member in range(members)] for hop in range(1, members)]
-
-
-def _pairwise(share: Callable[[int], float]) -> Callable[[int, float], list[Round]]:
+def _direct(share: Callable[[int], float]) -> Callable[[int, float], list[Round]]:
     def build(members: int, payload: float) -> list[Round]:
         size = payload * share(members)
-        return [[(member, (member + hop) % members, size) for hop in range(1, members) for member in range(members)]]
+        return [[(member, (member + hop) % members, size) for member in range(members)] for hop in range(1, members)]
 
     return build
 
@@ -96,9 +92,9 @@ def _tree(members: int, payload: float) -> list[Round]:
 
 _ROUNDS: dict[tuple[str, str], Callable[[int, float], list[Round]]] = {
     **{(kind, "ring"): _ring(kind) for kind in RING_ROUNDS},
-    **{("all_gather", way): _pairwise(lambda _: 1.0) for way in MESSAGES},
-    **{("reduce_scatter", way): _pairwise(lambda p: 1 / p) for way in MESSAGES},
-    ("all_to_all", "direct"): _direct,
+    **{("all_gather", way): _direct(lambda _: 1.0) for way in MESSAGES},
+    **{("reduce_scatter", way): _direct(lambda p: 1 / p) for way in MESSAGES},
+    ("all_to_all", "direct"): _direct(lambda p: 1 / p),
     ("all_reduce", "halving-doubling"): _halving_doubling,
     ("all_reduce", "tree"): _tree,
 }
@@ -120,11 +116,10 @@ def rounds_lower_bound_s(cluster: Cluster, kind: str, algorithm: str, order: Seq
     rounds = (
         _ring_rounds(kind, len(order), payload_bytes, 1) if algorithm == "ring" else rounds_of(kind, algorithm, len(order), payload_bytes)
     )
-    for transfers in rounds:
-        hops = [0.0] * len(order)
+    for number, transfers in enumerate(rounds):
         for source, target, size in transfers:
             pair = order[source], order[target]
-            hops[source] = max(hops[source], hop_s(cluster, algorithm, *pair))
-            seconds[source] += alike * size * header / cluster.bandwidth_bytes_per_s(*pair)
-        seconds = [before_s + alike * one_s for before_s, one_s in zip(seconds, hops, strict=True)]
+            # Messages follow each other on the way; in collectives each waits for the one before.
+            hop = 0.0 if number and algorithm in MESSAGES else hop_s(cluster, algorithm, *pair)
+            seconds[source] += alike * (hop + size * header / cluster.bandwidth_bytes_per_s(*pair))
     return max(seconds) + window_excess_s(kind, payload_bytes, len(order), cluster.slowest_pair(order), cluster.backend)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from chinchilla_sim.cluster.ring import ring_order
 from chinchilla_sim.cluster.topology import Cluster
-from chinchilla_sim.cost.collective import choose_algorithm, interpolate_s, measured_table, sent_bytes
+from chinchilla_sim.cost.collective import MOST_IN_PAIRS, choose_algorithm, interpolate_s, measured_table, sent_bytes
 from chinchilla_sim.cost.rounds import rounds_lower_bound_s
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Exchange
@@ -20,7 +20,7 @@ class Exchanges:
 
     def of_gradients(self, plan: Plan, stage: int, kind: str, payload: float, rounds: int = 1) -> Exchange:
         """The exchange of a stage's gradients, `payload` bytes of each replica; what is gathered is awaited from the start of a step."""
-        posted = kind == "all_gather" and self.cluster.backend.rendezvous
+        posted = kind == "all_gather" and self.cluster.backend.rendezvous and plan.exchange_degree_of(stage) <= MOST_IN_PAIRS
         return self._among_replicas(plan, stage, kind, payload, rounds, "posted" if posted else plan.collective_algorithm)
 
     def of_weights(self, plan: Plan, stage: int, payload: float) -> Exchange:

@@ -25,7 +25,7 @@ class Interlude:
 
     def __call__(self) -> None:
         """One training step."""
-        cross_entropy(self.network(self.words), self.targets).backward()
+        cross_entropy(self.network(self.words), self.targets).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.optimizer.zero_grad()
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.collective import interpolate_s, window_excess_s
-from chinchilla_sim.cost.rounds import hop_s, rounds_of
+from chinchilla_sim.cost.rounds import MESSAGES, hop_s, rounds_of
 from chinchilla_sim.planner.prices import Exchange
 from chinchilla_sim.simulator.activities import ActivityGraph, FlowSpec
 
@@ -49,6 +49,8 @@ def add_rounds(
     """Flows of one collective among slots in ring order behind `entry`; returns its end."""
     if algorithm == "hierarchical":
         return _add_hierarchical(graph, cluster, kind, order, rank_of_slot, payload, entry)
+    if algorithm in MESSAGES:
+        return _add_messages(graph, cluster, kind, algorithm, order, rank_of_slot, payload, entry)
     rounds = rounds_of(kind, algorithm, len(order), payload)
     hops = 1
     if algorithm == "ring" and sum(map(len, rounds)) > MOST_FLOWS:
@@ -59,10 +61,7 @@ def add_rounds(
         now: dict[int, list[int]] = {}
         for source, target, size in transfers:
             slots = order[source], order[target]
-            wire_bytes = size * cluster.backend.header_factor
-            flow = graph.add_flow(
-                cluster, FlowSpec(*slots, wire_bytes, rank_of_slot[slots[0]], rank_of_slot[slots[1]], cluster.gradient_priority)
-            )
+            flow = _add_flow(graph, cluster, slots, size, rank_of_slot)
             # The receiver takes part when it is through with its round before, too.
             for before in dict.fromkeys((*last[source], *last[target])):
                 graph.link(before, flow, hops * hop_s(cluster, algorithm, *slots))
@@ -73,6 +72,39 @@ def add_rounds(
     end = graph.join(dict.fromkeys(flow for flows in last for flow in flows), always=True)
     excess_s = window_excess_s(kind, payload, len(order), cluster.slowest_pair(order), cluster.backend)
     return graph.add(excess_s, after=end) if excess_s else end
+
+
+def _add_flow(graph: ActivityGraph, cluster: Cluster, slots: tuple[int, int], size: float, rank_of_slot: Mapping[int, int]) -> int:
+    wire_bytes = size * cluster.backend.header_factor
+    source, target = slots
+    return graph.add_flow(
+        cluster, FlowSpec(source, target, wire_bytes, rank_of_slot[source], rank_of_slot[target], cluster.gradient_priority)
+    )
+
+
+def _add_messages(
+    graph: ActivityGraph,
+    cluster: Cluster,
+    kind: str,
+    algorithm: str,
+    order: Sequence[int],
+    rank_of_slot: Mapping[int, int],
+    payload: float,
+    entry: int,
+) -> int:
+    """Every member's messages to the others, one behind the other."""
+    flows: list[int] = []
+    sent: dict[int, int] = {}
+    for transfers in rounds_of(kind, algorithm, len(order), payload):
+        for source, target, size in transfers:
+            slots = order[source], order[target]
+            flow = _add_flow(graph, cluster, slots, size, rank_of_slot)
+            graph.link(entry, flow, hop_s(cluster, algorithm, *slots))
+            if source in sent:
+                graph.link(sent[source], flow)
+            sent[source] = flow
+            flows.append(flow)
+    return graph.join(flows, always=True)
 
 
 def _add_hierarchical(

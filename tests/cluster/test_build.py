@@ -5,7 +5,7 @@ from typing import Any
 import networkx as nx
 import pytest
 
-from chinchilla_sim.cluster.build import build_cluster, emulated, slot_nodes, this_machine_ranks
+from chinchilla_sim.cluster.build import build_cluster, emulated, emulated_core_of, slot_nodes, this_machine_ranks
 from chinchilla_sim.cluster.calibration import Calibration, MachineKey
 from chinchilla_sim.cluster.topology import Cluster, Device, Host
 from chinchilla_sim.errors import ScenarioError
@@ -282,7 +282,8 @@ def test_emulated_devices_are_shares_of_the_measured_core() -> None:
     assert [device.flop_per_s for device in cluster.devices] == [60.0, 60.0, 15.0]
     assert [device.forward_launch_s for device in cluster.devices] == [0.5, 0.5, 2.0]
     assert [device.core_share for device in cluster.devices] == [1.0, 1.0, 0.25]
-    assert cluster.hosts == (Host((0, 1, 2), 2.0),)
+    # The quarter goes to the core that has no more than one.
+    assert cluster.hosts == (Host((0, 2), 1.0), Host((1,), 1.0))
     assert cluster.provenance[0] == "calibration of 2026-11-28: cpu, torch 2.13"
     # Within a node as on this machine, between nodes as stated.
     assert cluster.latency_s(0, 1) == pytest.approx(1e-4) and cluster.latency_s(0, 2) == pytest.approx(2e-3 + 0.5e-4)
@@ -308,4 +309,4 @@ def test_which_nodes_this_machine_emulates() -> None:
     assert [emulated(spec) for spec in (only, mixed, elsewhere)] == [True, False, False]
     assert [this_machine_ranks(spec) for spec in (only, mixed, elsewhere)] == [1, 1, 0]
     assert slot_nodes(mixed) == ("a-0", "a-0", "a-1", "a-1", "b")
-    assert [host.slots for host in build_cluster(mixed, "fp32").hosts] == [(0, 1, 2, 3)]
+    assert emulated_core_of(mixed, 2) == {0: 0, 1: 1, 2: 0, 3: 1}
