@@ -44,6 +44,10 @@ class Pieces:
         pairs = zip(tensors, self.lengths, strict=True)
         return [tensor.detach().reshape(-1)[place * length : (place + 1) * length] for tensor, length in pairs]
 
+    def starts(self, place: int) -> list[int]:
+        """How many values of each parameter lie before one replica's piece."""
+        return [min(place * length, parameter.numel()) for parameter, length in zip(self.parameters, self.lengths, strict=True)]
+
     def split(self, row: Tensor, place: int) -> list[Tensor]:
         """A replica's row as its pieces: views."""
         counts = [own.numel() for own in self.own(self.parameters, place)]
