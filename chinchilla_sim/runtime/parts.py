@@ -66,12 +66,9 @@ def parts_of(plan: Plan, stages: Sequence[Stage], updates: Mapping[int, StageUpd
 
 
 def _of_stage(plan: Plan, stage: Stage, update: StageUpdate, names: Mapping[str, str]) -> Iterator[Part]:
-    paths: dict[nn.Parameter, str] = {}
-    for module in stage.modules or [segment.module for segment in stage.segments]:
-        for path, parameter in module.named_parameters(remove_duplicate=False):
-            paths.setdefault(parameter, path)
+    paths = stage.paths()
     earlier = {one for number, shared in stage.shared.items() if plan.shared_stages[number][0] < stage.number for one in shared}
-    trained = set()
+    trained: set[str] = set()
     for parameter, master, start in zip(update.parameters, update.masters, update.starts, strict=True):
         path = paths[parameter]
         name = names.get(path, path)

@@ -182,5 +182,9 @@ def gpt():
     return GptJob()
 
 
+def clipped():
+    return GptJob()
+
+
 def mlp():
     return MlpJob()
