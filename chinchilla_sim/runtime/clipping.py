@@ -78,11 +78,11 @@ class GradientNorm:
 
 def _by_share(stage: Stage, update: StageUpdate, twice: Collection[int], lanes: int) -> dict[float, list[nn.Parameter]]:
     """The masters of a stage but those counted elsewhere; of a weight that is not divided every lane counts its share."""
-    paths, found = stage.paths(), dict[float, list[nn.Parameter]]()
+    whole = set(map(id, stage.divider.undivided(stage.paths()))) if stage.divider else set[int]()
+    found: dict[float, list[nn.Parameter]] = {}
     for one, master in zip(update.parameters, update.masters, strict=True):
         if id(one) not in twice:
-            divided = stage.divider is not None and stage.divider.block_of(paths[one]) is not None
-            found.setdefault(1.0 if divided else 1.0 / lanes, []).append(master)
+            found.setdefault(1.0 / lanes if id(one) in whole else 1.0, []).append(master)
     return found
 
 

@@ -67,6 +67,10 @@ class Divider:
         start, _ = block(self.sizes[name] // layout.parts, self.lanes.degree, self.lanes.lane)
         return layout, self.sizes[name], start
 
+    def undivided(self, paths: Mapping[nn.Parameter, str]) -> list[nn.Parameter]:
+        """Those parameters (by where they lie in the model) that all lanes hold whole."""
+        return [parameter for parameter, path in paths.items() if path not in self.layouts]
+
     def whole_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The state of a stage with whole weights in the place of this lane's parts; all lanes call it together."""
         whole = dict(state)

@@ -80,12 +80,13 @@ class ShardExchange:
         count: int,
         place: int,
         tag: int = 0,
+        apart: Sequence[nn.Parameter] = (),
     ) -> None:
         self.codec, self.parameters, self.masters = codec, list(parameters), list(masters)
         self.group, self.count, self.place = group, count, place
         self.pieces = Pieces(self.parameters, count)
         # What cannot be summed on its way, or is needed whole to be unpacked, arrives whole everywhere.
-        self.whole = None if exchange_kind(codec, 1) == "reduce_scatter" else BucketExchange(codec, parameters, group, count, tag)
+        self.whole = None if exchange_kind(codec, 1) == "reduce_scatter" else BucketExchange(codec, parameters, group, count, tag, apart)
         self._payload = self._arriving = torch.zeros(0)
         self._work: Any = None
 

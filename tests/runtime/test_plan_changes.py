@@ -62,7 +62,7 @@ CHANGES: Mapping[str, tuple[str, MakePlan, MakePlan]] = {
 
 SAME: Mapping[str, MakePlan] = {
     "feedback-zero-1": make(1, 1, 4, zero_stage=1, gradient_codecs=("int8",)),
-    "feedback-tensor": make(2, 1, 2, gradient_codecs=("low-rank",)),
+    "feedback-tensor": make(2, 1, 2, gradient_codecs=("top-k",)),
 }
 """Plans that go on themselves only: with dropout, and error feedback."""
 
