@@ -17,7 +17,7 @@ def bench_kills(plan: Path | None = None, *, times: int = 10, seed: int = 0, as_
     Parameters
     ----------
     plan
-        Plan file of a job that saves checkpoints (default: a small network, as two replicas and as a pipeline in turn).
+        Plan file of a job that saves checkpoints (default: a small network: replicas, a pipeline, ZeRO 2, tensor parallel).
     times
         Runs that lose a process.
     seed

@@ -34,8 +34,6 @@ _ASKS: Mapping[str, Callable[[Plan], bool]] = {
     "ZeRO with weights shared by stages that have replica counts of their own": lambda plan: bool(
         plan.zero_stage and plan.free_replicas and plan.shared_stages
     ),
-    "ZeRO with tensor parallelism": lambda plan: plan.zero_stage > 0 and plan.group_width > 1,
-    "gradient clipping with tensor parallelism": lambda plan: plan.clips_gradients and plan.group_width > 1,
     "sequence parallelism": lambda plan: plan.sequence_parallel,
     "context and expert parallelism": lambda plan: plan.context_parallel_degree * plan.expert_parallel_degree > 1,
 }

@@ -218,7 +218,7 @@ def _norm_actions(plan: Plan, stages: Sequence[int]) -> list[Action]:
     if not plan.clips_gradients:
         return []
     actions = [Action(stage, Op.NORM_GRAD) for stage in stages]
-    return [*actions, Action(min(stages), Op.REDUCE_NORM)] if len(plan.norm_ranks()) > 1 else actions
+    return [*actions, Action(min(stages), Op.REDUCE_NORM)] if len(plan.norm_ranks()) * plan.group_width > 1 else actions
 
 
 def _gradient_actions(plan: Plan, stage: int) -> list[Action]:

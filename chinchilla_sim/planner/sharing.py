@@ -70,16 +70,19 @@ NORM_BYTES = 4.0
 
 
 def norm_exchanges(plan: Plan, cluster: Cluster, ring: Ring) -> tuple[Exchange, ...]:
-    """Sums of squared gradients, by replica where each holds them all; none where gradients are not clipped."""
+    """Sums of squared gradients over all devices, by replica where each holds them all; none where gradients are not clipped."""
     if not plan.clips_gradients:
         return ()
     rows = dict.fromkeys(plan.norm_ranks(replica) for replica in range(plan.data_parallel_degree))
-    return tuple(_exchange_of(plan, ranks, NORM_BYTES, cluster, ring) for ranks in rows)
+    slots = [tuple(slot for rank in ranks for slot in plan.slots_of(rank)) for ranks in rows]
+    return tuple(_all_reduce(cluster, NORM_BYTES, (ring(plan, row),)) for row in slots)
 
 
 def _exchange_of(plan: Plan, ranks: tuple[int, ...], payload: float, cluster: Cluster, ring: Ring) -> Exchange:
     """Each device of a rank with those in its place on the other ranks."""
-    if len(ranks) == 1:
-        return Exchange("all_reduce")
-    orders = tuple(ring(plan, slots) for slots in zip(*(plan.slots_of(rank) for rank in ranks), strict=True))
-    return exchange_among(cluster, "all_reduce", payload, orders)
+    rows = zip(*(plan.slots_of(rank) for rank in ranks), strict=True)
+    return _all_reduce(cluster, payload, tuple(ring(plan, slots) for slots in rows))
+
+
+def _all_reduce(cluster: Cluster, payload: float, orders: tuple[tuple[int, ...], ...]) -> Exchange:
+    return exchange_among(cluster, "all_reduce", payload, orders) if len(orders[0]) > 1 else Exchange("all_reduce")

@@ -9,7 +9,7 @@ one rank's run         training, batches, optimizers, clipping, memory, records,
 the program            interpreter, messages, gradients, updates, groups; passes, stages, deferred
 exchanges              exchange, posted, codecs, gradient_codecs, low_rank; sharding, fully_sharded (ZeRO)
 tensor parallelism     division, lanes
-nothing lost           checkpoint, checkpoint_files, checkpoint_reader, continuation, pieces, rank_state, kills
+nothing lost           checkpoint, checkpoint_files, checkpoint_reader, continuation, parts, pieces, rank_state, kills
 requests               serving, requests, line, variants
 other forms            engines, torch_engine, engine_race; export
 measuring              probe, profiler, recording_cost

@@ -7,6 +7,7 @@ again would find the addresses of the dead in the old one.
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from datetime import timedelta
@@ -101,4 +102,5 @@ def create_rendezvous(parameters: RendezvousParameters) -> RendezvousHandler:
 
 if __name__ == "__main__":
     rendezvous_handler_registry.register(BACKEND, create_rendezvous)
-    main(sys.argv[1:])
+    # Without a folder of its own for ranks' logs, which it writes none to and does not remove when it is killed.
+    main([f"--log-dir={os.devnull}", *sys.argv[1:]])

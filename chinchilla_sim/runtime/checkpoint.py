@@ -34,6 +34,7 @@ from chinchilla_sim.runtime.checkpoint_files import (
 )
 from chinchilla_sim.runtime.launch import PEER_DIED
 from chinchilla_sim.runtime.notes import note
+from chinchilla_sim.runtime.parts import parts_of
 from chinchilla_sim.runtime.pieces import Piece, PieceSaver, piece_of
 from chinchilla_sim.runtime.rank_state import (
     RUN_FACTS,
@@ -59,10 +60,6 @@ class Checkpoints:
     def __init__(self, run: RankRun) -> None:
         self.run, self.root = run, run.folder / FOLDER
         self.every, self.interval_s = run.spec.checkpoint_interval_steps, run.spec.checkpoint_interval_s
-        # State that is divided over ranks, or kept at another precision beside the weights, is not written yet.
-        self.saves = run.plan.zero_stage == 0 and run.plan.group_width == 1 and run.spec.precision == "fp32"
-        if self.every and not self.saves and run.seat.process == 0:
-            note(run.folder, "WARNING: no checkpoints: a run with ZeRO, tensor parallelism or bf16 cannot save one yet")
         self._next = -1
         self._group: Any = None
         self._pool: ThreadPoolExecutor | None = None
@@ -78,7 +75,7 @@ class Checkpoints:
     def _is_due(self) -> bool:
         run, steps = self.run, self.run.steps
         made = steps - run.first_step
-        if not run.plan.training or not made or not self.saves:
+        if not run.plan.training or not made:
             return False
         if self.every:
             return steps % self.every == 0
@@ -107,8 +104,8 @@ class Checkpoints:
 
     def _pieces(self, epoch: int, step_of_epoch: int, epoch_s: float) -> dict[str, Piece]:
         run = self.run
-        pieces = model_pieces(run.plan, run.seat, run.stages, to_save=True)
-        pieces |= optimizer_pieces(run.plan, run.seat, run.stages, run.optimizers)
+        parts = parts_of(run.plan, run.stages, run.updates, run.names)
+        pieces = model_pieces(run.plan, run.seat, parts) | optimizer_pieces(run.plan, run.seat, parts, run.optimizers)
         tensors = exchange_tensors(run.seat, run.interpreter.gradients) | random_states(run.seat, run.device)
         if run.interpreter.last:
             tensors[losses_key(run.seat.process)] = torch.tensor(run.losses, dtype=torch.float64)

@@ -1,13 +1,13 @@
-"""Clipping: the 2-norm of all gradients of the model, over stages, shards and weights that stages share, each counted once."""
+"""Clipping: the 2-norm of all gradients of the model, over stages, shards, lanes and weights that stages share, each counted once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from chinchilla_sim.cost.collective import sent_bytes
 from chinchilla_sim.planner.plan import Plan
@@ -28,7 +28,7 @@ class GradientNorm:
     ) -> None:
         self.limit, self.updates = limit, updates
         ranks = plan.norm_ranks(seat.replica)
-        self.group, self.group_size = groups.among.get(ranks), len(ranks)
+        self.group, self.group_size = groups.norm, len(ranks) * plan.group_width
         self.key: CollectiveKey = ("norm", 0, 0, ranks[0])
         # Every stage that shares a weight has its whole gradient by now: the first one counts it.
         twice = {
@@ -38,13 +38,10 @@ class GradientNorm:
             if stage.number > plan.shared_stages[number][0]
             for one in row
         }
-        self.counted = {
-            number: [master for one, master in zip(update.parameters, update.masters, strict=True) if id(one) not in twice]
-            for number, update in updates.items()
-        }
         # Of whole gradients every replica in the sum has the same ones.
         whole = plan.free_replicas and not plan.zero_stage
         self.share = {number: 1.0 / len(plan.placement[number]) if whole else 1.0 for number in updates}
+        self.counted = {number: _by_share(stages[number], update, twice, plan.group_width) for number, update in updates.items()}
         self._squares = torch.zeros(1)
         self._work: Any = None
 
@@ -54,10 +51,11 @@ class GradientNorm:
 
     def add(self, stage: int) -> None:
         """Add up the squares of a stage's gradients."""
-        gradients = [master.grad for master in self.counted[stage] if master.grad is not None and master.numel()]
-        if gradients:
-            norms = torch._foreach_norm(gradients)
-            self._squares = self._squares.to(norms[0].device) + self.share[stage] * torch.stack(norms).square().sum()
+        for share, masters in self.counted[stage].items():
+            gradients = [master.grad for master in masters if master.grad is not None and master.numel()]
+            if gradients:
+                norms = torch._foreach_norm(gradients)
+                self._squares = self._squares.to(norms[0].device) + share * self.share[stage] * torch.stack(norms).square().sum()
 
     def reduce(self, recorder: Recorder, label: str) -> None:
         """Issue the sum over all ranks that hold some."""
@@ -76,6 +74,16 @@ class GradientNorm:
         factor = (self.limit / (self._squares.sqrt() + SMALLEST_NORM)).clamp(max=1.0)
         for gradient in _gradients(self.updates[stage]):
             gradient.mul_(factor)
+
+
+def _by_share(stage: Stage, update: StageUpdate, twice: Collection[int], lanes: int) -> dict[float, list[nn.Parameter]]:
+    """The masters of a stage but those counted elsewhere; of a weight that is not divided every lane counts its share."""
+    whole = set(map(id, stage.divider.undivided(stage.paths()))) if stage.divider else set[int]()
+    found: dict[float, list[nn.Parameter]] = {}
+    for one, master in zip(update.parameters, update.masters, strict=True):
+        if id(one) not in twice:
+            found.setdefault(1.0 / lanes if id(one) in whole else 1.0, []).append(master)
+    return found
 
 
 def _gradients(update: StageUpdate) -> Iterable[Tensor]:

@@ -1,4 +1,8 @@
-"""Take up a run where a checkpoint left it: with the same plan to the last bit, with another plan or other ranks within rounding."""
+"""Take up a run where a checkpoint left it: with the same plan to the last bit, with another plan or other ranks within rounding.
+
+Weights and the optimizer's state are the model's: any plan takes them up. What gradient codecs have not sent yet (error feedback) and the
+states of random generators are a process's own: the same plan goes on with them, another begins without residuals and with new numbers.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +20,23 @@ from chinchilla_sim.errors import RunError
 from chinchilla_sim.runtime.checkpoint_files import FOLDER, RESUME_FILE, check_job, newest_whole, set_aside
 from chinchilla_sim.runtime.checkpoint_reader import read_metadata, read_pieces, read_tensors, saved_kinds
 from chinchilla_sim.runtime.notes import note
+from chinchilla_sim.runtime.parts import parts_of
 from chinchilla_sim.runtime.pieces import Piece
 from chinchilla_sim.runtime.rank_state import (
     RUN_FACTS,
     exchange_tensors,
     losses_key,
     make_optimizer_state,
-    model_pieces,
     plan_digest,
     random_states,
     set_random_states,
     unpack,
+    weight_key,
 )
 
 if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import Metadata
+
     from chinchilla_sim.runtime.training import RankRun
 
 _NEW_NUMBERS = 1_000_003
@@ -67,19 +74,13 @@ def _choose(folder: Path) -> str | None:
 
 
 def _load(run: RankRun, path: Path) -> Position:
-    if not run.checkpoints.saves:
-        raise RunError("a run with ZeRO, tensor parallelism or bf16 cannot go on from a checkpoint yet: resume with another plan")
     check_job(path, run.spec)
     metadata = read_metadata(path)
     saved = saved_kinds(metadata)
     facts = unpack(read_tensors(path, metadata, [RUN_FACTS])[RUN_FACTS])
     if run.spec.epochs <= facts["epoch"]:
         raise RunError(f"{path} is of epoch {facts['epoch'] + 1}, and the job has {run.spec.epochs}: raise job.epochs to go on")
-    pieces = model_pieces(run.plan, run.seat, run.stages, to_save=False)
-    _check_shapes(path, {key: piece.shape for key, piece in pieces.items()}, saved)
-    read_pieces(path, metadata, pieces)
-    for state in _without_twins(make_optimizer_state(run.stages, run.optimizers, saved)):
-        read_pieces(path, metadata, state)
+    _load_parts(run, path, metadata)
     same = facts["plan"] == plan_digest(run.plan)
     run.first_step = facts["steps"]
     *run.epoch_s, epoch_s = facts["epoch_s"]
@@ -92,10 +93,22 @@ def _load(run: RankRun, path: Path) -> Position:
         _load_exchanges(run, tensors)
         position = Position(position.epoch, position.step_of_epoch, epoch_s, tensors)
     else:
-        torch.manual_seed((run.spec.seed + run.seat.process + _NEW_NUMBERS * run.first_step) % 2**63)
+        # Lanes of a rank draw alike.
+        torch.manual_seed((run.spec.seed + run.seat.rank + _NEW_NUMBERS * run.first_step) % 2**63)
     if run.seat.process == 0:
         note(run.folder, _story(path, run.first_step, same, any("/exchange/" in key for key in saved)))
     return position
+
+
+def _load_parts(run: RankRun, path: Path, metadata: Metadata) -> None:
+    """Fill weights and the optimizers' state; all ranks at the same time."""
+    saved, parts = saved_kinds(metadata), parts_of(run.plan, run.stages, run.updates, run.names)
+    weights = [(weight_key(part), part.piece(part.values)) for part in parts]
+    _check_shapes(path, {key: piece.shape for key, piece in weights}, saved)
+    for pieces in _without_twins([*weights, *make_optimizer_state(parts, run.optimizers, saved)]):
+        read_pieces(path, metadata, pieces)
+    for update in run.updates.values():
+        update.spread()
 
 
 def restore_random(run: RankRun, position: Position) -> None:

@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Shard
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from chinchilla_sim.graph.division import Division, GraphDivision, divide_graph
 from chinchilla_sim.graph.layout import RESHAPES, Layout, block, local_shape
 from chinchilla_sim.graph.task import WEIGHT_PREFIX, TaskGraph
-from chinchilla_sim.runtime.lanes import Lanes, add_up, apart, enter, gather, in_parts, own_rows, without_foreign
+from chinchilla_sim.runtime.lanes import Lanes, add_up, apart, enter, gather, own_rows, without_foreign
 
 CopyOf = Callable[[Node], Node]
 
@@ -60,31 +59,24 @@ class Divider:
             if isinstance(tensor, nn.Parameter):
                 self.parameters[path] = parts.get(name, tensor)  # type: ignore[assignment]
 
-    def as_dtensors(self, state: Mapping[str, Tensor]) -> dict[str, DTensor]:
-        """The divided weights of a stage as DTensors, by name; one that is divided in several parts has them as a dimension of its own."""
-        found: dict[str, DTensor] = {}
-        for name, tensor in state.items():
-            layout = self.layouts.get(name)
-            if layout is None:
-                continue
-            shape, local, dim = list(tensor.shape), tensor, layout.dim
-            shape[dim] = self.sizes[name]
-            if layout.parts > 1:
-                local, dim = in_parts(tensor, layout), dim + 1
-                shape[layout.dim : dim] = [layout.parts, self.sizes[name] // layout.parts]
-            stride = torch.empty(shape, device="meta").stride()
-            mesh = self.lanes.mesh(tensor.device.type)
-            found[name] = DTensor.from_local(
-                local.contiguous(), mesh, [Shard(dim)], run_check=False, shape=torch.Size(shape), stride=stride
-            )
-        return found
+    def block_of(self, name: str) -> tuple[Layout, int, int] | None:
+        """How a weight is divided, its whole size along that dimension, and where this lane's block of each part begins."""
+        layout = self.layouts.get(name)
+        if layout is None:
+            return None
+        start, _ = block(self.sizes[name] // layout.parts, self.lanes.degree, self.lanes.lane)
+        return layout, self.sizes[name], start
+
+    def undivided(self, paths: Mapping[nn.Parameter, str]) -> list[nn.Parameter]:
+        """Those parameters (by where they lie in the model) that all lanes hold whole."""
+        return [parameter for parameter, path in paths.items() if path not in self.layouts]
 
     def whole_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The state of a stage with whole weights in the place of this lane's parts; all lanes call it together."""
         whole = dict(state)
-        for name, tensor in self.as_dtensors(state).items():
-            layout, found = self.layouts[name], tensor.full_tensor()
-            whole[name] = found.flatten(layout.dim, layout.dim + 1) if layout.parts > 1 else found
+        for name, layout in self.layouts.items():
+            if name in whole:
+                whole[name] = self.lanes.join(state[name], layout, self.sizes[name])
         return whole
 
     def layout_of(self, name: str) -> Layout | None:

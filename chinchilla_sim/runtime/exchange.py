@@ -16,15 +16,27 @@ from torch import Tensor, nn
 from chinchilla_sim.cost.codec import exchange_kind
 from chinchilla_sim.cost.collective import sent_bytes
 from chinchilla_sim.errors import RunError
-from chinchilla_sim.runtime.gradient_codecs import BucketCodec, Int8Codec, OneBitCodec, SumCodec, TopCodec
+from chinchilla_sim.runtime.gradient_codecs import BucketCodec, Int8Codec, OneBitCodec, SideBySide, SumCodec, TopCodec
 from chinchilla_sim.runtime.low_rank import LowRankCodec
 from chinchilla_sim.runtime.posted import PostedExchange
 
 _PACKED = {"int8": Int8Codec, "one-bit": OneBitCodec, "top-k": TopCodec, "low-rank": LowRankCodec}
 
 
-def bucket_codec(codec: str, parameters: Sequence[nn.Parameter]) -> BucketCodec:
-    """The codec of a bucket by its name in a plan."""
+def bucket_codec(codec: str, parameters: Sequence[nn.Parameter], apart: Sequence[nn.Parameter] = ()) -> BucketCodec | SideBySide:
+    """The codec of a bucket by its name in a plan; parameters of `apart` are packed for themselves where the codec mixes values.
+
+    All lanes of a tensor-parallel rank hold them whole: packed beside a lane's own parts, they would lose different values on each.
+    """
+    if exchange_kind(codec) == "all_gather":
+        ids = set(map(id, apart))
+        places = [[place for place, one in enumerate(parameters) if (id(one) in ids) == whole] for whole in (False, True)]
+        if all(places):
+            return SideBySide([_codec(codec, [parameters[place] for place in row]) for row in places], places)
+    return _codec(codec, parameters)
+
+
+def _codec(codec: str, parameters: Sequence[nn.Parameter]) -> BucketCodec:
     return _PACKED[codec](parameters) if codec in _PACKED else SumCodec(codec, parameters)
 
 
@@ -34,15 +46,23 @@ class BucketExchange:
     In a group of one nothing travels, but the codec does to the gradients what it does among many.
     """
 
-    def __init__(self, codec: str, parameters: Sequence[nn.Parameter], group: Any, group_size: int, tag: int = 0) -> None:
+    def __init__(
+        self,
+        codec: str,
+        parameters: Sequence[nn.Parameter],
+        group: Any,
+        group_size: int,
+        tag: int = 0,
+        apart: Sequence[nn.Parameter] = (),
+    ) -> None:
         """`group` is the process group of the replicas (None: the default one), `group_size` how many they are.
 
-        `tag` tells the exchange from others among the same ranks.
+        `tag` tells the exchange from others among the same ranks; for `apart` see `bucket_codec`.
         """
         self.parameters = list(parameters)
         self.group, self.group_size = group, group_size
         self.kind = exchange_kind(codec)
-        self._codec = bucket_codec(codec, self.parameters) if self.parameters else None
+        self._codec = bucket_codec(codec, self.parameters, apart) if self.parameters else None
         payloads = self._codec.payloads if self._codec else []
         self.round_bytes = tuple(payload.numel() * payload.element_size() for payload in payloads)
         """Payload of each round."""

@@ -242,3 +242,38 @@ class TopCodec(FeedbackCodec):
         for payload in received:
             indices, values = self._split(aligned(payload))
             self.total.index_add_(0, indices, values.to(self.total.dtype))
+
+
+class SideBySide:
+    """Codecs of one kind for several parts of a bucket, whose payloads travel as one; `places` are their parameters' in the bucket."""
+
+    def __init__(self, codecs: Sequence[BucketCodec], places: Sequence[Sequence[int]]) -> None:
+        self.codecs, self.places = codecs, places
+        self.parameters = [parameter for codec in codecs for parameter in codec.parameters]
+        self.gradients = [gradient for codec in codecs for gradient in codec.gradients]
+        self.sizes = [codec.payloads[0].numel() for codec in codecs]
+        self.payloads = [torch.cat([codec.payloads[0] for codec in codecs])]
+
+    def pack(self) -> None:
+        """Fill the payload."""
+        for codec in self.codecs:
+            codec.pack()
+        torch.cat([codec.payloads[0] for codec in self.codecs], out=self.payloads[0])
+
+    def prepare_second(self) -> None:
+        """What is gathered travels once."""
+
+    def unpack(self, received: Sequence[Tensor]) -> None:
+        """Let `gradients` be the sum of all ranks' payloads."""
+        rows = [torch.split(payload, self.sizes) for payload in received]
+        for codec, payloads in zip(self.codecs, zip(*rows, strict=True), strict=True):
+            codec.unpack(payloads)
+
+    def state(self) -> dict[str, Tensor]:
+        """That of all, by index in the bucket."""
+        found: dict[str, Tensor] = {}
+        for codec, places in zip(self.codecs, self.places, strict=True):
+            for name, tensor in codec.state().items():
+                kind, _, index = name.rpartition(".")
+                found[f"{kind}.{places[int(index)]}"] = tensor
+        return found

@@ -145,13 +145,14 @@ def _exchanges(plan: Plan, stage: Stage, seat: Seat, groups: Groups, update: Sta
     if not plan.training or len(ranks) == 1 or plan.zero_stage == 3:
         return []
     codec, group, found = plan.gradient_codecs[stage.number], groups.among[tuple(ranks)], list[Exchange]()
+    apart = stage.divider.undivided(stage.paths()) if stage.divider else []
     for bucket in range(stage.bucket_count):
         parameters, tag = stage.parameters(bucket), stage.number * plan.gradient_buckets + bucket
         if plan.zero_stage:
             masters = [update.master_of(parameter) for parameter in parameters]
-            found.append(ShardExchange(codec, parameters, masters, group, len(ranks), ranks.index(seat.rank), tag))
+            found.append(ShardExchange(codec, parameters, masters, group, len(ranks), ranks.index(seat.rank), tag, apart))
         else:
-            found.append(BucketExchange(codec, parameters, group, len(ranks), tag))
+            found.append(BucketExchange(codec, parameters, group, len(ranks), tag, apart))
     return found
 
 

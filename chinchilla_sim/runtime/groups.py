@@ -38,7 +38,7 @@ def process_of(plan: Plan, rank: int, lane: int) -> int:
 
 @dataclass(slots=True)
 class Groups:
-    """Process groups: by their ranks in this process's lane, those of a rank's lanes, and one for each direction of messages.
+    """Process groups: by their ranks in this process's lane, that of a rank's lanes, of a norm, and one for each direction of messages.
 
     None stands for the default group of all processes.
     """
@@ -47,6 +47,7 @@ class Groups:
     backward: Any = None
     among: dict[tuple[int, ...], Any] = field(default_factory=dict)
     lanes: Any = None
+    norm: Any = None
 
 
 def make_groups(plan: Plan, seat: Seat, ordered_messages: bool) -> Groups:
@@ -69,11 +70,23 @@ def make_groups(plan: Plan, seat: Seat, ordered_messages: bool) -> Groups:
             group = dist.new_group([process_of(plan, rank, lane) for lane in range(plan.group_width)])
             if rank == seat.rank:
                 groups.lanes = group
+    for ranks in _of_norms(plan):
+        group = dist.new_group([process_of(plan, rank, lane) for rank in ranks for lane in range(plan.group_width)])
+        if seat.rank in ranks:
+            groups.norm = group
     return groups
 
 
+def _of_norms(plan: Plan) -> Sequence[tuple[int, ...]]:
+    """Ranks that hold all gradients together, where these are clipped: all their lanes add up the norm."""
+    if not (plan.training and plan.clips_gradients):
+        return []
+    rows = dict.fromkeys(plan.norm_ranks(replica) for replica in range(plan.data_parallel_degree))
+    return [ranks for ranks in rows if len(ranks) * plan.group_width > 1]
+
+
 def _exchanging(plan: Plan) -> Sequence[tuple[int, ...]]:
-    """Ranks that exchange gradients: replicas of a stage, stages that share weights, and all that hold parts of a norm."""
+    """Ranks that exchange gradients: replicas of a stage, and stages that share weights."""
     rows = [tuple(row) for row in plan.placement if len(row) > 1]
     rows += [
         ranks
@@ -81,6 +94,4 @@ def _exchanging(plan: Plan) -> Sequence[tuple[int, ...]]:
         for replica in range(plan.data_parallel_degree)
         if len(ranks := plan.sharing_ranks(number, replica)) > 1
     ]
-    if plan.clips_gradients:
-        rows += [ranks for replica in range(plan.data_parallel_degree) if len(ranks := plan.norm_ranks(replica)) > 1]
     return list(dict.fromkeys(rows)) if plan.training else []

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,13 @@ _SCENARIO = {
 
 
 def small_plans() -> list[PlanFile]:
-    """A small network over two ranks: as two replicas, and as a pipeline."""
+    """A small network over two ranks: as two replicas, as a pipeline, under ZeRO 2, and with tensor parallelism."""
     scenario = parse_scenario(_SCENARIO, "bench kills")
     tasks = ("linear", "relu", "linear_1", "loss")
     replicas = Plan((tasks,), ((0, 1),), (0, 1), 64, 1, "1f1b", ("none",), ())
     pipeline = Plan((tasks[:1], tasks[1:]), ((0,), (1,)), (0, 1), 64, 2, "1f1b", ("none",) * 2, ("none",))
-    return [PlanFile(replicas, scenario), PlanFile(pipeline, scenario)]
+    tensor = Plan((tasks,), ((0,),), (0, 1), 64, 1, "1f1b", ("none",), (), tensor_parallel_degree=2)
+    return [PlanFile(plan, scenario) for plan in (replicas, pipeline, replace(replicas, zero_stage=2), tensor)]
 
 
 @dataclass(frozen=True, slots=True)

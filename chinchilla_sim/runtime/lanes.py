@@ -1,8 +1,7 @@
 """Tensor parallelism between the processes of one rank: collectives inside its passes, and whole weights from the parts of all.
 
 A lane is a process of a rank's group. What it computes with are plain tensors, its parts of the model's: DTensor's dispatch costs
-about 50 us of the host per operator forward and backward, six times a small operator (measured on a CPU). Weights are
-shown as DTensors to whoever saves them.
+about 50 us of the host per operator forward and backward, six times a small operator (measured on a CPU).
 
     sum of parts         all-reduce forward, identity backward     `add_up`
     whole input of parts identity forward, all-reduce backward     `enter`
@@ -19,7 +18,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 
 from chinchilla_sim.graph.layout import Layout, block
 from chinchilla_sim.runtime.codecs import TensorSpec
@@ -34,7 +32,6 @@ class Lanes:
     def __init__(self, group: Any, degree: int, lane: int) -> None:
         self.group, self.degree, self.lane = group, degree, lane
         self.counts: Counter[tuple[Direction, str, int]] = Counter()
-        self._mesh: DeviceMesh | None = None
         self._waited_s = 0.0
 
     def take_waited_s(self) -> float:
@@ -47,12 +44,6 @@ class Lanes:
         collective(*tensors, group=self.group)
         self._waited_s += monotonic() - start_s
 
-    def mesh(self, device_type: str) -> DeviceMesh:
-        """The lanes as an axis of devices; all of them call it together the first time."""
-        if self._mesh is None:
-            self._mesh = DeviceMesh.from_group(self.group, device_type)
-        return self._mesh
-
     def all_reduce(self, tensor: Tensor, direction: Direction) -> Tensor:
         """The sum over the lanes, in a tensor of its own."""
         total = tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -61,7 +52,19 @@ class Lanes:
         return total
 
     def all_gather(self, tensor: Tensor, layout: Layout, size: int, direction: Direction) -> Tensor:
-        """The whole tensor, whose divided dimension has `size`."""
+        """The whole tensor, whose divided dimension has `size`, in a pass."""
+        own = self._filled(tensor, layout, size)
+        self.counts[direction, "all_gather", own.numel() * own.element_size()] += 1
+        return self._joined(own, layout, size)
+
+    def join(self, tensor: Tensor, layout: Layout, size: int) -> Tensor:
+        """The same outside of passes, which nobody counts."""
+        whole = self._joined(self._filled(tensor, layout, size), layout, size)
+        self._waited_s = 0.0
+        return whole
+
+    def _filled(self, tensor: Tensor, layout: Layout, size: int) -> Tensor:
+        """This lane's part, its divided dimension as two, with as many values as the largest part."""
         own = in_parts(tensor.detach(), layout)
         each = -(-size // layout.parts // self.degree)
         dim, lacking = layout.dim + 1, each - own.shape[layout.dim + 1]
@@ -69,9 +72,11 @@ class Lanes:
             shape = list(own.shape)
             shape[dim] = lacking
             own = torch.cat([own, own.new_zeros(shape)], dim)
-        own = own.contiguous()
+        return own.contiguous()
+
+    def _joined(self, own: Tensor, layout: Layout, size: int) -> Tensor:
+        dim = layout.dim + 1
         pieces = [torch.empty_like(own) for _ in range(self.degree)]
-        self.counts[direction, "all_gather", own.numel() * own.element_size()] += 1
         self._run(dist.all_gather, pieces, own)
         whole = torch.cat(pieces, dim).narrow(dim, 0, size // layout.parts)
         return whole.flatten(layout.dim, dim)

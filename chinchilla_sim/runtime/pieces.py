@@ -19,6 +19,8 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from chinchilla_sim.graph.layout import Layout
+
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 """Offsets and lengths along every dimension."""
 
@@ -29,11 +31,6 @@ class Piece:
 
     shape: tuple[int, ...]
     boxes: tuple[tuple[tuple[int, ...], Tensor], ...]
-
-    @property
-    def partial(self) -> bool:
-        """Whether others hold the rest."""
-        return sum(values.numel() for _, values in self.boxes) < prod(self.shape)
 
     def staged(self) -> Piece:
         """A copy in main memory."""
@@ -61,10 +58,32 @@ class Piece:
 def piece_of(tensor: Tensor) -> Piece:
     """What this rank holds of a tensor: all of it, or its shard of a DTensor."""
     if isinstance(tensor, DTensor):
-        local = tensor.to_local()
-        _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-        return Piece(tuple(tensor.shape), ((tuple(offsets), local),) if local.numel() else ())
+        return shard_of(tensor, tensor.to_local())
     return Piece(tuple(tensor.shape), (((0,) * tensor.dim(), tensor.detach()),))
+
+
+def shard_of(tensor: DTensor, local: Tensor) -> Piece:
+    """Values that lie in the whole as this rank's shard of `tensor` does."""
+    _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return Piece(tuple(tensor.shape), ((tuple(offsets), local.detach()),) if local.numel() else ())
+
+
+def block_of(piece: Piece, layout: Layout, size: int, start: int) -> Piece:
+    """A piece of one lane's part of a tensor as a piece of the whole, whose divided dimension has `size`.
+
+    Of each of the layout's equal parts the lane has a block, which begins `start` values behind the part.
+    """
+    dim = layout.dim
+    length, each = piece.shape[dim] // layout.parts, size // layout.parts
+    found = []
+    for offsets, values in piece.boxes:
+        for part in range(layout.parts):
+            first, end = max(offsets[dim], part * length), min(offsets[dim] + values.shape[dim], (part + 1) * length)
+            if first < end:
+                place = part * each + start + first - part * length
+                within = values.narrow(dim, first - offsets[dim], end - first)
+                found.append(((*offsets[:dim], place, *offsets[dim + 1 :]), within))
+    return Piece((*piece.shape[:dim], size, *piece.shape[dim + 1 :]), tuple(found))
 
 
 def range_of(shape: Sequence[int], start: int, values: Tensor) -> Piece:

@@ -1,6 +1,6 @@
 """What a rank must keep to go on later: weights and optimizer by the model's own names, and what is its own.
 
-    model/<name>                          parameters and buffers
+    model/<name>                          parameters (in half precision their fp32 masters) and buffers
     optimizer/<name>/<key>                what the optimizer keeps of a parameter
     rank/<process>/exchange/<stage>/<bucket>/<key>   residuals of gradient codecs
     rank/<process>/random, /losses, /facts           generators of random numbers, its part of the losses, the rest as JSON
@@ -15,20 +15,22 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.runtime.gradients import StageGradients
 from chinchilla_sim.runtime.groups import Seat
-from chinchilla_sim.runtime.pieces import Piece, piece_of, range_of
-from chinchilla_sim.runtime.stages import Stage
+from chinchilla_sim.runtime.parts import Part
+from chinchilla_sim.runtime.pieces import Piece, piece_of
 
 RUN_FACTS = "run/facts"
+COUNTERS = ("step",)
+"""What optimizers keep once for a whole weight, not for each of its values."""
 
 
 def plan_digest(plan: Plan) -> str:
@@ -36,31 +38,28 @@ def plan_digest(plan: Plan) -> str:
     return hashlib.sha256(json.dumps(asdict(plan), sort_keys=True).encode()).hexdigest()
 
 
-def model_pieces(plan: Plan, seat: Seat, stages: Sequence[Stage], *, to_save: bool) -> dict[str, Piece]:
-    """A rank's weights and buffers; to save, only what no replica before it holds."""
-    found: dict[str, Piece] = {}
-    for stage in stages:
-        pieces = {f"model/{name}": piece_of(tensor) for name, tensor in stage.state().items()}
-        found |= {key: piece for key, piece in pieces.items() if not to_save or piece.partial or _is_first(plan, seat, stage.number)}
-    return found
+def weight_key(part: Part) -> str:
+    """Where a weight or buffer is kept."""
+    return f"model/{part.name}"
 
 
-def optimizer_pieces(plan: Plan, seat: Seat, stages: Sequence[Stage], optimizers: Mapping[int, torch.optim.Optimizer]) -> dict[str, Piece]:
-    """What the optimizers of a rank keep, as far as no replica before it holds it; of a weight that several stages train, the first."""
+def model_pieces(plan: Plan, seat: Seat, parts: Sequence[Part]) -> dict[str, Piece]:
+    """A rank's weights and buffers, as far as no process before it holds them."""
+    return {weight_key(part): part.piece(part.values) for part in parts if part.is_first(plan, seat)}
+
+
+def optimizer_pieces(plan: Plan, seat: Seat, parts: Sequence[Part], optimizers: Mapping[int, torch.optim.Optimizer]) -> dict[str, Piece]:
+    """The same of what the optimizers keep."""
     found: dict[str, Piece] = {}
-    for stage in stages:
-        elsewhere = {one for number, shared in stage.shared.items() if plan.shared_stages[number][0] < stage.number for one in shared}
-        for trained in _trained(stage, optimizers):
-            for key, value in optimizers[stage.number].state.get(trained.master, {}).items():
-                if isinstance(value, Tensor) and trained.weight not in elsewhere:
-                    piece = trained.piece(value)
-                    if piece.partial or _is_first(plan, seat, stage.number):
-                        found[f"optimizer/{trained.name}/{key}"] = piece
+    for part, state in _states(parts, optimizers):
+        for key, value in state.items():
+            if isinstance(value, Tensor) and part.is_first(plan, seat, whole=key in COUNTERS):
+                found[f"optimizer/{part.name}/{key}"] = piece_of(value) if key in COUNTERS else part.piece(value)
     return found
 
 
 def make_optimizer_state(
-    stages: Sequence[Stage], optimizers: Mapping[int, torch.optim.Optimizer], saved: Mapping[str, tuple[torch.Size, torch.dtype]]
+    parts: Sequence[Part], optimizers: Mapping[int, torch.optim.Optimizer], saved: Mapping[str, tuple[torch.Size, torch.dtype]]
 ) -> Iterator[tuple[str, Piece]]:
     """Give the optimizers state of the names and kinds that were saved; whoever reads it fills the pieces in."""
     keys: dict[str, list[str]] = {}
@@ -68,14 +67,20 @@ def make_optimizer_state(
         if full.startswith("optimizer/"):
             name, _, key = full.removeprefix("optimizer/").rpartition("/")
             keys.setdefault(name, []).append(key)
-    for stage in stages:
-        for trained in _trained(stage, optimizers):
-            state, master = optimizers[stage.number].state[trained.master], trained.master
-            for key in keys.get(trained.name, ()):
-                size, dtype = saved[f"optimizer/{trained.name}/{key}"]
-                alike = len(size) > 0 and size == trained.weight.shape
-                state[key] = torch.zeros(master.shape if alike else size, dtype=dtype, device=master.device)
-                yield f"optimizer/{trained.name}/{key}", trained.piece(state[key])
+    for part, state in _states(parts, optimizers):
+        for key in keys.get(part.name, ()):
+            size, dtype = saved[f"optimizer/{part.name}/{key}"]
+            state[key] = torch.zeros(size if key in COUNTERS else part.values.shape, dtype=dtype, device=part.values.device)
+            yield f"optimizer/{part.name}/{key}", piece_of(state[key]) if key in COUNTERS else part.piece(state[key])
+
+
+def _states(parts: Sequence[Part], optimizers: Mapping[int, torch.optim.Optimizer]) -> Iterator[tuple[Part, dict[str, Any]]]:
+    """What the optimizers keep of the parts that they update."""
+    for number, optimizer in optimizers.items():
+        updated = {id(master) for group in optimizer.param_groups for master in group["params"]}
+        for part in parts:
+            if part.stage.number == number and id(part.values) in updated:
+                yield part, optimizer.state[part.values]
 
 
 def exchange_tensors(seat: Seat, gradients: Mapping[int, StageGradients]) -> dict[str, Tensor]:
@@ -126,40 +131,3 @@ def unpack(tensor: Tensor) -> Any:
 
 def _own(seat: Seat) -> str:
     return f"rank/{seat.process}/"
-
-
-def _is_first(plan: Plan, seat: Seat, number: int) -> bool:
-    return seat.lane == 0 and plan.placement[number][0] == seat.rank
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """A weight by the model's own name, what the optimizer updates in its place, and where that lies in the weight.
-
-    Both are the same where a rank holds whole weights; `start` counts the values before a flat piece of one.
-    """
-
-    name: str
-    weight: nn.Parameter
-    master: nn.Parameter
-    start: int | None = None
-
-    def piece(self, value: Tensor) -> Piece:
-        """A value of the optimizer's state as a part of the whole weight's."""
-        if self.start is None or value.dim() == 0:
-            return piece_of(value)
-        return range_of(self.weight.shape, self.start, value)
-
-
-def _trained(stage: Stage, optimizers: Mapping[int, torch.optim.Optimizer]) -> Iterator[_Trained]:
-    """What the optimizer of a stage updates."""
-    if stage.number not in optimizers:
-        return
-    names = {
-        parameter: name
-        for segment in reversed(stage.segments)
-        for name, parameter in segment.module.named_parameters(remove_duplicate=False)
-    }
-    for group in optimizers[stage.number].param_groups:
-        for parameter in group["params"]:
-            yield _Trained(names[parameter], parameter, parameter)

@@ -44,6 +44,10 @@ class Pieces:
         pairs = zip(tensors, self.lengths, strict=True)
         return [tensor.detach().reshape(-1)[place * length : (place + 1) * length] for tensor, length in pairs]
 
+    def starts(self, place: int) -> list[int]:
+        """How many values of each parameter lie before one replica's piece."""
+        return [min(place * length, parameter.numel()) for parameter, length in zip(self.parameters, self.lengths, strict=True)]
+
     def split(self, row: Tensor, place: int) -> list[Tensor]:
         """A replica's row as its pieces: views."""
         counts = [own.numel() for own in self.own(self.parameters, place)]
@@ -76,13 +80,14 @@ class ShardExchange:
         count: int,
         place: int,
         tag: int = 0,
+        apart: Sequence[nn.Parameter] = (),
     ) -> None:
         self.codec, self.parameters, self.masters = codec, list(parameters), list(masters)
         self.group, self.count, self.place = group, count, place
         self.pieces = Pieces(self.parameters, count)
-        # What cannot be summed on its way, or is needed whole to be unpacked, arrives whole everywhere.
-        self.whole = None if exchange_kind(codec, 1) == "reduce_scatter" else BucketExchange(codec, parameters, group, count, tag)
         self.tag = tag
+        # What cannot be summed on its way, or is needed whole to be unpacked, arrives whole everywhere.
+        self.whole = None if exchange_kind(codec, 1) == "reduce_scatter" else BucketExchange(codec, parameters, group, count, tag, apart)
         self._payload = self._arriving = torch.zeros(0)
         self._under_way: PostedExchange | None = None
 

@@ -105,6 +105,14 @@ class Stage:
                     bucket_of.setdefault(parameter, segment.bucket)
         return [parameter for parameter, own in bucket_of.items() if bucket in (None, own)]
 
+    def paths(self) -> dict[nn.Parameter, str]:
+        """By what name of the model's each parameter is found; the first of several."""
+        paths: dict[nn.Parameter, str] = {}
+        for module in self.modules or [segment.module for segment in self.segments]:
+            for path, parameter in module.named_parameters(remove_duplicate=False):
+                paths.setdefault(parameter, path)
+        return paths
+
     def state(self) -> dict[str, Tensor]:
         """Parameters and buffers by the model's own names; sharded ones as they are, with tensor parallelism this lane's parts."""
         state: dict[str, Tensor] = {}

@@ -35,6 +35,7 @@ from chinchilla_sim.runtime.interpreter import Interpreter
 from chinchilla_sim.runtime.lanes import Lanes
 from chinchilla_sim.runtime.memory import MemoryProbe, batch_bytes, optimizer_tensors, storage_bytes
 from chinchilla_sim.runtime.optimizers import make_optimizer, set_learning_rate
+from chinchilla_sim.runtime.parts import first_names
 from chinchilla_sim.runtime.recorder import Recorder
 from chinchilla_sim.runtime.stages import Stage, cut_stages, own_parameters, run_dtype, variant_module
 from chinchilla_sim.runtime.updates import StageUpdate, stage_update
@@ -54,6 +55,7 @@ class RankRun:
         self.groups: Groups = make_groups(self.plan, self.seat, ordered_messages=device.type == "cuda")
         self.job: TrainingJob = load_job(*factory_of(file.scenario), to_run=True)
         self.model = self._model()
+        self.names = first_names(self.model)
         self.variant = Variant(**file.scenario.model.compression.model_dump())
         self.recorder = Recorder(self.plan.group_width)
         degree = self.plan.tensor_parallel_degree
@@ -223,11 +225,11 @@ class RankRun:
                 for tensor in ours.values():
                     dist.send(tensor.contiguous(), dst=0)
             return {}
-        # What no stage uses, such as a frozen buffer, stays as it was.
-        state: dict[str, Tensor] = dict(self.model.state_dict()) | ours
         for owner in filter(None, owners):
-            state |= dict(self._receive_weights(owner))
-        return state
+            ours |= dict(self._receive_weights(owner))
+        # A tied weight has the name that its stage uses. What no stage uses, such as a frozen buffer, stays as it was.
+        found = {self.names.get(path, path): tensor for path, tensor in ours.items()}
+        return {path: found.get(self.names.get(path, path), tensor) for path, tensor in self.model.state_dict().items()}
 
     def _receive_weights(self, owner: int) -> Iterator[tuple[str, Tensor]]:
         listing: list[Any] = [None]

@@ -20,7 +20,8 @@ class StageUpdate:
     """The update of one stage.
 
     `masters[i]` is what `parameters[i]` is updated by: itself, or an fp32 copy of all or of this replica's piece of it. The
-    optimizer updates `masters` but those that another stage of the rank updates.
+    optimizer updates `masters` but those that another stage of the rank updates. `starts[i]` counts the values of parameter i before its
+    master, where that is a flat piece of it.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class StageUpdate:
         self.parameters, self.masters = list(parameters), list(masters)
         self.optimizer = make(updated) if updated else None
         self.gather: WeightGather | None = None
+        self.starts: list[int | None] = [None] * len(self.parameters)
 
     def master_of(self, parameter: nn.Parameter) -> nn.Parameter:
         """What a parameter of the stage is updated by."""
@@ -48,9 +50,21 @@ class StageUpdate:
             self.optimizer.step()
         for parameter, master in zip(self.parameters, self.masters, strict=True):
             parameter.grad = master.grad = None
-            # Masters of FSDP2's shards are views of them.
+        self._copy()
+
+    def _copy(self) -> None:
+        """Round masters of whole weights to them; those of FSDP2's shards are views of them."""
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
             if master is not parameter and not self.gather and not isinstance(parameter, DTensor):
                 parameter.detach().copy_(master.detach())
+
+    def spread(self) -> None:
+        """Let the weights be what the masters have become; all replicas call it together."""
+        self._copy()
+        if self.gather:
+            self.gather.issue()
+            self.gather.wait()
+            self.gather.finish()
 
 
 def stage_update(plan: Plan, stage: Stage, owned: Sequence[nn.Parameter], seat: Seat, groups: Groups, make: MakeOptimizer) -> StageUpdate:
@@ -61,11 +75,13 @@ def stage_update(plan: Plan, stage: Stage, owned: Sequence[nn.Parameter], seat: 
     ranks = plan.placement[stage.number]
     if plan.zero_stage in (1, 2) and len(ranks) > 1:
         pieces = Pieces(parameters, len(ranks))
-        masters = [_master(piece) for piece in pieces.own(parameters, ranks.index(seat.rank))]
+        place = ranks.index(seat.rank)
+        masters = [_master(piece) for piece in pieces.own(parameters, place)]
         update = StageUpdate(parameters, masters, masters, make)
         # Behind the tags of all buckets of gradients.
         tag = plan.stage_count * plan.gradient_buckets + stage.number
         update.gather = WeightGather(pieces, masters, groups.among[tuple(ranks)], tag)
+        update.starts = [*pieces.starts(place)]
         return update
     if any(isinstance(parameter, DTensor) for parameter in parameters):
         masters = [nn.Parameter(_local(parameter)) for parameter in parameters]

@@ -33,7 +33,6 @@ def test_plain_plans_can_be_played() -> None:
             {"zero_stage": 1, "placement": ((0, 1), (2,)), "slots": (0, 1, 2), "shared_stages": ((0, 1),)},
             "ZeRO with weights shared by stages that have replica counts of their own",
         ),
-        ({"zero_stage": 1, "tensor_parallel_degree": 2, "slots": (0, 1, 2, 3)}, "ZeRO with tensor parallelism"),
         ({"tensor_parallel_degree": 2, "sequence_parallel": True, "slots": (0, 1, 2, 3)}, "sequence parallelism"),
         ({"context_parallel_degree": 2, "slots": (0, 1, 2, 3)}, "context and expert parallelism"),
         ({"activation_priority": 4.0}, "priorities of messages"),

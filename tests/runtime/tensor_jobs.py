@@ -58,6 +58,19 @@ class Gpt(nn.Module):
         return nn.functional.linear(self.norm(x + skip), self.embedding.weight)
 
 
+class Tied(nn.Module):
+    """One block, and a head that is the embedding's very weight; a weight of one value, with dropout without dimensions."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, WORDS, bias=False)
+        self.block, self.drop, self.scale = Block(True), nn.Dropout(dropout), nn.Parameter(torch.ones(() if dropout else (1,)))
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids):
+        return self.head(self.drop(self.block(self.embedding(ids))) * self.scale)
+
+
 class Mlp(nn.Module):
     def __init__(self):
         super().__init__()
@@ -107,6 +120,16 @@ class GptJob:
         yield ids[:, :-1], ids[:, 1:]
 
 
+class TiedJob(GptJob):
+    def model(self):
+        return Tied()
+
+
+class TiedDroppingJob(GptJob):
+    def model(self):
+        return Tied(0.2)
+
+
 class MlpJob(GptJob):
     def model(self):
         return Mlp()
@@ -147,7 +170,19 @@ def dropping():
     return DroppingJob()
 
 
+def tied():
+    return TiedJob()
+
+
+def tied_dropping():
+    return TiedDroppingJob()
+
+
 def gpt():
+    return GptJob()
+
+
+def clipped():
     return GptJob()
 
 

@@ -18,7 +18,7 @@ from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.planner.sharing import with_sharing
 from chinchilla_sim.runtime.checkpoint_files import FOLDER, checkpoint_path, sealed_checkpoints, step_of, why_broken
-from chinchilla_sim.runtime.kills import living, measure_kills
+from chinchilla_sim.runtime.kills import living, measure_kills, small_plans
 from chinchilla_sim.runtime.launch import launch_ranks, run_plan
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario
@@ -263,3 +263,14 @@ def test_kills_at_random_moments_lose_nothing(write_scenario: Callable[..., Scen
     file = PlanFile(make_plan(scenario, 1, 2, 3), scenario)
     for kill in measure_kills(file, 2, 0, tmp_path / "kills"):
         assert kill.harmless, kill
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_kills_of_divided_state_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_job: Any, number: int) -> None:
+    """Under ZeRO and tensor parallelism too; a launcher that is killed leaves no folder behind."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    file = with_job(small_plans()[number], epochs=1, checkpoint_interval_steps=20)
+    for kill in measure_kills(file, 1, number, tmp_path / "kills"):
+        assert kill.harmless, kill
+    assert not [*(tmp_path / "tmp").glob("torchelastic_*")]

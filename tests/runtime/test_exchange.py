@@ -252,6 +252,32 @@ def test_state_survives_a_restart(codec: str) -> None:
     assert not all(torch.equal(a.grad, b.grad) for a, b in zip(one.parameters, fresh.parameters, strict=True))
 
 
+@pytest.mark.parametrize("codec", sorted(CODECS))
+def test_what_is_packed_apart_depends_on_nothing_else(codec: str) -> None:
+    """Beside other parts of a weight, as lanes have them, the same values are lost of a whole one; the rest is kept as ever."""
+    found = []
+    for lane in range(2):
+        of = [(40, 30), (300,), (40, 10), (7, 5)]
+        of[0] = (40, 30 + lane)
+        buckets = parameters(of)
+        exchange = BucketExchange(codec, buckets, None, 1, apart=[buckets[1], buckets[3]])
+        for step in range(3):
+            before = {name: tensor.clone() for name, tensor in exchange.state_dict().items()}
+            for index, one in enumerate(buckets):
+                one.grad = gradient(lane if index in (0, 2) else 0, step, index, one.shape)
+            given = [one.grad.clone() for one in buckets if one.grad is not None]
+            exchange.encode()
+            exchange.issue()
+            exchange.finish()
+        kept = exchange.state_dict()
+        for index, (one, value) in enumerate(zip(buckets, given, strict=True)):
+            assert one.grad is not None
+            if f"residual.{index}" in kept:
+                torch.testing.assert_close(one.grad + kept[f"residual.{index}"], value + before[f"residual.{index}"])
+        found.append([buckets[index].grad for index in (1, 3)])
+    assert all(torch.equal(first, second) for first, second in zip(*found, strict=True))
+
+
 def test_foreign_state_is_refused_by_name() -> None:
     """State of other parameters or another codec names what does not fit."""
     exchange = BucketExchange("top-k", parameters([(4,)]), None, 1)

@@ -14,8 +14,10 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from chinchilla_sim.errors import RunError
+from chinchilla_sim.graph.layout import Layout, block
 from chinchilla_sim.runtime.checkpoint_reader import read_metadata, read_pieces, read_tensors
-from chinchilla_sim.runtime.pieces import Piece, PieceSaver, boxes_of, piece_of, range_of
+from chinchilla_sim.runtime.lanes import in_parts
+from chinchilla_sim.runtime.pieces import Piece, PieceSaver, block_of, boxes_of, piece_of, range_of
 
 SHAPES = st.lists(st.integers(1, 4), max_size=4).map(tuple)
 
@@ -59,6 +61,25 @@ def test_thirds_are_read_from_halves(tmp_path: Path, shape: tuple[int, ...], sav
             read_pieces(tmp_path / "c", metadata, {"w": range_of(shape, start, again[start:end])})
     assert torch.equal(again, flat)
     assert torch.equal(read_tensors(tmp_path / "c", metadata, ["w"])["w"], values)
+
+
+@given(shape=st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple), parts=st.integers(1, 3), data=st.data())
+def test_lanes_pieces_are_the_whole(shape: tuple[int, ...], parts: int, data: st.DataObject) -> None:
+    """Flat pieces of every lane's part, whose blocks lie in each of the parts of a dimension, tell where each value is in the whole."""
+    dim, degree = data.draw(st.integers(0, len(shape) - 1)), data.draw(st.integers(1, 3))
+    size = parts * shape[dim]
+    layout, blocks = Layout(dim, parts), [block(shape[dim], degree, lane) for lane in range(degree)]
+    whole = torch.arange(prod(shape) * parts).view(*shape[:dim], size, *shape[dim + 1 :])
+    found = torch.full_like(whole, -1)
+    for start, end in blocks:
+        part = in_parts(whole, layout).narrow(dim + 1, start, end - start).flatten(dim, dim + 1).contiguous()
+        middle = data.draw(st.integers(0, part.numel()))
+        for first, flat in ((0, part.flatten()[:middle]), (middle, part.flatten()[middle:])):
+            piece = block_of(range_of(part.shape, first, flat), layout, size, start)
+            assert piece.shape == whole.shape
+            for offsets, values in piece.boxes:
+                found[tuple(slice(o, o + n) for o, n in zip(offsets, values.shape, strict=True))] = values
+    assert torch.equal(found, whole)
 
 
 def test_a_piece_is_copied_before_it_is_written() -> None:

@@ -14,11 +14,13 @@ import torch
 from chinchilla_sim.graph.shard import shard_graph
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.blocking import arriving, inside
+from chinchilla_sim.planner.executable import unplayable
 from chinchilla_sim.planner.partition import allowed_cuts
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.program import lower
 from chinchilla_sim.planner.recompute import Blocks
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
 from chinchilla_sim.planner.sharing import with_sharing
@@ -27,6 +29,7 @@ from chinchilla_sim.runtime.launch import launch_ranks
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import build_graph
+from chinchilla_sim.simulator.engine import simulate
 from tests.planner.test_search import cluster_of
 from tests.runtime.conftest import train_alone
 
@@ -88,6 +91,9 @@ PLANS: Mapping[int, Mapping[str, Callable[[TaskGraph], Plan]]] = {
         "alone": lambda graph: plan_of(graph, 4),
         "replicas": lambda graph: plan_of(graph, 2, 1, 2),
         "replicas-in-buckets": lambda graph: plan_of(graph, 2, 1, 2, gradient_buckets=3),
+        "zero-1": lambda graph: plan_of(graph, 2, 1, 2, zero_stage=1),
+        "zero-2-in-buckets": lambda graph: plan_of(graph, 2, 1, 2, zero_stage=2, gradient_buckets=3),
+        "zero-3-in-buckets": lambda graph: plan_of(graph, 2, 1, 2, zero_stage=3, gradient_buckets=3),
         "pipeline": lambda graph: plan_of(graph, 2, 2, microbatches=4),
         "pipeline-divided": lambda graph: plan_of(graph, 2, 2, shift=1),
         "pipeline-split": lambda graph: plan_of(graph, 2, 2, schedule="zb-h1", microbatches=4, recompute=("selective", "full")),
@@ -96,6 +102,7 @@ PLANS: Mapping[int, Mapping[str, Callable[[TaskGraph], Plan]]] = {
 }
 PLAYED = {
     "gpt": PLANS,
+    "clipped": {2: ("alone",), 4: ("replicas", "pipeline", "zero-2-in-buckets", "zero-3-in-buckets")},
     "mlp": {2: ("alone",), 4: ("alone", "replicas", "pipeline", "pipeline-divided")},
     "mixed": {2: ("alone",), 4: ("pipeline",)},
     "dropping": {2: ("alone", "recomputed")},
@@ -110,7 +117,8 @@ def scenarios(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Scenario
     folder = tmp_path_factory.mktemp("job")
     for model in PLAYED:
         (folder / f"{model}.toml").write_text(SCENARIO.format(jobs=Path(__file__).with_name("tensor_jobs.py"), model=model))
-    return {model: load_scenario(folder / f"{model}.toml") for model in PLAYED}
+    changes = {"clipped": ["job.clip_gradient_norm=0.3"]}
+    return {model: load_scenario(folder / f"{model}.toml", changes.get(model, [])) for model in PLAYED}
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +130,9 @@ def graphs(scenarios: Mapping[str, Scenario]) -> Mapping[str, TaskGraph]:
 @pytest.fixture(scope="module")
 def plans(graphs: Mapping[str, TaskGraph]) -> Mapping[tuple[str, int, str], Plan]:
     """All plans, by model, processes and name."""
-    return {(model, ranks, name): PLANS[ranks][name](graphs[model]) for model, ranks, name in CASES}
+    return {
+        (model, ranks, name): replace(PLANS[ranks][name](graphs[model]), clips_gradients=model == "clipped") for model, ranks, name in CASES
+    }
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +140,7 @@ def played(scenarios: Mapping[str, Scenario], plans: Mapping[tuple[str, int, str
     """Folders of all plans, played in one launch for each number of processes."""
     folders = {ranks: tmp_path_factory.mktemp(f"processes{ranks}") for ranks in (2, 4)}
     for (model, ranks, name), plan in plans.items():
-        assert not mistakes_of(plan), (name, mistakes_of(plan))
+        assert not mistakes_of(plan) and not unplayable(plan), (name, mistakes_of(plan), unplayable(plan))
         folder = folders[ranks] / f"{model}-{name}"
         folder.mkdir()
         PlanFile(plan, scenarios[model]).save(folder / "plan.json")
@@ -197,6 +207,29 @@ def test_bytes_between_stages_are_those_of_the_plan(
     sent = [row for record in records_of(played[4] / f"{model}-{name}", plan) for row in record["steps"][-1]["sends"]]
     assert len(sent) == 2 * plan.microbatch_count
     assert all(row[6] == pricing.message_bytes(row[0], row[1]) for row in sent)
+
+
+@pytest.mark.parametrize("name", ["replicas-in-buckets", "zero-1", "zero-2-in-buckets", "zero-3-in-buckets"])
+def test_bytes_between_replicas_are_those_of_the_plan(graphs: Any, plans: Any, played: Any, scenarios: Any, name: str) -> None:
+    """Every lane exchanges the gradients and gathers the weights of its own part; a rank's records tell the bytes of all its lanes."""
+    plan = plans["gpt", 4, name]
+    pricing = Pricer(graphs["gpt"], cluster_of(*[{}] * 4), scenarios["gpt"].job).price(plan)
+    passes = plan.microbatch_count if plan.zero_stage == 3 else 1
+    rows = records_of(played[4] / f"gpt-{name}", plan)[0]["steps"][-1]["collectives"]
+    sent = {what: sum(row[7] for row in rows if row[0] == what) / 2 for what in ("gradients", "weights")}
+    assert sent["gradients"] == pytest.approx(passes * pricing.gradients[0].sent_bytes, rel=0.01)
+    gathers = 2 * passes if plan.zero_stage == 3 else 1
+    assert sent["weights"] == pytest.approx(gathers * pricing.weights[0].sent_bytes if plan.zero_stage else 0.0, rel=0.01)
+
+
+def test_a_clipped_step_waits_for_the_norm_of_all_lanes(graphs: Any, plans: Any, scenarios: Any) -> None:
+    """Also on one rank: a sum of four bytes over its devices, which the simulation plays."""
+    plan = plans["clipped", 2, "alone"]
+    pricer = Pricer(graphs["clipped"], cluster_of({}, {}), scenarios["clipped"].job)
+    pricing = pricer.price(plan)
+    assert [one.payload_bytes for one in pricing.norm] == [4.0] and sorted(pricing.norm[0].orders[0]) == [0, 1]
+    spans = {span.label: span for span in simulate(lower(plan), pricing, cluster_of({}, {})).spans}
+    assert spans["0NORM_GRAD"].end_s <= spans["0REDUCE_NORM"].start_s < spans["0REDUCE_NORM"].end_s <= spans["0OPTIM"].start_s
 
 
 def test_dropped_values_are_the_same_when_a_pass_runs_again(plans: Any, played: Any) -> None:
