@@ -37,6 +37,9 @@ _ASKS: Mapping[str, Callable[[Plan], bool]] = {
     "ZeRO with tensor parallelism": lambda plan: plan.zero_stage > 0 and plan.group_width > 1,
     "gradient clipping with tensor parallelism": lambda plan: plan.clips_gradients and plan.group_width > 1,
     "sequence parallelism": lambda plan: plan.sequence_parallel,
+    "local steps or late gradients with gradient clipping": lambda plan: plan.asynchronous and plan.clips_gradients,
+    "local steps or late gradients with tensor parallelism": lambda plan: plan.asynchronous and plan.group_width > 1,
+    "local steps or late gradients with weights shared by stages": lambda plan: plan.asynchronous and bool(plan.shared_stages),
     "context and expert parallelism": lambda plan: plan.context_parallel_degree * plan.expert_parallel_degree > 1,
 }
 

@@ -14,7 +14,9 @@ from chinchilla_sim.cost.codec import CODECS, Matrices, exchange_kind, least_pay
 from chinchilla_sim.cost.compute import (
     FP32_BYTES,
     accumulation_s,
+    agreement_s,
     clipping_s,
+    difference_s,
     launches,
     optimizer_s,
     weight_launches,
@@ -192,6 +194,7 @@ class Pricer:
                 plan.recompute_of(stage),
                 plan.receives_in_flight,
                 plan.clips_gradients,
+                plan.local_steps > 1,
                 plan.free_replicas and plan.share_of(stage),
                 group,
                 experts,
@@ -220,6 +223,10 @@ class Pricer:
             action_s |= {Op.NORM_GRAD: norm_s, Op.OPTIM: action_s[Op.OPTIM] + scaling_s}
         action_s |= boundary_codec_s(plan, stage, raw, raw_gradients, device)
         action_s |= gradient_codec_s(plan, stage, parameters, device, self.matrices(tasks))
+        if plan.local_steps > 1:
+            fp32_bytes = self._updated_bytes(plan, stage, parameters)
+            action_s[Op.ENCODE_GRAD] += difference_s(fp32_bytes, device)
+            action_s[Op.AGREE] = agreement_s(fp32_bytes, self.job.outer_momentum, device)
         buffers = self._buffer_bytes(plan, stage, sum(raw[boundary] for boundary in (stage - 1, stage) if 0 <= boundary < len(raw)))
         held = self.held_parts(plan, stage, tasks, parameters, self.graph.untrained_bytes_of(tasks))
         recompute = plan.recompute_of(stage)
@@ -374,6 +381,9 @@ class Pricer:
             parts["exchange buffers"] = parameters + payload * (1 if codec.summable else replicas)
             if codec.feedback:
                 parts["error feedback"] = parameters
+        if plan.local_steps > 1:
+            copies = 2 if job.outer_momentum else 1
+            parts["shared weights"] = copies * parameters * FP32_BYTES / self.value_bytes
         return parts
 
     def _kept_bytes(self, plan: Plan, tasks: Sequence[Task], saved: float) -> float:

@@ -66,7 +66,7 @@ class Row:
 
     @property
     def _split(self) -> bool:
-        return self.lowering.plan.gradient_buckets > 1
+        return self.lowering.plan.buckets_leave_early
 
     def _message(self, action: Action) -> None:
         lowering = self.lowering
@@ -237,9 +237,15 @@ class Row:
         if action.op is Op.REDUCE_NORM:
             self._join_norm(action)
             return
-        gradients = action.op is Op.REDUCE_GRAD
-        if not (gradients and self._split):
-            self._join(GRADIENTS if gradients else "weights", action, None, 0, 1.0, self.lowering.tail[self.rank])
+        tail = self.lowering.tail[self.rank]
+        if action.op is not Op.REDUCE_GRAD:
+            self._join("weights", action, None, 0, 1.0, tail)
+        elif not self._split:
+            buckets = self._price(action.stage).buckets
+            total = sum(bucket.parameter_bytes for bucket in buckets)
+            shares = {index: bucket.parameter_bytes / total for index, bucket in enumerate(buckets) if bucket.parameter_bytes}
+            for index, share in (shares or {0: 1.0}).items():
+                self._join(GRADIENTS, action, None, index, share, tail)
 
     def _join(self, what: str, action: Action, microbatch: int | None, bucket: int, share: float, behind: int) -> CollectiveKey:
         lowering = self.lowering
