@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from chinchilla_sim.runtime.rank_state import (
     model_pieces,
     plan_digest,
     random_states,
+    replica_tensors,
     set_random_states,
     unpack,
 )
@@ -80,6 +81,9 @@ def _load(run: RankRun, path: Path) -> Position:
     read_pieces(path, metadata, pieces)
     for state in _without_twins(make_optimizer_state(run.stages, run.optimizers, saved)):
         read_pieces(path, metadata, state)
+    for update in run.updates.values():
+        if update.agreement:
+            update.agreement.restart()
     same = facts["plan"] == plan_digest(run.plan)
     run.first_step = facts["steps"]
     *run.epoch_s, epoch_s = facts["epoch_s"]
@@ -87,14 +91,16 @@ def _load(run: RankRun, path: Path) -> Position:
     run.losses = _losses(run, path, metadata, facts["loss_processes"], same)
     position = Position(facts["epoch"], facts["step_of_epoch"], epoch_s)
     if same:
-        own = [*exchange_tensors(run.seat, run.interpreter.gradients), *random_states(run.seat, run.device)]
+        gradients = run.interpreter.gradients
+        own = [*exchange_tensors(run.seat, gradients), *replica_tensors(run.seat, gradients), *random_states(run.seat, run.device)]
         tensors = read_tensors(path, metadata, [key for key in own if key in saved])
         _load_exchanges(run, tensors)
         position = Position(position.epoch, position.step_of_epoch, epoch_s, tensors)
     else:
         torch.manual_seed((run.spec.seed + run.seat.process + _NEW_NUMBERS * run.first_step) % 2**63)
     if run.seat.process == 0:
-        note(run.folder, _story(path, run.first_step, same, any("/exchange/" in key for key in saved)))
+        kinds = {"/exchange/": "what gradient codecs had not sent yet", "/replica/": "what replicas had each of their own"}
+        note(run.folder, _story(path, run.first_step, same, [words for kind, words in kinds.items() if any(kind in key for key in saved)]))
     return position
 
 
@@ -142,10 +148,12 @@ def _load_exchanges(run: RankRun, tensors: Mapping[str, Tensor]) -> None:
             state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
             if state:
                 exchange.load_state_dict(state)
+        prefix = f"rank/{run.seat.process}/replica/{number}/"
+        stage.load_state({key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)})
 
 
-def _story(path: Path, steps: int, same: bool, residuals: bool) -> str:
+def _story(path: Path, steps: int, same: bool, own: Sequence[str]) -> str:
     if same:
         return f"resumed from {path.name}: {steps} steps are done"
-    lost = ", and what gradient codecs had not sent yet is dropped" if residuals else ""
+    lost = f", and {' and '.join(own)} is dropped" if own else ""
     return f"resumed from {path.name} with another plan: {steps} steps are done; random numbers are drawn anew{lost}"
