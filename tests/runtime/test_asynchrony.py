@@ -20,6 +20,7 @@ from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.runtime.batches import global_batches
+from chinchilla_sim.runtime.checkpoint_files import FOLDER, sealed_checkpoints, step_of
 from chinchilla_sim.runtime.exchange import bucket_codec
 from chinchilla_sim.runtime.launch import launch_ranks
 from chinchilla_sim.runtime.recorder import exchanges, kept_timelines, step_seconds
@@ -61,7 +62,9 @@ def two_ranks(graph: TaskGraph) -> dict[str, Case]:
     for codec in CODECS:
         if codec != "none":
             cases[f"local-{codec}"] = Case(replace(local, gradient_codecs=(codec,)), {})
-            cases[f"late-{codec}"] = Case(replace(late, gradient_codecs=(codec,)), {"learning_rate": 0.02 if codec == "low-rank" else 0.1})
+            # Factors of low rank amplify rounding from about the 14th step on.
+            few = {"steps": 10} if codec == "low-rank" else {}
+            cases[f"late-{codec}"] = Case(replace(late, gradient_codecs=(codec,)), {"learning_rate": 0.1} | few)
     return cases
 
 
@@ -184,7 +187,7 @@ def train_locally(replicas: Replicas) -> tuple[list[float], dict[str, Tensor]]:
     shared = deepcopy(replicas.models[0])
     outer = torch.optim.SGD(shared.parameters(), spec.outer_learning_rate, spec.outer_momentum, nesterov=spec.outer_momentum > 0)
     optimizers, losses = [replicas.optimizer(model) for model in replicas.models], list[float]()
-    for parts, step in zip(replicas.batches(), range(STEPS), strict=False):
+    for parts, step in zip(replicas.batches(), range(replicas.scenario.job.steps or 0), strict=False):
         found = [replicas.loss(replica, part) for replica, part in enumerate(parts)]
         for loss, optimizer in zip(found, optimizers, strict=True):
             optimizer.zero_grad()
@@ -211,7 +214,7 @@ def train_late(replicas: Replicas) -> tuple[list[float], dict[str, Tensor]]:
     """Each step applies the gradients of the step before."""
     model = replicas.models[0]
     optimizer, losses, before = replicas.optimizer(model), list[float](), list[Tensor]()
-    for parts, _ in zip(replicas.batches(), range(STEPS), strict=False):
+    for parts, _ in zip(replicas.batches(), range(replicas.scenario.job.steps or 0), strict=False):
         gradients, mean = [], 0.0
         for replica, (part, share) in enumerate(zip(parts, replicas.shares, strict=True)):
             replicas.models[replica].load_state_dict(model.state_dict())
@@ -245,7 +248,7 @@ def test_trains_like_a_loop_in_one_process(played: Mapping[str, tuple[Case, Path
     measured = [sum(parts) for parts in zip(*(record["losses"] for record in records if record["losses"]), strict=True)]
     # Rounding in another order may bring a value to the next one that a codec knows.
     tolerance = RELATIVE if {*case.plan.gradient_codecs} == {"none"} else ROUNDED
-    assert measured == pytest.approx(losses, rel=tolerance) and len(losses) == STEPS
+    assert measured == pytest.approx(losses, rel=tolerance) and len(losses) == with_changes(scenario, case).job.steps
     saved = torch.load(folder / "weights.pt", weights_only=True)
     for key, tensor in weights.items():
         torch.testing.assert_close(saved[key], tensor, rtol=tolerance, atol=tolerance / 5)
@@ -275,3 +278,50 @@ def test_late_gradients_travel_while_the_next_step_computes(played: Mapping[str,
     for step in steps[1:]:
         (row,), passes = step["collectives"], [one for one in step["compute"] if one[1] in ("forward", "backward")]
         assert row[5] <= passes[0][2] and row[6] >= passes[-1][3]
+
+
+# Checkpoints
+
+
+@pytest.fixture(scope="module")
+def resumed(scenario: Scenario, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs over two ranks, and their continuations."""
+    root, cases = tmp_path_factory.mktemp("resumptions"), two_ranks(build_graph(scenario)[0])
+    for name in RESUMED:
+        case = cases[name]
+        if name == "local-top-k":
+            case = Case(replace(case.plan, replica_microbatch_counts=(4, 2)), DILOCO | {"optimizer": "adam", "learning_rate": 0.01})
+        (root / name).mkdir()
+        saving = with_changes(scenario, Case(case.plan, {**case.job, "steps": STEPS, "checkpoint_interval_steps": 7}))
+        PlanFile(case.plan, saving).save(root / name / "plan.json")
+        other = replace(case.plan, local_steps=1, gradient_delay=0, replica_microbatch_counts=())
+        PlanFile(other, saving).save(root / name / "after.json")
+    launch_ranks("tests.runtime.play_resumptions", [str(root)], 2, root)
+    return root
+
+
+RESUMED = ("local-top-k", "late", "late-low-rank", "late-int8")
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_checkpoints_hold_what_each_replica_has_of_its_own(resumed: Path, name: str) -> None:
+    """Outer momentum, each replica's optimizer, and gradients under way: a run that goes on ends with the bits of the whole one."""
+    found = []
+    for part in ("whole", "again"):
+        records = [json.loads((resumed / name / part / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+        found.append([record["losses"] for record in records])
+    assert found[0] == found[1] and len(found[0][0]) == STEPS and len(records[0]["intervals"]) < STEPS
+    whole, again = (torch.load(resumed / name / part / "weights.pt", weights_only=True) for part in ("whole", "again"))
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+def test_checkpoints_wait_until_all_replicas_agree(resumed: Path) -> None:
+    """Every 7 steps, but with 4 local steps before the next multiple of 4."""
+    assert [step_of(path) for path in sealed_checkpoints(resumed / "local-top-k" / FOLDER)] == [16, 8]
+    assert [step_of(path) for path in sealed_checkpoints(resumed / "late" / FOLDER)] == [14, 7]
+
+
+def test_another_plan_goes_on_without_it_and_says_so(resumed: Path) -> None:
+    """Synchronous steps go on from the weights alone."""
+    for name in RESUMED:
+        assert "what replicas had each of their own is dropped" in (resumed / name / "after" / "notes.txt").read_text()
