@@ -144,7 +144,7 @@ def end_of_step_s(plan: Plan, pricing: Pricing, stage: int, replica: int) -> flo
     update_s = shared_s + whole_s(price, Op.OPTIM)
     if plan.buckets_leave_early or plan.zero_stage == 3:
         return update_s
-    packed_s = whole_s(price, Op.ENCODE_GRAD, Op.AGREE)
+    packed_s = whole_s(price, Op.ENCODE_GRAD, *([Op.AGREE] if plan.local_steps > 1 else []))
     packed_s += price.action_s.get(Op.DECODE_GRAD, 0.0) if plan.gradient_codecs[stage] != "none" else 0.0
     if plan.gradient_delay:
         return update_s + packed_s
