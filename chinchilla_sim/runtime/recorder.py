@@ -122,14 +122,29 @@ def step_seconds(records: Sequence[dict[str, Any]], local_steps: int = 1) -> lis
     return [mean(kept[start : start + local_steps]) for start in starts] if local_steps > 1 else kept
 
 
-def representative_timeline(records: Sequence[dict[str, Any]], local_steps: int = 1) -> Timeline:
-    """The kept step whose makespan is nearest the median of all steps; where only some exchange, one of both kinds."""
+def representative_timeline(records: Sequence[dict[str, Any]]) -> Timeline:
+    """The kept step whose makespan is nearest the median of all steps."""
+    return _nearest(kept_timelines(records), median(step_seconds(records)))
+
+
+def cycle_timeline(records: Sequence[dict[str, Any]], local_steps: int, replicas: Sequence[Sequence[int]]) -> Timeline:
+    """A kept step that exchanges and one that does not, each with the median makespan of its kind; `replicas` are the ranks of each."""
     kept = kept_timelines(records)
-    if local_steps == 1:
-        return _nearest(kept, median(step_seconds(records)))
-    kinds = [[one for one in kept if exchanges(one) == exchanging] or kept for exchanging in (True, False)]
-    exchanging, local = (_nearest(kind, median(one.makespan_s for one in kind)) for kind in kinds)
-    return replace(exchanging, local_steps=local_steps, local=local)
+    exchanging = [one for one in kept if exchanges(one)] or kept
+    local = [_begun_together(one, replicas) for one in kept if not exchanges(one)] or kept
+    middle, own = (_nearest(kind, median(one.makespan_s for one in kind)) for kind in (exchanging, local))
+    return replace(middle, local_steps=local_steps, local=own)
+
+
+def _begun_together(timeline: Timeline, replicas: Sequence[Sequence[int]]) -> Timeline:
+    """A step without exchange as if all replicas had begun at once: until the next exchange none waits for the others."""
+    spans, waits = list[Span](), list[Wait]()
+    for ranks in replicas:
+        own = [span for span in timeline.spans if span.rank in ranks]
+        late_s = min(span.start_s for span in own) - timeline.start_s
+        spans += [replace(span, start_s=span.start_s - late_s, end_s=span.end_s - late_s) for span in own]
+        waits += [replace(one, start_s=one.start_s - late_s, end_s=one.end_s - late_s) for one in timeline.waits if one.rank in ranks]
+    return replace(timeline, spans=tuple(spans), waits=tuple(waits))
 
 
 def exchanges(timeline: Timeline) -> bool:

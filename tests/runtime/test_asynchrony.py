@@ -23,7 +23,7 @@ from chinchilla_sim.runtime.batches import global_batches
 from chinchilla_sim.runtime.checkpoint_files import FOLDER, sealed_checkpoints, step_of
 from chinchilla_sim.runtime.exchange import bucket_codec
 from chinchilla_sim.runtime.launch import launch_ranks
-from chinchilla_sim.runtime.recorder import exchanges, kept_timelines, step_seconds
+from chinchilla_sim.runtime.recorder import cycle_timeline, exchanges, kept_timelines, step_seconds
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import build_graph
@@ -266,6 +266,9 @@ def test_only_every_fourth_step_exchanges(played: Mapping[str, tuple[Case, Path]
     records = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     marks = [exchanges(timeline) for timeline in kept_timelines(records)]
     assert marks == [(step + 1) % 4 == 0 for step in range(5, STEPS)]
+    cycle = cycle_timeline(records, 4, [(0,), (1,)])
+    assert exchanges(cycle) and cycle.local is not None and not exchanges(cycle.local) and cycle.makespan_s > cycle.local.makespan_s
+    assert {min(span.start_s for span in cycle.local.spans_of(rank)) for rank in (0, 1)} == {pytest.approx(cycle.local.start_s)}
     whole, means = step_seconds(records), step_seconds(records, 4)
     assert means == pytest.approx([sum(whole[start : start + 4]) / 4 for start in (0, 4, 8)])
 
