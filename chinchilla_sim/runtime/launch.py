@@ -166,9 +166,8 @@ def _measurement(file: PlanFile, records: Sequence[dict[str, Any]], folder: Path
     last = file.plan.placement[-1]
     losses = [sum(parts) for parts in zip(*(records[rank]["losses"] for rank in last), strict=True)]
     weights, plan, local_steps = folder / "weights.pt", file.plan, file.plan.local_steps
-    timeline = representative_timeline(records)
-    if local_steps > 1:
-        timeline = cycle_timeline(records, local_steps, [plan.pipeline(replica) for replica in range(plan.data_parallel_degree)])
+    replicas = [plan.pipeline(replica) for replica in range(plan.data_parallel_degree)]
+    timeline = cycle_timeline(records, local_steps, replicas) if local_steps > 1 else representative_timeline(records)
     return Measurement(
         step_s=tuple(step_seconds(records, local_steps)),
         timeline=timeline,
