@@ -61,6 +61,9 @@ class Timeline:
     A rank stands for a group of devices where they work in lockstep. A simulated timeline that was asked for them has
     `waits` and a `critical_path` (positions of spans, in order); in a measured one a wait's cause is the label of what was
     waited for.
+
+    Where replicas exchange in every `local_steps`-th step only, the spans are of a step that exchanges, and `local` is one of the
+    others. Seconds, bytes and shares of a step are then means over local_steps - 1 of these and one that exchanges.
     """
 
     rank_count: int
@@ -68,6 +71,8 @@ class Timeline:
     memory: tuple[MemorySample, ...] = field(default=())
     waits: tuple[Wait, ...] = field(default=())
     critical_path: tuple[int, ...] = field(default=())
+    local_steps: int = 1
+    local: Timeline | None = None
 
     @cached_property
     def start_s(self) -> float:
@@ -80,9 +85,18 @@ class Timeline:
         return max((span.end_s for span in self.spans), default=0.0)
 
     @property
-    def step_s(self) -> float:
-        """Makespan: from the first span's start to the last span's end."""
+    def makespan_s(self) -> float:
+        """From the first span's start to the last span's end."""
         return self.end_s - self.start_s
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of a step: its makespan, or ((H-1) local makespans + that of the exchanging step) / H with H local steps."""
+        return self._mean(self.makespan_s, self.local.makespan_s if self.local else 0.0)
+
+    def _mean(self, exchanging: float, local: float) -> float:
+        """Mean over the steps from one exchange to the next."""
+        return ((self.local_steps - 1) * local + exchanging) / self.local_steps if self.local else exchanging
 
     def spans_of(self, rank: int, *streams: Stream) -> list[Span]:
         """Spans of one rank on the named streams (all streams without a name), by start."""
@@ -91,7 +105,8 @@ class Timeline:
 
     def busy_s(self, rank: int) -> float:
         """Seconds in which the rank computes, encodes or optimizes."""
-        return sum(span.duration_s for span in self.spans if span.rank == rank and span.stream == "compute")
+        own_s = sum(span.duration_s for span in self.spans if span.rank == rank and span.stream == "compute")
+        return self._mean(own_s, self.local.busy_s(rank) if self.local else 0.0)
 
     def utilization(self, rank: int) -> float:
         """Share of the step in which the rank's compute stream is busy."""
@@ -108,11 +123,13 @@ class Timeline:
         """Seconds in which the rank receives or takes part in a collective while its compute stream is idle."""
         communication = merge_intervals((s.start_s, s.end_s) for s in self.spans_of(rank, "receive", "collective"))
         compute = merge_intervals((s.start_s, s.end_s) for s in self.spans_of(rank, "compute"))
-        return sum(end - start for start, end in communication) - overlap_s(communication, compute)
+        own_s = sum(end - start for start, end in communication) - overlap_s(communication, compute)
+        return self._mean(own_s, self.local.exposed_communication_s(rank) if self.local else 0.0)
 
     def sent_bytes(self, rank: int) -> float:
         """Bytes that the rank put on the wire, point to point and in collectives."""
-        return sum(s.moved_bytes for s in self.spans if s.rank == rank and s.stream in ("send", "collective"))
+        own = sum(s.moved_bytes for s in self.spans if s.rank == rank and s.stream in ("send", "collective"))
+        return self._mean(own, self.local.sent_bytes(rank) if self.local else 0.0)
 
     def peak_memory_bytes(self, rank: int) -> float:
         """Most bytes that the rank held at once (0 where memory was not recorded)."""
@@ -123,6 +140,9 @@ class Timeline:
         totals: dict[str, float] = {}
         for span in self.spans_of(rank):
             totals[span.category] = totals.get(span.category, 0.0) + span.duration_s
+        if self.local:
+            local = self.local.category_s(rank)
+            return {name: self._mean(totals.get(name, 0.0), local.get(name, 0.0)) for name in dict.fromkeys([*totals, *local])}
         return totals
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,6 +152,7 @@ class Timeline:
             "rank_count": self.rank_count,
             "spans": [[s.rank, s.stream, s.category, s.label, s.start_s - zero, s.end_s - zero, s.moved_bytes] for s in self.spans],
             "memory": [[m.rank, m.time_s - zero, m.held_bytes] for m in self.memory],
+            **({"local_steps": self.local_steps, "local": self.local.to_dict()} if self.local else {}),
         }
 
     @staticmethod
@@ -141,6 +162,8 @@ class Timeline:
             rank_count=data["rank_count"],
             spans=tuple(Span(*row) for row in data["spans"]),
             memory=tuple(MemorySample(*row) for row in data["memory"]),
+            local_steps=data.get("local_steps", 1),
+            local=Timeline.from_dict(data["local"]) if "local" in data else None,
         )
 
 

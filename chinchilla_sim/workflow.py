@@ -36,7 +36,7 @@ from chinchilla_sim.scenario.model import CompressionSpec
 from chinchilla_sim.scenario.overrides import apply_overrides
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import Setting, build_graph, find_calibration, prepare, profile_path
-from chinchilla_sim.simulator.disturbance import Spread, disturbances_of, draw_steps
+from chinchilla_sim.simulator.disturbance import Spread, disturbances_of, draw_steps, mean_of_steps
 from chinchilla_sim.simulator.drawing import read_order_file
 from chinchilla_sim.simulator.engine import devices_of, simulate
 from chinchilla_sim.simulator.goodput import Goodput, simulate_goodput
@@ -302,8 +302,10 @@ def disturb_plan(setting: Setting, plan: Plan, step_s: float) -> Robustness | No
         return None
     seed = setting.scenario.job.seed
     pricing = Pricer(setting.graph, cluster, setting.scenario.job, setting.profile).price(plan)
-    graph = activities_of(lower(plan, folds(plan, pricing)), pricing, cluster)
-    spread = draw_steps(graph, cluster, devices_of(plan, cluster), disturbances_of(spec, cluster, seed))
+    program, disturbances = lower(plan, folds(plan, pricing)), disturbances_of(spec, cluster, seed)
+    programs = [program, *([program.local] if program.local else [])]
+    drawn = [draw_steps(activities_of(one, pricing, cluster), cluster, devices_of(plan, cluster), disturbances) for one in programs]
+    spread = mean_of_steps(drawn[0], drawn[-1], plan.local_steps)
     if spec.failures is None:
         return Robustness(spread, None)
     failures, nodes = spec.failures, {cluster.node_of(slot) for slot in plan.slots}

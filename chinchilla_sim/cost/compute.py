@@ -205,6 +205,17 @@ def clipping_s(gradient_bytes: float, device: Device) -> tuple[float, float]:
     return device.elementwise_launch_s + read_s, device.elementwise_launch_s + 2 * read_s
 
 
+def difference_s(parameter_bytes: float, device: Device) -> float:
+    """Seconds to take fp32 weights from those that replicas share, weighted: two are read and one is written."""
+    return device.elementwise_launch_s + 3 * parameter_bytes / device.elementwise_bandwidth_bytes_per_s if parameter_bytes else 0.0
+
+
+def agreement_s(parameter_bytes: float, momentum: float, device: Device) -> float:
+    """Seconds to move shared fp32 weights by a mean difference and to copy them to the replica's own; momentum is read and written too."""
+    passes = 4 + (3 if momentum else 0)
+    return device.elementwise_launch_s + passes * parameter_bytes / device.elementwise_bandwidth_bytes_per_s if parameter_bytes else 0.0
+
+
 def optimizer_s(parameter_bytes: float, optimizer: str, momentum: float, device: Device, mixed: bool = False) -> float:
     """Seconds of one update of fp32 (master) parameters, with the fixed time of a step; 0 parameters cost only the latter.
 

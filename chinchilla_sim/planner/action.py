@@ -5,7 +5,8 @@ input and of the weights); `1SEND_F0`, `1RECV_B3`, `0UNSHARD`, `0REDUCE_GRAD` ar
 `1DECODE_B0` (codecs of a boundary, named after the direction they travel), `0ENCODE_GRAD` (gradients into the
 bucket), `0DECODE_GRAD`, `0OPTIM`, and `3REDUCE_SHARED0`: gradients of the first set of weights that stage 3 shares with
 other stages (its number stands where others have their microbatch). Where gradients are clipped, `0NORM_GRAD` adds up the squares of
-a stage's, and `0REDUCE_NORM` those of all stages (the stage is the rank's first one).
+a stage's, and `0REDUCE_NORM` those of all stages (the stage is the rank's first one). Behind local steps it is differences of
+weights that `0ENCODE_GRAD`, `0REDUCE_GRAD` and `0DECODE_GRAD` exchange, and `0AGREE` moves the weights that all replicas share by them.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Op(StrEnum):
     NORM_GRAD = "NORM_GRAD"
     REDUCE_NORM = "REDUCE_NORM"
     OPTIM = "OPTIM"
+    AGREE = "AGREE"
     UNSHARD = "UNSHARD"
 
 
@@ -51,7 +53,7 @@ COMPUTES = frozenset(set(Op) - SENDS - RECEIVES - COLLECTIVES)
 CATEGORY: dict[Op, Category] = {
     Op.F: "forward",
     **dict.fromkeys((Op.B, Op.I, Op.W), "backward"),
-    **dict.fromkeys((Op.NORM_GRAD, Op.OPTIM), "optimizer"),
+    **dict.fromkeys((Op.NORM_GRAD, Op.OPTIM, Op.AGREE), "optimizer"),
     **dict.fromkeys(COLLECTIVES, "collective"),
     **dict.fromkeys(SENDS | RECEIVES, "transfer"),
     **dict.fromkeys((Op.ENCODE_F, Op.DECODE_F, Op.ENCODE_B, Op.DECODE_B, Op.ENCODE_GRAD, Op.DECODE_GRAD), "codec"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, get_args
 
 from chinchilla_sim.errors import Mistake, ScenarioError
@@ -16,11 +17,14 @@ FIELDS = {
     "m": "microbatch_counts",
     "zero": "zero_stages",
     "buckets": "gradient_buckets",
+    "local": "local_steps",
+    "delay": "gradient_delays",
     "schedule": "schedules",
     "recompute": "recompute",
     "gradients": "gradient_codecs",
     "activations": "activation_codecs",
 }
+_NUMBERS = {"zero": range(4), "delay": range(2)}
 _TEXTS = ("schedule", "recompute", "gradients", "activations")
 
 
@@ -48,10 +52,9 @@ def search_instead(search: SearchSpec, text: str) -> SearchSpec:
             if value not in allowed:
                 mistakes.append(Mistake("--instead", f"{part!r} names no {key}", f"known are {', '.join(allowed)}"))
             changed[FIELDS[key]] = (value,)
-        elif not (value.isascii() and value.isdigit() and (int(value) > 0 or key == "zero") and (key != "zero" or int(value) <= 3)):
-            mistakes.append(
-                Mistake("--instead", f"{part!r} has no {'stage 0 to 3' if key == 'zero' else 'number above 0'}", f"write {key}=1")
-            )
+        elif not (value.isascii() and value.isdigit() and int(value) in _NUMBERS.get(key, range(1, sys.maxsize))):
+            what = {"zero": "stage 0 to 3", "delay": "number of steps, 0 or 1"}.get(key, "number above 0")
+            mistakes.append(Mistake("--instead", f"{part!r} has no {what}", f"write {key}=1"))
         else:
             changed[FIELDS[key]] = (int(value),)
     if mistakes:

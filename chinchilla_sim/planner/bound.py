@@ -18,6 +18,9 @@ R holds what a stage exchanges with others that share its weights, too. Where th
 way back, and W may follow later. The replicas' part of R counts as 0 where
 buckets leave during the backward pass. A rank with several stages is also bounded by the work of all of them.
 
+With H local steps every H-th step exchanges, which counts as R / H in each: the mean of largest sums is at least the largest sum of
+means. With gradients one step late R runs beside the passes, and only what unpacks it comes behind:  step >= max over s of  R_s + O_s.
+
 Every term is a lower bound of what the simulator does (contention, rendezvous and waiting only add), so a plan
 whose bound is above another plan's simulated step cannot win and need not be simulated.
 """
@@ -62,6 +65,7 @@ def _replica_bound_s(plan: Plan, pricing: Pricing, cluster: Cluster, replica: in
         bound_s = max(bound_s, head_s + own_s)
         if plan.training:
             bound_s = max(bound_s, head_s + own_s + end_s[stage], head_s + returned_s + tail_s + end_s[0])
+            bound_s = max(bound_s, late_exchange_s(plan, pricing, stage) + end_s[stage])
         busy_s[rank] += own_s
     return max(bound_s, *busy_s.values())
 
@@ -134,10 +138,25 @@ def whole_s(price: StagePrice, *ops: Op) -> float:
 
 
 def end_of_step_s(plan: Plan, pricing: Pricing, stage: int, replica: int) -> float:
-    """Seconds of the exchange and the optimizer of a stage, with nothing else on the links."""
+    """Seconds of the exchange and the optimizer of a stage in a mean step, with nothing else on the links."""
     price, shared_s = pricing.stages[stage][replica], pricing.shared_s(plan, stage, replica)
     shared_s += pricing.norm_of(replica).idle_s + whole_s(price, Op.NORM_GRAD)
-    if plan.gradient_buckets > 1 or plan.zero_stage == 3:
-        return shared_s + whole_s(price, Op.OPTIM)
-    decode_s = price.action_s.get(Op.DECODE_GRAD, 0.0) if plan.gradient_codecs[stage] != "none" else 0.0
-    return shared_s + pricing.gradients[stage].idle_s + whole_s(price, Op.ENCODE_GRAD, Op.OPTIM) + decode_s
+    update_s = shared_s + whole_s(price, Op.OPTIM)
+    if plan.buckets_leave_early or plan.zero_stage == 3:
+        return update_s
+    packed_s = whole_s(price, Op.ENCODE_GRAD, *([Op.AGREE] if plan.local_steps > 1 else []))
+    packed_s += price.action_s.get(Op.DECODE_GRAD, 0.0) if plan.gradient_codecs[stage] != "none" else 0.0
+    if plan.gradient_delay:
+        return update_s + packed_s
+    return update_s + (_idle_exchange_s(plan, pricing, stage) + packed_s) / plan.local_steps
+
+
+def late_exchange_s(plan: Plan, pricing: Pricing, stage: int) -> float:
+    """Seconds of an exchange that runs while the passes do; 0 where the passes are over by then."""
+    return _idle_exchange_s(plan, pricing, stage) if plan.gradient_delay else 0.0
+
+
+def _idle_exchange_s(plan: Plan, pricing: Pricing, stage: int) -> float:
+    """The exchange of a stage's gradients, at least: a measured table may have any shape, so nothing is known of its buckets."""
+    exchange = pricing.gradients[stage]
+    return 0.0 if plan.gradient_buckets > 1 and exchange.table else exchange.idle_s

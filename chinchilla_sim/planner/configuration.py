@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -17,7 +17,10 @@ RECOMPUTE = ("none", "selective", "full")
 
 @dataclass(frozen=True, slots=True)
 class Sharding:
-    """How a stage is divided over devices beside its replicas, and what is kept or computed again; fields as in Plan."""
+    """How a stage is divided over devices beside its replicas, what is kept or computed again, and when replicas exchange.
+
+    Fields are as in Plan.
+    """
 
     tensor_parallel_degree: int = 1
     sequence_parallel: bool = False
@@ -26,6 +29,8 @@ class Sharding:
     zero_stage: int = 0
     recompute: str = "none"
     gradient_buckets: int = 1
+    local_steps: int = 1
+    gradient_delay: int = 0
 
     @property
     def group_width(self) -> int:
@@ -37,14 +42,31 @@ class Sharding:
         return asdict(self) | {"recompute": () if self.recompute == "none" else (self.recompute,) * stages}
 
     @property
+    def asynchronous(self) -> bool:
+        """Whether replicas do without the exchange of a step's gradients in that step."""
+        return self.local_steps > 1 or self.gradient_delay > 0
+
+    @property
     def hides_exchange(self) -> bool:
         """Whether gradients leave while the backward pass still runs."""
-        return self.gradient_buckets > 1 or self.zero_stage == 3
+        return (self.gradient_buckets > 1 and not self.asynchronous) or self.zero_stage == 3
+
+    @property
+    def alone(self) -> Sharding:
+        """The same without what makes sense among replicas only."""
+        return replace(self, zero_stage=0, gradient_buckets=1, local_steps=1, gradient_delay=0)
+
+    @property
+    def contradictory(self) -> bool:
+        """Whether exchanges that are rarer or later than the steps meet each other, or what must exchange in every step."""
+        every_step = self.zero_stage > 0 or self.context_parallel_degree * self.expert_parallel_degree > 1
+        return (self.asynchronous and every_step) or (self.local_steps > 1 and self.gradient_delay > 0)
 
     def suits(self, replicas: int) -> bool:
         """Whether so many replicas make sense of it: ZeRO, buckets and experts divide what replicas hold or exchange."""
         exchanging = replicas * self.context_parallel_degree > 1
-        return replicas % self.expert_parallel_degree == 0 and (exchanging or (self.zero_stage == 0 and self.gradient_buckets == 1))
+        among_replicas = self.zero_stage > 0 or self.gradient_buckets > 1 or self.asynchronous
+        return replicas % self.expert_parallel_degree == 0 and (exchanging or not among_replicas)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +119,13 @@ class Space:
         """Every combination of the lists in [search]; what only training has is left out of inference."""
         search = self.search
         axes = (search.tensor_parallel_degrees, search.context_parallel_degrees, search.expert_parallel_degrees)
-        kept = (search.zero_stages, self.recompute, search.gradient_buckets) if self.training else ((0,), ("none",), (1,))
-        for tensor, context, expert, zero_stage, recompute, buckets in product(*axes, *kept):
-            if tensor * context <= self.maximum_ranks:
-                yield Sharding(tensor, search.sequence_parallel and tensor > 1, context, expert, zero_stage, recompute, buckets)
+        kept: tuple[Sequence[Any], ...] = ((0,), ("none",), (1,), (1,), (0,))
+        if self.training:
+            kept = (search.zero_stages, self.recompute, search.gradient_buckets, search.local_steps, search.gradient_delays)
+        for tensor, context, expert, *rest in product(*axes, *kept):
+            sharding = Sharding(tensor, search.sequence_parallel and tensor > 1, context, expert, *rest)
+            if tensor * context <= self.maximum_ranks and not sharding.contradictory:
+                yield sharding
 
     def replicas(self, sharding: Sharding) -> list[int]:
         """Allowed data-parallel degrees: they divide the batch."""

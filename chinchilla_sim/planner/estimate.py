@@ -12,6 +12,9 @@ that keeps the link busy. With m microbatches:
     1f1b     sum (F + x + x' + B)  + (m-1) period                    + E
     zb-h1    as 1f1b, with every stage but the slowest giving back its W to the ramp (Qi et al. 2023)
 
+With H local steps the exchange in E is a H-th of what it takes. Where gradients are one step late it is not in E but beside all the
+rest: no step takes less than max over s of  R_s + E_s, with R the exchange.
+
 The round trip from s is sum over k >= s of (F_k + B_k + x_k + x'_k): only `stages - s` microbatches are under way there.
 Contention, rendezvous and imbalance at the ramps are left out: tests state how far the estimate is off.
 """
@@ -26,7 +29,7 @@ from numpy.typing import NDArray
 
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.planner.action import Op
-from chinchilla_sim.planner.bound import codecs_around_s, end_of_step_s, forward_pass_s, whole_s
+from chinchilla_sim.planner.bound import codecs_around_s, end_of_step_s, forward_pass_s, late_exchange_s, whole_s
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
 
@@ -41,6 +44,7 @@ ESTIMATED = ("gpipe", "1f1b", "zb-h1", "forward")
 class PlanBatch:
     """Plans as rows, stages as columns; columns beyond a plan's stages hold zeros. Seconds per microbatch, `end_s` per step.
 
+    `late_s` are those of an exchange beside the passes, and of the end behind it.
     `link_s[0]` forward and `link_s[1]` back are seconds until a message over the boundary behind a stage has arrived,
     `busy_s` how long it keeps the link. `schedules` are positions in ESTIMATED.
     """
@@ -52,6 +56,7 @@ class PlanBatch:
     backward_s: Floats
     weight_s: Floats
     end_s: Floats
+    late_s: Floats
     link_s: tuple[Floats, Floats]
     busy_s: tuple[Floats, Floats]
 
@@ -68,7 +73,7 @@ def lower_bounds_s(batch: PlanBatch) -> Floats:
     exists = np.arange(batch.forward_s.shape[1])[None, :] < batch.stage_counts[:, None]
     forward_only = (batch.schedules == ESTIMATED.index("forward"))[:, None]
     both_s = np.where(forward_only, own_s, np.maximum(own_s, back_s))
-    bounds: Floats = np.where(exists, both_s, 0.0).max(axis=1)
+    bounds: Floats = np.where(exists, np.maximum(both_s, batch.late_s), 0.0).max(axis=1)
     return bounds
 
 
@@ -104,7 +109,7 @@ def _sums_before(values: Floats) -> Floats:
 def batch_of(plans: Sequence[tuple[Plan, Pricing]], cluster: Cluster) -> PlanBatch:
     """Plans of one stage per rank and schedules in ESTIMATED as a batch; each replica must cost the same (the first counts)."""
     widest = max(plan.stage_count for plan, _ in plans)
-    columns = {name: np.zeros((len(plans), widest)) for name in ("F", "B", "W", "E", "out", "back", "out_busy", "back_busy")}
+    columns = {name: np.zeros((len(plans), widest)) for name in ("F", "B", "W", "E", "R", "out", "back", "out_busy", "back_busy")}
     for row, (plan, pricing) in enumerate(plans):
         for stage in range(plan.stage_count):
             for name, seconds in _stage_seconds(plan, pricing, cluster, stage).items():
@@ -117,6 +122,7 @@ def batch_of(plans: Sequence[tuple[Plan, Pricing]], cluster: Cluster) -> PlanBat
         backward_s=columns["B"],
         weight_s=columns["W"],
         end_s=columns["E"],
+        late_s=columns["R"],
         link_s=(columns["out"], columns["back"]),
         busy_s=(columns["out_busy"], columns["back_busy"]),
     )
@@ -131,6 +137,7 @@ def _stage_seconds(plan: Plan, pricing: Pricing, cluster: Cluster, stage: int) -
         seconds["B"] = whole_s(price, Op.B) + codecs_s + later * price.accumulation_s
         seconds["W"] = price.action_s.get(Op.W, 0.0)
         seconds["E"] = end_of_step_s(plan, pricing, stage, 0)
+        seconds["R"] = seconds["E"] + late_exchange_s(plan, pricing, stage) if plan.gradient_delay else 0.0
     if stage < plan.stage_count - 1:
         here, there = (plan.slots_of(plan.rank_of(index, 0))[0] for index in (stage, stage + 1))
         out, back = cluster.idle_link(here, there), cluster.idle_link(there, here)

@@ -35,6 +35,9 @@ _ASKS: Mapping[str, Callable[[Plan], bool]] = {
         plan.zero_stage and plan.free_replicas and plan.shared_stages
     ),
     "sequence parallelism": lambda plan: plan.sequence_parallel,
+    "local steps or late gradients with gradient clipping": lambda plan: plan.asynchronous and plan.clips_gradients,
+    "local steps or late gradients with tensor parallelism": lambda plan: plan.asynchronous and plan.group_width > 1,
+    "local steps or late gradients with weights shared by stages": lambda plan: plan.asynchronous and bool(plan.shared_stages),
     "context and expert parallelism": lambda plan: plan.context_parallel_degree * plan.expert_parallel_degree > 1,
 }
 

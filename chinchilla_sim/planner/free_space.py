@@ -91,4 +91,4 @@ class FreeSpace:
 
 
 def _is_plain(sharding: Sharding) -> bool:
-    return sharding.group_width == sharding.expert_parallel_degree == 1 and sharding.zero_stage < 3
+    return sharding.group_width == sharding.expert_parallel_degree == 1 and sharding.zero_stage < 3 and not sharding.asynchronous

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from chinchilla_sim.cluster.topology import Device
 from chinchilla_sim.cost.codec import CODECS, Matrices, between_rounds_s, decode_s, encode_s, packing_s
+from chinchilla_sim.cost.compute import agreement_s, difference_s
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.plan import Plan
 
@@ -34,6 +35,13 @@ def gradient_codec_s(plan: Plan, stage: int, raw_bytes: float, device: Device, m
         Op.ENCODE_GRAD: packing_s(codec, raw_bytes, device) + encode_s(codec, raw_bytes, device, matrices),
         Op.DECODE_GRAD: decode_s(codec, raw_bytes, device, copies, matrices),
     }
+
+
+def local_steps_s(plan: Plan, fp32_bytes: float, momentum: float, device: Device) -> dict[Op, float]:
+    """Seconds that local steps add: the difference of weights before it is packed, and the shared weights that follow the mean."""
+    if plan.local_steps == 1:
+        return {}
+    return {Op.ENCODE_GRAD: difference_s(fp32_bytes, device), Op.AGREE: agreement_s(fp32_bytes, momentum, device)}
 
 
 def between_rounds_of(plan: Plan, stage: int, raw_bytes: float, device: Device, matrices: Matrices) -> float:

@@ -34,6 +34,8 @@ class Plan:
     `shared_stages` are the sets of stages that train the same weights (`sharing.py`).
     `clips_gradients` says that updates wait for the norm of all gradients.
     `activation_priority` is the weight of messages between stages on links that they share with exchanges (None: the network's own).
+    With `local_steps` H above 1 replicas take H optimizer steps of their own, then exchange how far their weights have moved (local SGD,
+    DiLoCo). With a `gradient_delay` of 1 gradients of a step are exchanged while the next one computes, and applied at its end.
     """
 
     stages: tuple[tuple[str, ...], ...]
@@ -59,6 +61,8 @@ class Plan:
     expert_parallel_degree: int = 1
     shared_stages: tuple[tuple[int, ...], ...] = ()
     clips_gradients: bool = False
+    local_steps: int = 1
+    gradient_delay: int = 0
 
     @cached_property
     def free_replicas(self) -> bool:
@@ -169,6 +173,20 @@ class Plan:
         """Ranks that hold all gradients together: a replica's where replicas hold the same, else all."""
         return tuple(range(self.rank_count)) if self.zero_stage or self.free_replicas else self.pipeline(replica)
 
+    @property
+    def asynchronous(self) -> bool:
+        """Whether replicas do without the exchange of a step's gradients in that step."""
+        return self.local_steps > 1 or self.gradient_delay > 0
+
+    @property
+    def buckets_leave_early(self) -> bool:
+        """Whether buckets of gradients leave while the last backward pass still runs."""
+        return self.gradient_buckets > 1 and not self.asynchronous
+
+    def exchanges_in(self, step: int) -> bool:
+        """Whether replicas exchange in a step that counts from 0."""
+        return (step + 1) % self.local_steps == 0
+
     def recompute_of(self, stage: int) -> str:
         """What a stage computes again: none, selective or full."""
         return self.recompute[stage] if self.recompute else "none"
@@ -195,6 +213,8 @@ class Plan:
             parts += _codec_words("gradients", self.gradient_codecs)
             parts += [f"{self.gradient_buckets} buckets"] if self.gradient_buckets > 1 else []
             parts += [f"ZeRO {self.zero_stage}"] if self.zero_stage else []
+            parts += [f"{self.local_steps} local steps"] if self.local_steps > 1 else []
+            parts += ["gradients one step late"] if self.gradient_delay else []
         parts += _recompute_words(self.recompute)
         parts += [f"activations first ({self.activation_priority:g} : 1)"] if self.activation_priority is not None else []
         return ", ".join(parts)

@@ -18,6 +18,7 @@ def mistakes_of(plan: Plan) -> list[tuple[str, str]]:
     found = [*_shape_mistakes(plan), *_width_mistakes(plan)]
     if not found:
         found = [*_batch_mistakes(plan), *(_stream_mistakes(plan) if plan.free_replicas else _layout_mistakes(plan))]
+        found += _asynchrony_mistakes(plan)
     return found or list(_order_mistakes(plan))
 
 
@@ -66,6 +67,24 @@ def _batch_mistakes(plan: Plan) -> Found:
     if counts and len(set(counts)) > 1 and (plan.zero_stage == 3 or plan.expert_parallel_degree > 1):
         meeting = "ZeRO 3" if plan.zero_stage == 3 else "expert parallelism"
         yield "replica_microbatch_counts", f"replicas meet in every pass with {meeting}: give them equal counts"
+
+
+def _asynchrony_mistakes(plan: Plan) -> Found:
+    """What exchanges that are rarer or later than the steps cannot be combined with."""
+    if not plan.asynchronous:
+        return
+    field = "local_steps" if plan.local_steps > 1 else "gradient_delay"
+    plain = f"write {field} = {1 if plan.local_steps > 1 else 0}"
+    if plan.local_steps > 1 and plan.gradient_delay:
+        yield "gradient_delay", "replicas with local steps exchange no gradients that could be late: use one of both"
+    if not plan.training:
+        yield field, f"inference exchanges no gradients: {plain}"
+    elif plan.data_parallel_degree == 1:
+        yield field, f"needs two or more replicas, each a whole pipeline: {plain}"
+    if plan.zero_stage:
+        yield "zero_stage", f"ZeRO divides what replicas hold alike after every step: {plain}, or zero_stage = 0"
+    if plan.context_parallel_degree * plan.expert_parallel_degree > 1:
+        yield field, f"devices that share samples or experts sum gradients in every step: {plain}"
 
 
 def _layout_mistakes(plan: Plan) -> Found:

@@ -109,6 +109,8 @@ class _PlanSpec(BaseModel):
     expert_parallel_degree: int = Field(default=1, ge=1)
     shared_stages: tuple[tuple[int, ...], ...] = ()
     clips_gradients: bool = False
+    local_steps: int = Field(default=1, ge=1)
+    gradient_delay: int = Field(default=0, ge=0, le=1)
 
 
 class _FileSpec(BaseModel):

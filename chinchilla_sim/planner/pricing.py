@@ -11,15 +11,7 @@ from numpy.typing import NDArray
 
 from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.cost.codec import CODECS, Matrices, exchange_kind, least_payload_bytes, matrices_of, payload_bytes
-from chinchilla_sim.cost.compute import (
-    FP32_BYTES,
-    accumulation_s,
-    clipping_s,
-    launches,
-    optimizer_s,
-    weight_launches,
-    with_host_s,
-)
+from chinchilla_sim.cost.compute import FP32_BYTES, accumulation_s, clipping_s, launches, optimizer_s, weight_launches, with_host_s
 from chinchilla_sim.cost.memory import state_parts
 from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.shard import ShardedGraph, shard_graph
@@ -29,7 +21,7 @@ from chinchilla_sim.planner.blocking import arriving, inside, seconds_of
 from chinchilla_sim.planner.buckets import bucket_ends, trained_sizes
 from chinchilla_sim.planner.exchanges import Exchanges
 from chinchilla_sim.planner.holdings import Holding, growing
-from chinchilla_sim.planner.packing import between_rounds_of, boundary_codec_s, gradient_codec_s
+from chinchilla_sim.planner.packing import between_rounds_of, boundary_codec_s, gradient_codec_s, local_steps_s
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import NO_EXCHANGE, Bucket, Exchange, Pricing, StagePrice
 from chinchilla_sim.planner.recompute import Blocks, Kept, keep_all
@@ -193,6 +185,7 @@ class Pricer:
                 plan.recompute_of(stage),
                 plan.receives_in_flight,
                 plan.clips_gradients,
+                plan.local_steps > 1,
                 plan.free_replicas and plan.share_of(stage),
                 group,
                 experts,
@@ -221,6 +214,8 @@ class Pricer:
             action_s |= {Op.NORM_GRAD: norm_s, Op.OPTIM: action_s[Op.OPTIM] + scaling_s}
         action_s |= boundary_codec_s(plan, stage, raw, raw_gradients, device)
         action_s |= gradient_codec_s(plan, stage, parameters, device, self.matrices(tasks))
+        for op, seconds in local_steps_s(plan, self._updated_bytes(plan, stage, parameters), self.job.outer_momentum, device).items():
+            action_s[op] = action_s.get(op, 0.0) + seconds
         buffers = self._buffer_bytes(plan, stage, sum(raw[boundary] for boundary in (stage - 1, stage) if 0 <= boundary < len(raw)))
         held = self.held_parts(plan, stage, tasks, parameters, self.graph.untrained_bytes_of(tasks))
         recompute = plan.recompute_of(stage)
@@ -375,6 +370,9 @@ class Pricer:
             parts["exchange buffers"] = parameters + payload * (1 if codec.summable else replicas)
             if codec.feedback:
                 parts["error feedback"] = parameters
+        if plan.local_steps > 1:
+            copies = 2 if job.outer_momentum else 1
+            parts["shared weights"] = copies * parameters * FP32_BYTES / self.value_bytes
         return parts
 
     def _kept_bytes(self, plan: Plan, tasks: Sequence[Task], saved: float) -> float:

@@ -14,6 +14,18 @@ Weights that several stages share are summed over these stages once a step, repl
 summed theirs (as Megatron does). Every rank issues its collectives in one order: gradients of its stages, sets of shared weights by
 number, the norm of all gradients where they are clipped, gathered weights. So no two ranks wait for each other. Stages that share
 nothing are updated meanwhile.
+
+With H local steps there are two lists: that of a step which exchanges nothing, and that of every H-th, in which each replica first
+updates its own weights and then exchanges how far they have moved since the last exchange (local SGD, Stich 2019; with an outer
+optimizer DiLoCo, Douillard et al. 2023):
+
+    0F0 0B0 0OPTIM                                                                      H - 1 times
+    0F0 0B0 0OPTIM 0ENCODE_GRAD 0REDUCE_GRAD 0DECODE_GRAD 0AGREE                        once
+
+With gradients one step late a step first sends what the step before has packed, and updates its weights by it at the end, before it
+packs its own (in the first step of a run there is nothing to send or apply). One list is then the whole steady state:
+
+    0REDUCE_GRAD 0F0 0B0 0DECODE_GRAD 0OPTIM 0ENCODE_GRAD
 """
 
 from __future__ import annotations
@@ -31,11 +43,15 @@ from chinchilla_sim.planner.schedules.registry import SCHEDULES, Rows
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """`actions[rank]` in the order in which the rank issues them; of a `folded` program only the first replica has any."""
+    """`actions[rank]` in the order in which the rank issues them; of a `folded` program only the first replica has any.
+
+    `local` is the program of the steps without exchange, where only every `plan.local_steps`-th step exchanges.
+    """
 
     plan: Plan
     actions: tuple[tuple[Action, ...], ...]
     folded: bool = False
+    local: Program | None = None
 
     def to_csv(self) -> str:
         """One row per rank."""
@@ -58,6 +74,7 @@ _NEEDS: dict[Op, tuple[Op, ...]] = {
     Op.DECODE_GRAD: (Op.REDUCE_GRAD,),
     Op.NORM_GRAD: (Op.REDUCE_GRAD, Op.REDUCE_SHARED),
     Op.OPTIM: (Op.REDUCE_GRAD, Op.REDUCE_SHARED, Op.REDUCE_NORM),
+    Op.AGREE: (Op.REDUCE_GRAD,),
 }
 
 
@@ -132,14 +149,24 @@ def folds(plan: Plan, pricing: Pricing) -> bool:
 
 def lower(plan: Plan, folded: bool = False) -> Program:
     """The program of a plan; `folded` leaves all replicas but the first without actions."""
+    if plan.local_steps == 1:
+        return Program(plan, _rows_of(plan, folded, exchanging=True), folded)
+    local = Program(plan, _rows_of(plan, folded, exchanging=False), folded)
+    return Program(plan, _rows_of(plan, folded, exchanging=True), folded, local)
+
+
+def _rows_of(plan: Plan, folded: bool, exchanging: bool) -> tuple[tuple[Action, ...], ...]:
+    """The actions of a step that exchanges, or of one that leaves that out."""
     rows: list[tuple[Action, ...]] = [()] * plan.rank_count
     for replica in range(1 if folded else plan.data_parallel_degree):
         for rank, passes in zip(plan.pipeline(replica), passes_of(plan, replica), strict=True):
             work = _with_messages(plan, passes)
-            if plan.training:
+            if plan.asynchronous:
+                work = _with_own_updates(plan, work, exchanging)
+            elif plan.training:
                 work = _with_exchanges(plan, work)
             rows[rank] = _post_early(work, plan.receives_in_flight)
-    return Program(plan, tuple(rows), folded)
+    return tuple(rows)
 
 
 def _with_messages(plan: Plan, passes: Sequence[Action]) -> list[Action]:
@@ -201,6 +228,25 @@ def _with_exchanges(plan: Plan, work: Sequence[Action]) -> list[Action]:
         if plan.zero_stage in (1, 2) and plan.exchange_degree_of(stage) > 1:
             ordered.append(Action(stage, Op.UNSHARD))
     return ordered
+
+
+def _with_own_updates(plan: Plan, work: Sequence[Action], exchanging: bool) -> list[Action]:
+    """Updates that wait for no exchange of this step's gradients: late ones, or local ones, and an exchange of weights where it is time."""
+    last = {action.stage: index for index, action in enumerate(work)}
+    stages = sorted(last, key=lambda stage: last[stage])
+    if plan.replica_microbatch_counts:  # as in `_with_exchanges`
+        stages.sort(reverse=True)
+    decodes = [Action(stage, Op.DECODE_GRAD) for stage in stages if plan.gradient_codecs[stage] != "none"]
+    whole = [*_shared_actions(plan, stages), *_norm_actions(plan, stages)]
+    updates, packs, sends, agreements = (
+        [Action(stage, op) for stage in stages] for op in (Op.OPTIM, Op.ENCODE_GRAD, Op.REDUCE_GRAD, Op.AGREE)
+    )
+    if plan.gradient_delay:
+        return [*sends, *work, *decodes, *whole, *updates, *packs]
+    if not exchanging:
+        return [*work, *whole, *updates]
+    leaving = [action for row in zip(updates, packs, sends, strict=True) for action in row]
+    return [*work, *whole, *leaving, *decodes, *agreements]
 
 
 def _shared_actions(plan: Plan, stages: Collection[int]) -> list[Action]:

@@ -2,11 +2,13 @@
 
 Of the whole model on one group of devices, per microbatch, F is the forward pass, B the backward pass with its recompute, W the weight
 gradients in it; per step O is the optimizer and G the bytes of gradients that a device sends, over the fastest link there is, with the
-smallest codec allowed for each weight (0 where buckets or ZeRO 3 hide it, or collectives were measured); X is a transfer of the narrowest
+smallest codec allowed for each weight (0 where buckets or ZeRO 3 hide it, or collectives were measured; divided by H with H local
+steps); X is a transfer of the narrowest
 cut there and back over such a link. w is the heaviest task, T = F + B. With p pipeline ranks and m microbatches, wherever stages are cut:
 
     work     (m T + O + G) / p                            the busiest rank does at least its share; max(m T + O, G) / p where it may
-                                                         have several stages, and exchanges for one while it computes another
+                                                         have several stages, and exchanges for one while it computes another,
+                                                         and where gradients are exchanged while the next step computes
     mixed    d m sum_i min_k w_k t_ik / (w_1 + .. + w_dp)    the same over devices of several kinds, for any weights w
     path     T + (p-1) X, or T - W + (p-1) X              one microbatch passes through all stages and back; W may be put off
     task     m w                                          a task is not divided
@@ -19,7 +21,8 @@ for the engine. The estimate has stages of whole tasks and adds the bubble, roun
     m v ceil(T / (p v w)) w + b (p-1) T / p + 2 v (p-1) x + O / p + R
 
 with v stages per rank; b = 1/v, and a third of that with split backward passes (`_whole_tasks` rounds where tasks are few). x is
-an idle transfer over a boundary, R the exchange over the link to the next replica, 0 where buckets or ZeRO 3 hide it.
+an idle transfer over a boundary, R the exchange over the link to the next replica, 0 where buckets or ZeRO 3 hide it, divided by H with
+H local steps; where gradients are one step late the larger of R and all the rest counts.
 On devices of several kinds every task counts as on the kind that is fastest for it. `mixed` is the dual of dealing all microbatches of
 all tasks i out over the devices: in  sum_i,e x_ie t_ie <= L for every device e  each line times w_e, added up, leaves
 L sum_e w_e >= d m sum_i min_k w_k t_ik. With w_k = 1 / (seconds of all tasks on kind k) and the largest d p of them it holds for whatever
@@ -175,11 +178,11 @@ class Screener:
         path_s = np.where(split, least_s - figure["weight_s"], least_s) + (p - 1) * self.links.crossing_s(sharding, size)
         with np.errstate(divide="ignore", invalid="ignore"):
             ramps_s = np.where(line, least_s / -np.expm1(p * np.log1p(-1 / m)), 0.0)
-        plain = replace(sharding, zero_stage=0, gradient_buckets=1)
+        plain = sharding.alone
         payloads = self._payloads.get(plain, np.zeros((0, 0)))
         computed_s, sent_s = m * least_s + update_s, self.links.sent_s(sharding, d, payloads)
-        # A rank with several stages exchanges the gradients of one while it works on another.
-        several = (stages > 1) | (p > 1) & (self.search.stage_tasks != "contiguous")
+        # A rank with several stages exchanges the gradients of one while it works on another, late ones while the next step runs.
+        several = (stages > 1) | (p > 1) & (self.search.stage_tasks != "contiguous") | bool(sharding.gradient_delay)
         work_s = np.where(several, np.maximum(computed_s, sent_s), computed_s + sent_s) / p
         mixed_s = d * m * self._mixed_s(plain, [tuple(key) for key in keys.tolist()], index, d * p)
         bound_s = np.maximum.reduce([work_s, path_s, m * least["heaviest_s"], ramps_s, mixed_s]) * (1 - 1e-9)
@@ -188,7 +191,8 @@ class Screener:
         # A replica on the slowest devices in use holds up the others; longer pipelines mix kinds.
         even_s = np.where(p == 1, figure["slowest_s"], (pass_s + figure["slowest_s"]) / 2)
         busiest_s = stages * _whole_tasks(even_s / (p * stages), figure["heaviest_s"])
-        estimate_s = m * busiest_s + bubble * (p - 1) * even_s / p + stages * hop_s + update_s / p + exchange_s
+        estimate_s = m * busiest_s + bubble * (p - 1) * even_s / p + stages * hop_s + update_s / p
+        estimate_s = np.maximum(estimate_s, exchange_s) if sharding.gradient_delay else estimate_s + exchange_s
         fits = (state_bytes + figure["saved_bytes"]) / p <= self.memory_bytes
         return [np.full(len(d), float(number)), d, p, m, k, bound_s, np.maximum(estimate_s, bound_s), fits]
 
@@ -237,7 +241,7 @@ class Screener:
 
     def _whole(self, sharding: Sharding, size: int, busy: int, kinds: int) -> _Whole:
         """The whole model as one stage; the best figure of any kind of device, and a pass on the slowest of the fastest `kinds`."""
-        sharding = replace(sharding, zero_stage=0, gradient_buckets=1)
+        sharding = sharding.alone
         key = sharding, size, busy, kinds
         if key not in self._wholes:
             found = [self._on(sharding, size, busy, slot) for slot in self.kinds]

@@ -62,7 +62,10 @@ class ScreenLinks:
         return seconds
 
     def sent_s(self, sharding: Sharding, d: Ints, payloads: Floats) -> Floats:
-        """Seconds that a device's link is busy with the gradients of the whole model, at least; `payloads` by codec and weight."""
+        """Seconds of a mean step that a device's link is busy with the gradients of the whole model, at least.
+
+        `payloads` are by codec and weight.
+        """
         hidden = sharding.hides_exchange or not self.space.training
         if hidden or self.cluster.node_collectives or not len(d) or self.cluster.rank_count < 2:
             return np.zeros(len(d))
@@ -75,11 +78,11 @@ class ScreenLinks:
                 by_codec.append(sent_bytes(kind, 1.0, degree) * payload)
             # Each stage may have a codec of its own.
             sent.append(float(np.minimum.reduce(by_codec).sum()) if degree > 1 else 0.0)
-        seconds: Floats = np.array(sent)[index] / self._fastest_link.bandwidth_bytes_per_s
+        seconds: Floats = np.array(sent)[index] / self._fastest_link.bandwidth_bytes_per_s / sharding.local_steps
         return seconds
 
     def transfers_s(self, sharding: Sharding, d: Ints, p: Ints, parameter_bytes: Floats, boundary_bytes: Floats) -> tuple[Floats, Floats]:
-        """Idle exchange of the gradients of a stage, and all transfers that one microbatch waits for."""
+        """Idle exchange of the gradients of a stage in a mean step, and all transfers that one microbatch waits for."""
         if not len(d):
             return np.zeros(0), np.zeros(0)
         width, last = sharding.group_width, self.cluster.rank_count - 1
@@ -102,4 +105,4 @@ class ScreenLinks:
         link = self.cluster.idle_link(0, min(width, last)) if last else None
         byte_s, latency_s = (1 / link.bandwidth_bytes_per_s, link.latency_s) if link else (0.0, 0.0)
         hop_s = (1 + self.space.training) * (p - 1) * (latency_s + boundary_bytes / width * byte_s)
-        return np.array(exchange_s)[index.reshape(-1)], hop_s
+        return np.array(exchange_s)[index.reshape(-1)] / sharding.local_steps, hop_s

@@ -17,6 +17,7 @@ from matplotlib.path import Path
 from chinchilla_sim.planner.candidate import SearchResult
 from chinchilla_sim.report.canvas import COLOR, INK, WIDTH_PT, finish, style
 from chinchilla_sim.report.plans import listed_candidates
+from chinchilla_sim.report.sketch import exchange_words
 from chinchilla_sim.report.table import percent
 from chinchilla_sim.report.trace import split_lanes
 from chinchilla_sim.report.verdict import versus
@@ -49,7 +50,7 @@ class Box:
 def gantt_svg(simulated: Timeline, measured: Timeline | None = None) -> str:
     """Every rank's streams over one step; the measured step stands beneath the simulated one on the same time scale."""
     panels = [("simulated step", simulated)] + ([("measured step nearest the median", measured)] if measured else [])
-    longest_s = max(timeline.step_s for _, timeline in panels) or 1.0
+    longest_s = max(timeline.makespan_s for _, timeline in panels) or 1.0
     heights = [_panel_height(timeline) for _, timeline in panels]
     with style():
         figure, tops = _stacked_figure(heights, header=24.0, between=24.0, footer=34.0)
@@ -57,7 +58,7 @@ def gantt_svg(simulated: Timeline, measured: Timeline | None = None) -> str:
             axes = _panel(figure, top, height, longest_s)
             _draw_panel(axes, timeline, longest_s)
             shown = "" if timeline.rank_count <= MOST_RANKS else f" (the first {MOST_RANKS} of {timeline.rank_count} ranks)"
-            heading = f"{name}: {format_seconds(timeline.step_s)}{shown}"
+            heading = f"{name}: {format_seconds(timeline.makespan_s)}{exchange_words(timeline)}{shown}"
             figure.text(LEFT_PT / WIDTH_PT, 1 - (top - 6) / (figure.get_figheight() * 72), heading, weight="bold")
             axes.tick_params(labelbottom=index == len(panels) - 1)
         axes.set_xlabel(f"time since the first span ({_time_unit(longest_s)[0]})", labelpad=2)
@@ -134,7 +135,7 @@ def _draw_panel(axes: Axes, timeline: Timeline, longest_s: float) -> None:
         if stream == "compute" and rank:
             y += RANK_GAP_PT
         height = ROW_PT[stream] - 1
-        axes.add_patch(_rectangle(0, timeline.step_s, y, y + height, INK, alpha=0.07))
+        axes.add_patch(_rectangle(0, timeline.makespan_s, y, y + height, INK, alpha=0.07))
         name = f"rank {rank}" if stream == "compute" else stream
         _beside(axes, name, y + height / 2, **({} if stream == "compute" else {"fontsize": LABEL_PT}))
         spans = timeline.spans_of(rank, stream)

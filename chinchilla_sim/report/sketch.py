@@ -34,7 +34,15 @@ def sketch(timeline: Timeline, width: int = 100) -> str:
     lines = [f"rank {rank:>{digits}}  {_row(timeline, rank, width)}" for rank in range(shown)]
     if shown < timeline.rank_count:
         lines.append(f"(and {timeline.rank_count - shown} more ranks)")
-    return "\n".join([f"one step, {format_seconds(timeline.step_s)}", *lines, LEGEND])
+    heading = f"one step, {format_seconds(timeline.makespan_s)}{exchange_words(timeline)}"
+    return "\n".join([heading, *lines, LEGEND])
+
+
+def exchange_words(timeline: Timeline) -> str:
+    """Which step is drawn, where only some exchange."""
+    if timeline.local_steps == 1:
+        return ""
+    return f" (of {timeline.local_steps} the one that exchanges; {format_seconds(timeline.step_s)} on average)"
 
 
 def _row(timeline: Timeline, rank: int, width: int) -> str:
@@ -45,7 +53,7 @@ def _row(timeline: Timeline, rank: int, width: int) -> str:
 
 def _columns(timeline: Timeline, rank: int, width: int, streams: tuple[str, ...]) -> str:
     """The category that fills most of each column, `.` where more than half of it is empty."""
-    column_s = timeline.step_s / width if timeline.step_s else 1.0
+    column_s = timeline.makespan_s / width if timeline.makespan_s else 1.0
     filled: list[dict[str, float]] = [{} for _ in range(width)]
     for span in timeline.spans_of(rank):
         if span.stream not in streams:

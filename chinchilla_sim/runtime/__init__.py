@@ -6,7 +6,7 @@ starting it            launch, agent, start, rendezvous, parent, supervision, no
 emulated machines      testbed, namespaces, fabric, guardian
 one rank's run         training, batches, optimizers, clipping, memory, records,
                        recorder, clock, alignment
-the program            interpreter, messages, gradients, updates, groups; passes, stages, deferred
+the program            interpreter, messages, gradients, updates, agreement, groups; passes, stages, deferred
 exchanges              exchange, posted, codecs, gradient_codecs, low_rank; sharding, fully_sharded (ZeRO)
 tensor parallelism     division, lanes
 nothing lost           checkpoint, checkpoint_files, checkpoint_reader, continuation, parts, pieces, rank_state, kills

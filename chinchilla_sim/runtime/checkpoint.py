@@ -45,6 +45,7 @@ from chinchilla_sim.runtime.rank_state import (
     pack,
     plan_digest,
     random_states,
+    replica_tensors,
 )
 
 if TYPE_CHECKING:
@@ -77,11 +78,13 @@ class Checkpoints:
         made = steps - run.first_step
         if not run.plan.training or not made:
             return False
+        # Between two exchanges of local steps replicas hold different weights.
+        local_steps = run.plan.local_steps
         if self.every:
-            return steps % self.every == 0
+            return steps % local_steps == 0 and steps // self.every > (steps - local_steps) // self.every
         if made == WARM_UP_STEPS and self.interval_s:
             self._next = self._agree_on_next()
-        return steps == self._next
+        return steps % local_steps == 0 and 0 <= self._next <= steps
 
     def _agree_on_next(self) -> int:
         """The step before which the interval will be over: the first process says it, so that all save at the same one."""
@@ -106,7 +109,8 @@ class Checkpoints:
         run = self.run
         parts = parts_of(run.plan, run.stages, run.updates, run.names)
         pieces = model_pieces(run.plan, run.seat, parts) | optimizer_pieces(run.plan, run.seat, parts, run.optimizers)
-        tensors = exchange_tensors(run.seat, run.interpreter.gradients) | random_states(run.seat, run.device)
+        gradients = run.interpreter.gradients
+        tensors = exchange_tensors(run.seat, gradients) | replica_tensors(run.seat, gradients) | random_states(run.seat, run.device)
         if run.interpreter.last:
             tensors[losses_key(run.seat.process)] = torch.tensor(run.losses, dtype=torch.float64)
         if run.seat.process == 0:

@@ -7,7 +7,7 @@ states of random generators are a process's own: the same plan goes on with them
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from chinchilla_sim.runtime.rank_state import (
     make_optimizer_state,
     plan_digest,
     random_states,
+    replica_tensors,
     set_random_states,
     unpack,
     weight_key,
@@ -88,7 +89,8 @@ def _load(run: RankRun, path: Path) -> Position:
     run.losses = _losses(run, path, metadata, facts["loss_processes"], same)
     position = Position(facts["epoch"], facts["step_of_epoch"], epoch_s)
     if same:
-        own = [*exchange_tensors(run.seat, run.interpreter.gradients), *random_states(run.seat, run.device)]
+        gradients = run.interpreter.gradients
+        own = [*exchange_tensors(run.seat, gradients), *replica_tensors(run.seat, gradients), *random_states(run.seat, run.device)]
         tensors = read_tensors(path, metadata, [key for key in own if key in saved])
         _load_exchanges(run, tensors)
         position = Position(position.epoch, position.step_of_epoch, epoch_s, tensors)
@@ -96,7 +98,8 @@ def _load(run: RankRun, path: Path) -> Position:
         # Lanes of a rank draw alike.
         torch.manual_seed((run.spec.seed + run.seat.rank + _NEW_NUMBERS * run.first_step) % 2**63)
     if run.seat.process == 0:
-        note(run.folder, _story(path, run.first_step, same, any("/exchange/" in key for key in saved)))
+        kinds = {"/exchange/": "what gradient codecs had not sent yet", "/replica/": "what replicas had each of their own"}
+        note(run.folder, _story(path, run.first_step, same, [words for kind, words in kinds.items() if any(kind in key for key in saved)]))
     return position
 
 
@@ -109,6 +112,8 @@ def _load_parts(run: RankRun, path: Path, metadata: Metadata) -> None:
         read_pieces(path, metadata, pieces)
     for update in run.updates.values():
         update.spread()
+        if update.agreement:
+            update.agreement.restart()
 
 
 def restore_random(run: RankRun, position: Position) -> None:
@@ -155,10 +160,12 @@ def _load_exchanges(run: RankRun, tensors: Mapping[str, Tensor]) -> None:
             state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
             if state:
                 exchange.load_state_dict(state)
+        prefix = f"rank/{run.seat.process}/replica/{number}/"
+        stage.load_state({key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)})
 
 
-def _story(path: Path, steps: int, same: bool, residuals: bool) -> str:
+def _story(path: Path, steps: int, same: bool, own: Sequence[str]) -> str:
     if same:
         return f"resumed from {path.name}: {steps} steps are done"
-    lost = ", and what gradient codecs had not sent yet is dropped" if residuals else ""
+    lost = f", and {' and '.join(own)} is dropped" if own else ""
     return f"resumed from {path.name} with another plan: {steps} steps are done; random numbers are drawn anew{lost}"

@@ -31,6 +31,7 @@ _BEYOND_TORCH: Mapping[str, Callable[[Plan], bool]] = {
     "unequal microbatch counts": lambda plan: bool(plan.replica_microbatch_counts),
     "gradient buckets that leave during the backward pass": lambda plan: plan.gradient_buckets > 1,
     "ZeRO": lambda plan: plan.zero_stage > 0,
+    "local steps and late gradients": lambda plan: plan.asynchronous,
     "recompute": lambda plan: not {*plan.recompute} <= {"none"},
     "weights shared by stages": lambda plan: bool(plan.shared_stages),
     "tensor, context and expert parallelism": lambda plan: plan.group_width * plan.expert_parallel_degree > 1,

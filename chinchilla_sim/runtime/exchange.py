@@ -88,6 +88,12 @@ class BucketExchange:
         """Whether a second round follows."""
         return len(self.round_bytes) > 1
 
+    @property
+    def payload(self) -> Tensor:
+        """What `encode` has packed and `issue` sends; what a second round sends follows from it and the state."""
+        assert self._codec
+        return self._codec.payloads[0]
+
     def begin(self) -> None:
         """Be ready for what the others will send in this step."""
         if self._gather:

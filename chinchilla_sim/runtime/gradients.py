@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Any
 
@@ -33,13 +33,17 @@ class StageGradients:
         self.number, self.recorder, self.update = stage.number, recorder, update
         self.parameters = stage.parameters()
         self.buckets = _exchanges(plan, stage, seat, groups, update)
-        self.split = len(self.buckets) > 1
+        self.split = len(self.buckets) > 1 and plan.buckets_leave_early
+        self.late, self.pending = plan.gradient_delay > 0, False
+        """Whether gradients are sent in the step behind their own; whether some are packed for the next one."""
+        self._of_this_step: list[Tensor | None] = []
         self._under_way: list[int] = []
 
     def begin_step(self) -> None:
         """Be ready for what the other replicas will send."""
-        for exchange in self.buckets:
-            exchange.begin()
+        if self.pending or not self.late:
+            for exchange in self.buckets:
+                exchange.begin()
 
     def leave(self, bucket: int) -> None:
         """Pack and send a bucket whose gradients are complete, while the backward pass goes on."""
@@ -48,18 +52,28 @@ class StageGradients:
             self._issue(bucket)
 
     def encode(self) -> None:
-        """Pack all gradients, unless they have left in buckets."""
+        """Pack all gradients (behind local steps differences of weights), unless they have left in buckets."""
         if not self.split and self.parameters:
-            self._encode(0)
+            start_s = monotonic()
+            if self.update.agreement:
+                self.update.agreement.differ()
+            self._encode(*range(len(self.buckets)), start_s=start_s)
+        if self.late:
+            self.pending = True
+            for parameter in self.parameters:
+                parameter.grad = None
 
     def reduce(self) -> None:
-        """Send them, unless they have left."""
-        if not self.split and self.parameters:
-            self._issue(0)
+        """Send them, unless they have left; late ones are those that the step before has packed, if there was one."""
+        if not self.split and (self.pending or not self.late):
+            for bucket, exchange in enumerate(self.buckets):
+                if exchange.parameters:
+                    self._issue(bucket)
 
-    def _encode(self, bucket: int) -> None:
-        start_s = monotonic()
-        self.buckets[bucket].encode()
+    def _encode(self, *buckets: int, start_s: float | None = None) -> None:
+        start_s = monotonic() if start_s is None else start_s
+        for bucket in buckets:
+            self.buckets[bucket].encode()
         self.recorder.compute(str(Action(self.number, Op.ENCODE_GRAD)), CATEGORY[Op.ENCODE_GRAD], start_s)
 
     def _issue(self, bucket: int) -> None:
@@ -83,12 +97,21 @@ class StageGradients:
 
     def finish(self) -> None:
         """Let every parameter's gradient be the sum over the replicas."""
+        self._set_aside()
         for bucket in self._under_way:
             self.buckets[bucket].finish()
         self._under_way = []
 
+    def _set_aside(self) -> None:
+        """Where late gradients take the parameters' place, keep those of this step until they have been applied."""
+        if self.late and not self._of_this_step:
+            self._of_this_step = [parameter.grad for parameter in self.parameters]
+            for parameter in self.parameters:
+                parameter.grad = None
+
     def decode(self) -> None:
         """Wait, unpack, and add up."""
+        self._set_aside()
         if any(self.buckets[bucket].twice for bucket in self._under_way):
             self._decode_twice()
             return
@@ -121,12 +144,41 @@ class StageGradients:
         """One step of the optimizer."""
         self.update.collect()
         self.update.apply()
+        if self._of_this_step:
+            for parameter, gradient in zip(self.parameters, self._of_this_step, strict=True):
+                parameter.grad = gradient
+            self._of_this_step = []
+
+    def agree(self) -> None:
+        """Let all replicas go on from the same weights."""
+        if self.update.agreement and self.parameters:
+            self.update.agreement.agree()
 
     def gather(self) -> None:
         """Send the updated weights to the other replicas."""
         if self.update.gather:
             self.recorder.join(self._gather_key, str(Action(self.number, Op.UNSHARD)), self.update.gather.wire_bytes)
             self.update.gather.issue()
+
+    def state(self) -> dict[str, Tensor]:
+        """What this replica alone needs for the next steps: packed gradients that are late, or the state of its own optimizer."""
+        found: dict[str, Tensor] = {}
+        if self.late:
+            exchanges = [exchange for exchange in self.buckets if isinstance(exchange, BucketExchange) and exchange.parameters]
+            found |= {f"late.{number}": exchange.payload for number, exchange in enumerate(exchanges)}
+        if self.update.agreement and self.update.optimizer:
+            found |= {f"moment.{index}": moment for index, moment in enumerate(self.update.agreement.moments)}
+            for index, master in enumerate(self.update.masters):
+                kept = self.update.optimizer.state.get(master, {})
+                found |= {f"optimizer.{index}.{key}": value for key, value in kept.items() if isinstance(value, Tensor)}
+        return found
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` gave between two steps of the same plan."""
+        own = self.state()
+        for key, tensor in state.items():
+            own[key].copy_(tensor)
+        self.pending = self.late and bool(state)
 
     def end_step(self) -> None:
         """Wait until all weights are here."""

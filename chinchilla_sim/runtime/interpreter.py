@@ -40,7 +40,9 @@ class Interpreter:
         recorder: Recorder,
         device: torch.device,
         norm_limit: float | None = None,
+        local_actions: Sequence[Action] = (),
     ) -> None:
+        """`local_actions` are those of a step without exchange, where only some exchange."""
         self.plan, self.actions, self.seat, self.recorder, self.loss = plan, actions, seat, recorder, loss
         self.stages = {stage.number: stage for stage in stages}
         self.last = plan.stage_count - 1 in self.stages
@@ -50,6 +52,9 @@ class Interpreter:
             number: StageGradients(plan, self.stages[number], seat, groups, recorder, update) for number, update in updates.items()
         }
         self.shared = _shared_weights(plan, seat, self.stages, updates, groups)
+        self._microbatches = plan.global_batch_size // plan.microbatch_size
+        self._averaged = plan.microbatches_of(seat.replica) if plan.local_steps > 1 else self._microbatches
+        """Microbatches of a step, and those whose mean loss is minimized."""
         self.norm = GradientNorm(plan, seat, self.stages, updates, groups, norm_limit) if norm_limit and plan.clips_gradients else None
         self.inputs: Sequence[tuple[Tensor, ...]] = ()
         self.targets: Sequence[Any] = ()
@@ -57,7 +62,7 @@ class Interpreter:
         self.outputs: dict[int, Any] = {}
         self.beat: Callable[[str], None] = lambda _: None
         """Told the label of every action when it begins."""
-        self._labels = [str(action) for action in actions]
+        self._rows = {True: _labelled(actions), False: _labelled(local_actions)}
         self._play = self._players()
 
     def _players(self) -> dict[Op, Callable[[Action], None]]:
@@ -82,6 +87,7 @@ class Interpreter:
             Op.NORM_GRAD: self._add_squares,
             Op.REDUCE_NORM: self._reduce_norm,
             Op.OPTIM: self._optimize,
+            Op.AGREE: self._agree,
             Op.UNSHARD: lambda action: self.gradients[action.stage].gather(),
         }
 
@@ -89,10 +95,12 @@ class Interpreter:
         """Let actions of a kind be played by what `around` makes of their player."""
         self._play[op] = around(self._play[op])
 
-    def step(self, inputs: Sequence[tuple[Tensor, ...]], targets: Sequence[Any], begun_s: float | None = None) -> float:
+    def step(
+        self, inputs: Sequence[tuple[Tensor, ...]], targets: Sequence[Any], begun_s: float | None = None, *, exchanging: bool = True
+    ) -> float:
         """Play one step on this rank's microbatches; returns its share of the global mean loss.
 
-        The step is recorded from `begun_s` on, when the rank began to get them.
+        The step is recorded from `begun_s` on, when the rank began to get them. Behind one that is not `exchanging` replicas differ.
         """
         self.inputs, self.targets, self.step_loss = inputs, targets, 0.0
         self.outputs = {}
@@ -100,13 +108,14 @@ class Interpreter:
             shared.open = True
         if self.norm:
             self.norm.begin_step()
-        for gradients in self.gradients.values():
-            gradients.begin_step()
+        if exchanging:
+            for gradients in self.gradients.values():
+                gradients.begin_step()
         self.messages.begin_step()
         self.recorder.begin_step()
         if begun_s is not None:
             self.recorder.compute("INPUT", "input", begun_s)
-        for action, label in zip(self.actions, self._labels, strict=True):
+        for action, label in self._rows[exchanging]:
             self.beat(label)
             self._play[action.op](action)
         self.messages.end_step()
@@ -138,14 +147,13 @@ class Interpreter:
         self._record(action, start_s)
 
     def _loss_of(self, microbatch: int) -> Loss:
-        """The mean over the global batch is the mean of the means of equal microbatches."""
-        share = self.plan.global_batch_size // self.plan.microbatch_size
+        """The mean over the global batch is the mean of the means of equal microbatches; a local step's is over the replica's own."""
         restore = self.stages[self.plan.stage_count - 1].restore
-        return lambda outputs: self.loss(restore(outputs), self.targets[microbatch]) / share
+        return lambda outputs: self.loss(restore(outputs), self.targets[microbatch]) / self._averaged
 
     def _keep(self, microbatch: int, outputs: tuple[Tensor, ...]) -> None:
         if self.plan.training:
-            self.step_loss += float(outputs[0].detach())
+            self.step_loss += float(outputs[0].detach()) * self._averaged / self._microbatches
         else:
             self.outputs[microbatch] = outputs
 
@@ -223,6 +231,14 @@ class Interpreter:
         if self.norm:
             self.norm.reduce(self.recorder, str(action))
 
+    def _agree(self, action: Action) -> None:
+        gradients = self.gradients[action.stage]
+        gradients.wait()
+        start_s = monotonic()
+        gradients.finish()
+        gradients.agree()
+        self._record(action, start_s)
+
     def _optimize(self, action: Action) -> None:
         self._complete_with_shared(action.stage)
         if self.norm:
@@ -232,6 +248,10 @@ class Interpreter:
             self.norm.scale(action.stage)
         self.gradients[action.stage].optimize()
         self._record(action, start_s)
+
+
+def _labelled(actions: Sequence[Action]) -> list[tuple[Action, str]]:
+    return [(action, str(action)) for action in actions]
 
 
 def _shared_weights(

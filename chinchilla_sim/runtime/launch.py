@@ -24,7 +24,7 @@ from chinchilla_sim.runtime.engines import Engine
 from chinchilla_sim.runtime.namespaces import INTERFACE
 from chinchilla_sim.runtime.notes import Tell, tell_nobody
 from chinchilla_sim.runtime.parent import die_with_parent
-from chinchilla_sim.runtime.recorder import kept_timelines, representative_timeline, step_seconds
+from chinchilla_sim.runtime.recorder import cycle_timeline, exchanges, kept_timelines, representative_timeline, step_seconds
 from chinchilla_sim.runtime.rendezvous import INTERFACE_VARIABLE, Rendezvous, check_first_node, interface_towards
 from chinchilla_sim.runtime.start import CGROUPS_VARIABLE, CORES_VARIABLE, PROCESSES_VARIABLE
 from chinchilla_sim.runtime.supervision import prepare_folder, supervise
@@ -175,16 +175,18 @@ def _read_measurement(file: PlanFile, folder: Path) -> Measurement:
 def _measurement(file: PlanFile, records: Sequence[dict[str, Any]], folder: Path) -> Measurement:
     last = file.plan.placement[-1]
     losses = [sum(parts) for parts in zip(*(records[rank]["losses"] for rank in last), strict=True)]
-    weights = folder / "weights.pt"
+    weights, plan, local_steps = folder / "weights.pt", file.plan, file.plan.local_steps
+    replicas = [plan.pipeline(replica) for replica in range(plan.data_parallel_degree)]
+    timeline = cycle_timeline(records, local_steps, replicas) if local_steps > 1 else representative_timeline(records)
     return Measurement(
-        step_s=tuple(step_seconds(records)),
-        timeline=representative_timeline(records),
+        step_s=tuple(step_seconds(records, local_steps)),
+        timeline=timeline,
         losses=tuple(losses),
         metrics=records[0]["metrics"],
         epoch_s=tuple(records[0]["epoch_s"]),
         weights=str(weights) if file.plan.training and weights.exists() else None,
         peaks=tuple(MeasuredPeak(rank, **record["memory"]) for rank, record in enumerate(records)),
-        kept=tuple(kept_timelines(records)),
+        kept=tuple(one for one in kept_timelines(records) if local_steps == 1 or exchanges(one)),
     )
 
 

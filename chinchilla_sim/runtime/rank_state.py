@@ -3,6 +3,7 @@
     model/<name>                          parameters (in half precision their fp32 masters) and buffers
     optimizer/<name>/<key>                what the optimizer keeps of a parameter
     rank/<process>/exchange/<stage>/<bucket>/<key>   residuals of gradient codecs
+    rank/<process>/replica/<stage>/<key>             what this replica alone has: late gradients, or its own optimizer's state
     rank/<process>/random, /losses, /facts           generators of random numbers, its part of the losses, the rest as JSON
     run/facts                             where the run stands, as JSON
 
@@ -91,6 +92,11 @@ def exchange_tensors(seat: Seat, gradients: Mapping[int, StageGradients]) -> dic
             prefix = f"{_own(seat)}exchange/{number}/{bucket}/"
             found |= {prefix + key: tensor for key, tensor in getattr(exchange, "state_dict", dict)().items()}
     return found
+
+
+def replica_tensors(seat: Seat, gradients: Mapping[int, StageGradients]) -> dict[str, Tensor]:
+    """What the stages of a rank keep for the next steps that other replicas do not."""
+    return {f"{_own(seat)}replica/{number}/{key}": tensor for number, stage in gradients.items() for key, tensor in stage.state().items()}
 
 
 def random_states(seat: Seat, device: torch.device) -> dict[str, Tensor]:

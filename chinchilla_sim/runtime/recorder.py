@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from statistics import median
+from dataclasses import dataclass, field, replace
+from statistics import mean, median
 from time import monotonic
 from typing import Any
 
+from chinchilla_sim.planner.action import Op
 from chinchilla_sim.timeline import Category, Span, Stream, Timeline, Wait
 
 KEPT_STEPS = 64
@@ -103,8 +104,10 @@ class Recorder:
         }
 
 
-def step_seconds(records: Sequence[dict[str, Any]]) -> list[float]:
+def step_seconds(records: Sequence[dict[str, Any]], local_steps: int = 1) -> list[float]:
     """Seconds of every step after warm-up, without the time in which all ranks fetch data or evaluate.
+
+    Where one of `local_steps` steps exchanges, each figure is the mean over so many, whichever of them exchanges.
 
     A step ends with its last rank. It starts with its first, but not before the previous step has ended: where ranks
     drift apart, one is in the next step while another ends this one, and time must not count twice.
@@ -114,13 +117,43 @@ def step_seconds(records: Sequence[dict[str, Any]]) -> list[float]:
         end_s = max(end for _, end in intervals)
         seconds.append(end_s - max(previous_end_s, min(start for start, _ in intervals)))
         previous_end_s = end_s
-    return seconds[WARM_UP_STEPS:] or seconds
+    kept = seconds[WARM_UP_STEPS:] or seconds
+    starts = range(0, max(1, len(kept) - local_steps + 1), local_steps)
+    return [mean(kept[start : start + local_steps]) for start in starts] if local_steps > 1 else kept
 
 
 def representative_timeline(records: Sequence[dict[str, Any]]) -> Timeline:
     """The kept step whose makespan is nearest the median of all steps."""
-    target = median(step_seconds(records))
-    return min(kept_timelines(records), key=lambda timeline: abs(timeline.step_s - target))
+    return _nearest(kept_timelines(records), median(step_seconds(records)))
+
+
+def cycle_timeline(records: Sequence[dict[str, Any]], local_steps: int, replicas: Sequence[Sequence[int]]) -> Timeline:
+    """A kept step that exchanges and one that does not, each with the median makespan of its kind; `replicas` are the ranks of each."""
+    kept = kept_timelines(records)
+    exchanging = [one for one in kept if exchanges(one)] or kept
+    local = [_begun_together(one, replicas) for one in kept if not exchanges(one)] or kept
+    middle, own = (_nearest(kind, median(one.makespan_s for one in kind)) for kind in (exchanging, local))
+    return replace(middle, local_steps=local_steps, local=own)
+
+
+def _begun_together(timeline: Timeline, replicas: Sequence[Sequence[int]]) -> Timeline:
+    """A step without exchange as if all replicas had begun at once: until the next exchange none waits for the others."""
+    spans, waits = list[Span](), list[Wait]()
+    for ranks in replicas:
+        own = [span for span in timeline.spans if span.rank in ranks]
+        late_s = min(span.start_s for span in own) - timeline.start_s
+        spans += [replace(span, start_s=span.start_s - late_s, end_s=span.end_s - late_s) for span in own]
+        waits += [replace(one, start_s=one.start_s - late_s, end_s=one.end_s - late_s) for one in timeline.waits if one.rank in ranks]
+    return replace(timeline, spans=tuple(spans), waits=tuple(waits))
+
+
+def exchanges(timeline: Timeline) -> bool:
+    """Whether gradients, or differences of weights, were exchanged in a step."""
+    return any(span.label.endswith(Op.REDUCE_GRAD) for span in timeline.spans)
+
+
+def _nearest(timelines: Sequence[Timeline], target_s: float) -> Timeline:
+    return min(timelines, key=lambda timeline: abs(timeline.makespan_s - target_s))
 
 
 def kept_timelines(records: Sequence[dict[str, Any]]) -> list[Timeline]:

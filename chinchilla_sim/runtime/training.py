@@ -23,6 +23,7 @@ from chinchilla_sim.graph.compress import AS_IT_IS, Variant
 from chinchilla_sim.graph.contract import TrainingJob, factory_of, load_job
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.planner.program import lower
+from chinchilla_sim.runtime.agreement import Agreement
 from chinchilla_sim.runtime.batches import Shares, batch_length, global_batches
 from chinchilla_sim.runtime.checkpoint import Checkpoints
 from chinchilla_sim.runtime.clock import clock_name, read_offset
@@ -79,9 +80,10 @@ class RankRun:
     def _make_engine(self) -> Interpreter | TorchEngine:
         """What plays the steps; both have the same two names."""
         if self.engine == "chinchilla":
+            program, rank = lower(self.plan), self.seat.rank
             return Interpreter(
-                self.plan, lower(self.plan).actions[self.seat.rank], self.seat, self.stages, self.job.loss, self.updates, self.groups,
-                self.recorder, self.device, self.spec.clip_gradient_norm,
+                self.plan, program.actions[rank], self.seat, self.stages, self.job.loss, self.updates, self.groups,
+                self.recorder, self.device, self.spec.clip_gradient_norm, program.local.actions[rank] if program.local else (),
             )  # fmt: skip
         from chinchilla_sim.runtime.torch_engine import TorchEngine
 
@@ -110,7 +112,13 @@ class RankRun:
             return {}
         pairs = zip(self.stages, own_parameters(self.stages), strict=True)
         make = partial(make_optimizer, self.spec)
-        return {stage.number: stage_update(self.plan, stage, owned, self.seat, self.groups, make) for stage, owned in pairs}
+        updates = {stage.number: stage_update(self.plan, stage, owned, self.seat, self.groups, make) for stage, owned in pairs}
+        if self.plan.local_steps > 1:
+            share = self.plan.microbatches_of(self.seat.replica) * self.plan.microbatch_size / self.plan.global_batch_size
+            for update in updates.values():
+                outer = self.spec.outer_learning_rate, self.spec.outer_momentum
+                update.agreement = Agreement(update.parameters, update.masters, share, *outer)
+        return updates
 
     def _total_steps(self) -> int:
         """Steps of the whole run, which learning rates fall over; 0 where they do not fall."""
@@ -171,7 +179,10 @@ class RankRun:
             begun_s += self.checkpoints.before_step(epoch, number, begun_s - start_s)
             for optimizer in self.optimizers.values():
                 set_learning_rate(optimizer, self.spec, self.steps, self.total_steps)
-            loss = self.memory.play(partial(self.interpreter.step, inputs, targets, begun_s), partial(self._held_bytes, inputs, targets))
+            step = partial(self.interpreter.step, inputs, targets, begun_s)
+            if not self.plan.exchanges_in(self.steps):
+                step = partial(step, exchanging=False)
+            loss = self.memory.play(step, partial(self._held_bytes, inputs, targets))
             if self.interpreter.last and self.plan.training:
                 self.losses.append(loss)
 
@@ -179,6 +190,7 @@ class RankRun:
         """What this rank's stages need before a step begins: weights and optimizer state, and of the batch what the ends take."""
         tensors = [tensor for stage in self.stages for tensor in stage.state().values()]
         tensors += [tensor for optimizer in self.optimizers.values() for tensor in optimizer_tensors(optimizer)]
+        tensors += [tensor for update in self.updates.values() for tensor in update.held]
         first, last = 0 in self.seat.stages, self.interpreter.last
         return storage_bytes(tensors) + (batch_bytes(inputs) if first else 0.0) + (batch_bytes(targets) if last else 0.0)
 
@@ -212,10 +224,13 @@ class RankRun:
         return metrics
 
     def _gather_weights(self) -> dict[str, Tensor]:
-        """The whole model's state on the first process, from the first replica of every stage; {} elsewhere."""
+        """The whole model's state on the first process, from the first replica of every stage; {} elsewhere.
+
+        Between two exchanges of local steps weights are the mean of all replicas'.
+        """
         ours: dict[str, Tensor] = {}
         for stage in self.stages:
-            whole = {name: _whole(tensor, stage.dtype) for name, tensor in stage.state().items()}
+            whole = {name: _whole(tensor, stage.dtype) for name, tensor in (stage.state() | self._means(stage)).items()}
             if self.plan.placement[stage.number][0] == self.seat.rank:
                 ours |= stage.divider.whole_weights(whole) if stage.divider else whole
         owners = [process_of(self.plan, rank, 0) for rank in dict.fromkeys(row[0] for row in self.plan.placement)]
@@ -230,6 +245,14 @@ class RankRun:
         # A tied weight has the name that its stage uses. What no stage uses, such as a frozen buffer, stays as it was.
         found = {self.names.get(path, path): tensor for path, tensor in ours.items()}
         return {path: found.get(self.names.get(path, path), tensor) for path, tensor in self.model.state_dict().items()}
+
+    def _means(self, stage: Stage) -> dict[str, Tensor]:
+        """Mean weights of the replicas of a stage by name, where these differ."""
+        update = self.updates.get(stage.number)
+        if update is None or update.agreement is None or self.steps % self.plan.local_steps == 0:
+            return {}
+        means = update.agreement.means(self.groups.among[tuple(self.plan.placement[stage.number])])
+        return {name: means[tensor.data_ptr()] for name, tensor in stage.state().items() if tensor.data_ptr() in means}
 
     def _receive_weights(self, owner: int) -> Iterator[tuple[str, Tensor]]:
         listing: list[Any] = [None]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from chinchilla_sim.planner.plan import Plan
+from chinchilla_sim.runtime.agreement import Agreement
 from chinchilla_sim.runtime.groups import Groups, Seat
 from chinchilla_sim.runtime.sharding import Pieces, WeightGather
 from chinchilla_sim.runtime.stages import Stage
@@ -31,6 +32,13 @@ class StageUpdate:
         self.optimizer = make(updated) if updated else None
         self.gather: WeightGather | None = None
         self.starts: list[int | None] = [None] * len(self.parameters)
+        self.agreement: Agreement | None = None
+        """Where replicas take local steps."""
+
+    @property
+    def held(self) -> list[Tensor]:
+        """What replicas share, beside the weights."""
+        return [*self.agreement.shared, *self.agreement.moments] if self.agreement else []
 
     def master_of(self, parameter: nn.Parameter) -> nn.Parameter:
         """What a parameter of the stage is updated by."""

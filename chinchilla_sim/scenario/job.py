@@ -36,6 +36,21 @@ class JobSpec(Table):
         examples=[1.0],
     )
     momentum: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False, description="Momentum of optimizer sgd.", examples=[0.9])
+    outer_learning_rate: float = Field(
+        default=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="With local steps: how far the shared weights follow the mean of the replicas' (1: all the way; DiLoCo: 0.7).",
+        examples=[0.7],
+    )
+    outer_momentum: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="With local steps: Nesterov momentum of the shared weights (0: plain averages; DiLoCo: 0.9).",
+        examples=[0.9],
+    )
     checkpoint_interval_steps: Count | None = Field(
         default=None, description="Save a checkpoint of a real run every so many steps.", examples=[500]
     )

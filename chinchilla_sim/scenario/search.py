@@ -107,6 +107,20 @@ class SearchSpec(Table):
     gradient_buckets: Counts = Field(
         default=(1,), description="Buckets in which gradients leave during the last backward pass.", examples=[[1, 4]]
     )
+    local_steps: Counts = Field(
+        default=(1,),
+        description="Optimizer steps that replicas take of their own before they exchange how far their weights have moved (local SGD, "
+        "DiLoCo). Only 1 trains as one device would: other numbers change what is learned and must be allowed by name.",
+        examples=[[1, 4, 16]],
+    )
+    gradient_delays: tuple[Annotated[int, Field(ge=0, le=1)], ...] = Field(
+        default=(0,),
+        strict=False,
+        min_length=1,
+        description="1 exchanges gradients while the next step computes and applies them at its end, one step late; it must be allowed "
+        "by name, as it changes what is learned.",
+        examples=[[0, 1]],
+    )
     activation_priorities: tuple[Annotated[float, Field(gt=0, le=1000)], ...] = Field(
         default=(),
         strict=False,

@@ -136,7 +136,18 @@ def random_batch(plans: int, stages: int, seed: int = 0) -> PlanBatch:
     backward, busy = seconds(exists), (seconds(inner), seconds(inner))
     schedules = random.integers(0, len(ESTIMATED), plans)
     link = (busy[0] + 0.01 * inner, busy[1] + 0.01 * inner)
-    return PlanBatch(counts, random.integers(1, 64, plans), schedules, seconds(exists), backward, backward / 3, seconds(exists), link, busy)
+    return PlanBatch(
+        counts,
+        random.integers(1, 64, plans),
+        schedules,
+        seconds(exists),
+        backward,
+        backward / 3,
+        seconds(exists),
+        np.zeros(exists.shape),
+        link,
+        busy,
+    )
 
 
 def play_permutations(hosts: int, rounds: int, pauses: bool = False, seed: int = 0) -> float:

@@ -78,6 +78,18 @@ def draw_steps(graph: ActivityGraph, cluster: Cluster, devices: Sequence[Device]
     return Spread(tuple(makespans))
 
 
+def mean_of_steps(exchanging: Spread, local: Spread, local_steps: int) -> Spread:
+    """Mean step times from one exchange to the next: of one step that exchanges and local_steps - 1 that do not, drawn apart.
+
+    >>> mean_of_steps(Spread((4.0, 4.0, 4.0)), Spread((1.0, 4.0, 1.0)), 3).steps_s
+    (3.0, 2.0, 3.0)
+    """
+    if local_steps == 1:
+        return exchanging
+    drawn = np.array([np.roll(local.steps_s, -shift) for shift in range(1, local_steps)])
+    return Spread(tuple(((np.array(exchanging.steps_s) + drawn.sum(axis=0)) / local_steps).tolist()))
+
+
 def _draw(
     seconds: NDArray[np.float64],
     rank_of: NDArray[np.int64],

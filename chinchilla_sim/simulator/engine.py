@@ -7,6 +7,7 @@ communicates is slowed (`streams.py`) where a device says so.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import simpy
 
@@ -26,11 +27,13 @@ from chinchilla_sim.timeline import Timeline
 def simulate(program: Program, pricing: Pricing, cluster: Cluster, causes: bool = False) -> Timeline:
     """Play one step of a program; raises RunError that tells a cycle of waiting actions when it deadlocks.
 
-    With `causes` idle time is explained and the critical path marked.
+    With `causes` idle time is explained and the critical path marked. Where only every H-th step exchanges, one of the others is played
+    too: `step_s` of the timeline is the mean over H steps.
     """
+    local = simulate(program.local, pricing, cluster) if program.local else None
     graph = activities_of(program, pricing, cluster)
     times = play_events(graph, cluster, devices_of(program.plan, cluster))
-    timeline = timeline_of(graph, times)
+    timeline = replace(timeline_of(graph, times), local_steps=program.plan.local_steps if local else 1, local=local)
     return with_causes(graph, times, timeline) if causes else timeline
 
 

@@ -67,7 +67,7 @@ class Row:
 
     @property
     def _split(self) -> bool:
-        return self.lowering.plan.gradient_buckets > 1
+        return self.lowering.plan.buckets_leave_early
 
     def _issue_messages(self, count: int) -> None:
         """What the program itself takes to send or await something: no span, as a run records none."""
@@ -247,9 +247,14 @@ class Row:
         if action.op is Op.REDUCE_NORM:
             self._join_norm(action)
             return
-        gradients = action.op is Op.REDUCE_GRAD
-        if not (gradients and self._split):
-            self._join(GRADIENTS if gradients else "weights", action, None, 0, 1.0)
+        if action.op is not Op.REDUCE_GRAD:
+            self._join("weights", action, None, 0, 1.0)
+        elif not self._split:
+            buckets = self._price(action.stage).buckets
+            total = sum(bucket.parameter_bytes for bucket in buckets)
+            shares = {index: bucket.parameter_bytes / total for index, bucket in enumerate(buckets) if bucket.parameter_bytes}
+            for index, share in (shares or {0: 1.0}).items():
+                self._join(GRADIENTS, action, None, index, share)
 
     def _join(self, what: str, action: Action, microbatch: int | None, bucket: int, share: float) -> CollectiveKey:
         lowering = self.lowering

@@ -133,7 +133,7 @@ def path_shares(timeline: Timeline) -> tuple[dict[str, float], int]:
         seconds[kind] = seconds.get(kind, 0.0) + spent_s
         by_rank[kind, span.rank] = by_rank.get((kind, span.rank), 0.0) + spent_s
         reached_s = max(reached_s, span.end_s)
-    total = timeline.step_s or 1.0
+    total = timeline.makespan_s or 1.0
     ordered = sorted(((kind, spent / total) for kind, spent in seconds.items() if spent > 0), key=lambda pair: (-pair[1], pair[0]))
     first = ordered[0][0] if ordered else ""
     ranks = [(-spent, rank) for (kind, rank), spent in by_rank.items() if kind == first]

@@ -15,7 +15,7 @@ Medians are over all steps that were recorded, so that one disturbed step teache
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
@@ -38,18 +38,23 @@ LEAST_DIFFERENCE = 0.1
 
 @dataclass(frozen=True)
 class Simulated:
-    """A simulated step in full: what was priced and played, and when every activity ran."""
+    """A simulated step in full: what was priced and played, and when every activity ran.
+
+    Of plans with local steps it is the step that exchanges; `local` is one of the others.
+    """
 
     program: Program
     pricing: Pricing
     cluster: Cluster
     graph: ActivityGraph
     times: Times
+    local: Timeline | None = None
 
     @property
     def timeline(self) -> Timeline:
         """Spans and memory."""
-        return timeline_of(self.graph, self.times)
+        local_steps = self.program.plan.local_steps if self.local else 1
+        return replace(timeline_of(self.graph, self.times), local_steps=local_steps, local=self.local)
 
 
 def recalibrate(simulated: Simulated, steps: Sequence[Timeline], earlier: Recalibration | None = None, date: str = "") -> Recalibration:

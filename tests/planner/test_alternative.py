@@ -15,7 +15,7 @@ SEED = Path(__file__).parents[2] / "scenarios" / "seed_four_nodes.toml"
 
 def test_every_key_names_a_list_of_the_search() -> None:
     """Law: each key sets exactly its own field, and lifts the limits on ranks."""
-    values = {"schedule": "gpipe", "recompute": "full", "gradients": "int8", "activations": "fp16"}
+    values = {"schedule": "gpipe", "recompute": "full", "gradients": "int8", "activations": "fp16", "delay": 1}
     asked = SearchSpec(minimum_ranks=3, maximum_ranks=4)
     for key, field in FIELDS.items():
         changed = search_instead(asked, f"{key}={values.get(key, 2)}")

@@ -52,6 +52,8 @@ LISTS: dict[str, tuple[Any, ...]] = {
     "activation_codecs": ("none", "bf16", "int8"),
     "activation_priorities": (4.0,),
     "tensor_parallel_degrees": (1, 2),
+    "local_steps": (1, 4),
+    "gradient_delays": (0, 1),
 }
 
 
@@ -132,7 +134,7 @@ class Inquiry:
 def row_of(plan: Plan) -> tuple[object, ...]:
     """The configuration of a plan, but for its schedule and what its stages compute again."""
     axes = (plan.tensor_parallel_degree, plan.sequence_parallel, plan.context_parallel_degree, plan.expert_parallel_degree)
-    sharding = Sharding(*axes, plan.zero_stage, "none", plan.gradient_buckets)
+    sharding = Sharding(*axes, plan.zero_stage, "none", plan.gradient_buckets, plan.local_steps, plan.gradient_delay)
     count = plan.global_batch_size // plan.microbatch_size // plan.data_parallel_degree
     return plan.data_parallel_degree, plan.pipeline_parallel_degree, count, sharding
 

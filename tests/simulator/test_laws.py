@@ -238,7 +238,6 @@ def interpret(case: Case) -> dict[tuple[int, str], tuple[float, float]]:
     cable_free: dict[tuple[int, int], float] = defaultdict(float)
     joined: dict[int, list[float]] = defaultdict(list)
     spans: dict[tuple[int, str], tuple[float, float]] = {}
-    expected = [{(a.op, a.microbatch) for a in row} for row in rows]
 
     def transfer(rank: int, index: int) -> None:
         action = rows[rank][index]
@@ -270,7 +269,8 @@ def interpret(case: Case) -> dict[tuple[int, str], tuple[float, float]]:
                         end_s = max(joined[action.stage]) + pricing.gradients[action.stage].idle_s
                         done |= {(member, Op.REDUCE_GRAD, None): end_s for member in plan.placement[action.stage]}
                 elif action.op in COMPUTES:
-                    awaited = [(rank, op, action.microbatch) for op in needs(action) if (op, action.microbatch) in expected[rank]]
+                    issued = {(before.op, before.microbatch) for before in row[: place[rank]]}
+                    awaited = [(rank, op, action.microbatch) for op in needs(action) if (op, action.microbatch) in issued]
                     if not all(key in done for key in awaited):
                         break
                     start_s = max([clock[rank], *(done[key] for key in awaited)])

@@ -16,6 +16,7 @@ _BEYOND_PLAN: Mapping[str, Callable[[Plan], bool]] = {
     "split backward passes": lambda plan: plan.splits_backward,
     "gradient buckets": lambda plan: plan.gradient_buckets > 1,
     "ZeRO": lambda plan: plan.zero_stage > 0,
+    "local steps and late gradients": lambda plan: plan.asynchronous,
     "recompute": lambda plan: not {*plan.recompute} <= {"none"},
     "weights shared by stages": lambda plan: bool(plan.shared_stages),
     "tensor, context and expert parallelism": lambda plan: plan.group_width * plan.expert_parallel_degree > 1,
