@@ -66,7 +66,7 @@ def ratio_interval(changed: Sequence[float], plain: Sequence[float]) -> Interval
 def steps_to_reach(curve: Sequence[tuple[float, float]], target: float, rising: bool) -> float:
     """Steps after which a curve of (steps, value) first reaches a target, from below (`rising`) or from above; infinite where never.
 
-    >>> steps_to_reach([(0, 0.1), (10, 0.5), (20, 0.9)], 0.7, rising=True)
+    >>> steps_to_reach([(0, 0.0), (10, 0.5), (20, 1.0)], 0.75, rising=True)
     15.0
     """
     sign = 1.0 if rising else -1.0
