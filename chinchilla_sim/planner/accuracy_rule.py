@@ -84,7 +84,8 @@ class AccuracyRule:
         if self.table is None:
             return Forecast((), NOTHING if not changes else None, AS_MANY if not changes else None, None)
         ratio = self.table.steps_ratio(changes, self._target)
-        drop = self.table.drop([change for change in changes if change not in self._trusted])
+        counted = [change for change in changes if change not in self._trusted]
+        drop = self.table.drop(counted) if counted or not changes else None
         return Forecast((), drop, ratio, None if ratio is None or self.plain_steps is None else self.plain_steps * ratio.estimate)
 
     @cached_property

@@ -36,7 +36,7 @@ def accuracy_words(rule: AccuracyRule, forecast: Forecast | None, step_s: float)
 
 
 def forecast_words(forecast: Forecast, step_s: float) -> str:
-    """What a plan changes, the drop with its interval, and its steps to the target with the time that they take.
+    """What a plan changes, what that does to accuracy with its interval, and its steps to the target with the time that they take.
 
     >>> forecast_words(Forecast((), None, None, None), 0.1)
     'the plan changes nothing about the job'
@@ -46,9 +46,9 @@ def forecast_words(forecast: Forecast, step_s: float) -> str:
     parts = [changed]
     if forecast.changes:
         parts.append(
-            f"accuracy drops by {100 * drop.estimate:.2f} % ({100 * drop.low:.2f} to {100 * drop.high:.2f} %)"
-            if drop and drop.high > drop.low
-            else "its drop of accuracy was not measured"
+            f"accuracy changes by {-100 * drop.estimate:+.2f} % ({-100 * drop.high:+.2f} to {-100 * drop.low:+.2f} %)"
+            if drop
+            else "what that does to accuracy was not measured here"
         )
     if steps is not None and ratio is not None:
         times = f"{ratio.estimate:.3f} times those as it is, {ratio.low:.3f} to {ratio.high:.3f}; " if forecast.changes else ""

@@ -240,4 +240,16 @@ def test_forecasts_are_those_of_the_simulated_plan() -> None:
     plan, job = result.best.plan, JobSpec(global_batch_size=BATCH)
     pricing = Pricer(mlp([784, 512, 10], BATCH), two_nodes(), job).price(plan)
     assert simulate(lower(plan), pricing, two_nodes()).step_s == pytest.approx(result.best.step_s)
-    assert "accuracy drops by 2.00 %" in explain_choice(result)[-1]
+    assert "accuracy changes by -2.00 % (-4.48 to +0.48 %)" in explain_choice(result)[-1]
+
+
+def test_what_is_only_published_is_not_told_as_measured() -> None:
+    """fp16 passes by its record beside a table without it; with int8 measured, their sum counts what int8 loses."""
+    table = table_of({"gradients: int8": [0.0] * 3, "activations: int8": [0.002] * 3})
+    result = search(table, max_accuracy_drop=0.01, gradient_codecs=["fp16"])
+    assert result.best.forecast and result.best.forecast.drop is None
+    assert "what that does to accuracy was not measured here" in explain_choice(result)[-1]
+    rule = AccuracyRule(JobSpec(global_batch_size=1), SearchSpec(max_accuracy_drop=0.01), PLAIN, table)
+    assert rule.allows(("gradients: fp16", "activations: int8"))
+    drop = rule.forecast_of(("gradients: fp16", "activations: int8")).drop
+    assert drop and drop.estimate == pytest.approx(0.002)
