@@ -9,12 +9,14 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from chinchilla_sim.accuracy import rule_of
 from chinchilla_sim.cluster.build import this_machine_ranks
 from chinchilla_sim.cluster.calibration import Calibration, save_calibration
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.graph.coarsen import coarsen, expand
 from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import TaskGraph
+from chinchilla_sim.planner.accuracy_rule import AccuracyRule
 from chinchilla_sim.planner.alternative import search_instead
 from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.planner.codec_map import CodecCell, CodecMap, codec_cell, with_bandwidth
@@ -92,22 +94,29 @@ def profile_scenario(scenario: Scenario) -> tuple[Profile, Path]:
     return profile, path
 
 
-def make_plan(setting: Setting, progress: Progress | None = None, time_limit_s: float | None = None, front: bool = False) -> SearchResult:
+def make_plan(
+    setting: Setting,
+    progress: Progress | None = None,
+    time_limit_s: float | None = None,
+    front: bool = False,
+    accuracy: AccuracyRule | None = None,
+) -> SearchResult:
     """The best plan of a setting, with the runners-up: found on a coarse graph where the model is large, told in its own tasks.
 
     After `time_limit_s` seconds the best plan so far is taken and the result is `truncated`. With `front` the result has the Pareto
     front of the simulated plans; of a large model at most `front.SHOWN` of it, which are simulated again in the model's own tasks.
+    `accuracy` is the rule of the scenario where it is not to be looked up.
     """
-    scenario = setting.scenario
+    scenario, accuracy = setting.scenario, accuracy or rule_of(setting)
     until = None if time_limit_s is None else monotonic() + time_limit_s
     coarse = coarsen(setting.graph, PLANNED_TASKS)
     job, search = scenario.job, scenario.search
     if load_of(job):
         found = find_served_plans(
-            coarse, setting.cluster, job, search, simulate, simulate_requests, progress, setting.profile, until, front
+            coarse, setting.cluster, job, search, simulate, simulate_requests, progress, setting.profile, until, front, accuracy
         )
     else:
-        found = find_plans(coarse, setting.cluster, job, search, simulate, progress, setting.profile, until, front=front)
+        found = find_plans(coarse, setting.cluster, job, search, simulate, progress, setting.profile, until, None, front, accuracy)
     if coarse is setting.graph:
         return found if front else replace(found, front=())
     listed = (found.best, *found.runner_ups)
@@ -140,7 +149,7 @@ def make_best_plan(
     variants = setting.scenario.search.variants
     if not variants:
         return setting, make_plan(setting, progress, time_limit_s, front)
-    own = setting.scenario.model.compression
+    own, accuracy = setting.scenario.model.compression, rule_of(setting)
     share_s = None if time_limit_s is None else time_limit_s / (len(variants) + 1)
     found: list[tuple[Setting, SearchResult]] = []
     refusals: list[NoFeasiblePlanError] = []
@@ -148,7 +157,8 @@ def make_best_plan(
         model = setting.scenario.model.model_copy(update={"compression": variant})
         chosen = setting if variant == own else prepare(setting.scenario.model_copy(update={"model": model}), setting.calibration)
         try:
-            found.append((chosen, _named(make_plan(chosen, progress, share_s, front), variant.describe())))
+            rule = accuracy and accuracy.of_variant(variant)
+            found.append((chosen, _named(make_plan(chosen, progress, share_s, front, rule), variant.describe())))
         except NoFeasiblePlanError as refusal:
             refusals.append(refusal)
     if not found:
@@ -203,7 +213,7 @@ def _in_own_tasks(setting: Setting, coarse: TaskGraph, candidate: Candidate) -> 
     serving = serve_plan(setting, plan)
     if serving and setting.scenario.search.objective == "latency":
         objective = serving.p95_s
-    return Candidate(plan, pricing, timeline, objective, serving=serving)
+    return replace(candidate, plan=plan, pricing=pricing, timeline=timeline, objective=objective, serving=serving)
 
 
 def serve_plan(setting: Setting, plan: Plan) -> Serving | None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from chinchilla_sim.cli.accuracy import calibrate_accuracy, only_with_accuracy
 from chinchilla_sim.cli.app import AsJson, Output, Overrides, app, bench, validate
 from chinchilla_sim.cli.shared import calibrate_tasks, seconds_of
 from chinchilla_sim.console import busy, log, print_json, print_tables, searching, writable_folder
@@ -168,8 +169,21 @@ def validate_schedules(profiles: Path, *, as_json: AsJson = False) -> None:
 
 
 @app.command
-def calibrate(scenario: Path | None = None, *, ranks: int | None = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def calibrate(
+    scenario: Path | None = None,
+    *,
+    ranks: int | None = None,
+    accuracy: Annotated[bool, Parameter(negative=())] = False,
+    seeds: int | None = None,
+    steps: int | None = None,
+    replicas: int | None = None,
+    output: Output = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
     """Measure this machine (products, memory, messages and collectives of local ranks) and store the result.
+
+    With --accuracy measure instead what codecs and variants that a scenario lists cost in accuracy, and how many more steps they need.
 
     Parameters
     ----------
@@ -178,11 +192,27 @@ def calibrate(scenario: Path | None = None, *, ranks: int | None = None, overrid
         busy ranks as the scenario has; planner and simulator then use these times for it on this machine.
     ranks
         Ranks that will be busy at once (default: one per core).
+    accuracy
+        Train and evaluate short runs of the scenario's job, as it is and with each codec and variant of [search], from the same seeds;
+        search.max_accuracy_drop and objective time_to_accuracy use the result. Runs that are stored are not made again: an interrupted
+        measurement goes on, and more --seeds add to it.
+    seeds
+        With --accuracy: seeds, from job.seed on (default 5, at least 3); more narrow the intervals.
+    steps
+        With --accuracy: steps of a run (default: those of the job, at most 400).
+    replicas
+        With --accuracy: replicas among which each batch is divided, whose gradients pass the codec (default 2; all in this process).
+    output
+        With --accuracy: keep the result in this file, for search.accuracy_table (default: beside the calibrations of this machine).
     """
     from chinchilla_sim.cluster.calibration import core_count, stale_entries
     from chinchilla_sim.report.machine import calibration_table
     from chinchilla_sim.workflow import calibrate as measure
 
+    if accuracy:
+        calibrate_accuracy(scenario, overrides, seeds, steps, replicas, output, as_json)
+        return
+    only_with_accuracy({"--seeds": seeds, "--steps": steps, "--replicas": replicas, "--output": output})
     if scenario:
         calibrate_tasks(scenario, overrides, ranks, as_json)
         return

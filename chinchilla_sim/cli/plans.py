@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from chinchilla_sim.cli.accuracy import accuracy_of
 from chinchilla_sim.cli.app import AllowFactory, AsJson, Force, Output, Overrides, app
 from chinchilla_sim.cli.serving import answers_requests, serve
 from chinchilla_sim.cli.shared import (
@@ -149,10 +150,11 @@ def explain(
         return
     with busy("simulating with other inputs"):
         found = explain_step(setting.graph, setting.cluster, setting.scenario.job, file.plan, setting.profile)
+    words, facts = accuracy_of(setting, file.plan, found.step_s)
     if as_json:
-        print_json(explanation_dict(found))
+        print_json(explanation_dict(found) | facts)
     else:
-        print(explanation_sentence(found), "", sep="\n")
+        print(explanation_sentence(found), *words, "", sep="\n")
         print_tables(*explanation_tables(found))
     if found.headroom_bytes < 0:
         sys.exit(1)

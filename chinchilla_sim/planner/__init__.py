@@ -6,6 +6,7 @@ what it costs      pricing fills in prices, with task_seconds, exchanges, packin
 what is possible   configuration: the space; screen, screen_links: bounds and estimates of all of it; bound: of one plan
 which plans        drafts: slots, placement, cutting (partition); scattered: pieces; free_space, stage_replicas: counts by stage
 which is best      search, judge, improve, limits, front, candidate; explain, alternative: why this one; codec_map
+accurate enough?   accuracy: the measured table; accuracy_rule: floor, steps to a target; published_accuracy.toml
 under load         served_search, served_judge, serving
 peers' problems    ideals, replicated_stages, stage_choices, tensor_stages, assignment, assignment_programme, free_assignment
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chinchilla_sim.planner.accuracy_rule import AccuracyRule, Forecast
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.serving import Serving
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan with its simulated step; `objective` is what the search minimises (seconds, USD or joule per step; seconds of latency)."""
+    """A plan with its simulated step; `objective` is what the search minimises (seconds, USD or joule per step; seconds of latency, or to
+    the target accuracy)."""
 
     plan: Plan
     pricing: Pricing
@@ -27,6 +29,9 @@ class Candidate:
     """What was done to the model, where the search may choose that."""
     serving: Serving | None = None
     """What a load of requests makes of it, where the job states one."""
+
+    forecast: Forecast | None = None
+    """What it is to do to accuracy and number of steps, where that was measured or is asked for."""
 
     @property
     def title(self) -> str:
@@ -62,6 +67,8 @@ class SearchResult:
     beyond: int = 0
     overloaded: int = 0
     """Simulated plans that do not carry the arrivals of the job, or not in time."""
+    accuracy: AccuracyRule | None = None
+    """By which plans were judged for their accuracy."""
 
     @property
     def gap(self) -> float | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
+from chinchilla_sim.planner.accuracy_rule import AccuracyRule, Forecast
 from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.planner.limits import use_words
 from chinchilla_sim.units import format_bytes, format_seconds
@@ -21,7 +24,37 @@ def explain_choice(search: SearchResult) -> tuple[str, ...]:
     lines.append(f"Lower bound: {gap_words(search)}.")
     if search.limits:
         lines.append(f"Limits: {limits_words(search)}.")
+    if search.accuracy:
+        lines.append(f"Accuracy: {accuracy_words(search.accuracy, search.best.forecast, search.best.step_s)}.")
     return tuple(lines)
+
+
+def accuracy_words(rule: AccuracyRule, forecast: Forecast | None, step_s: float) -> str:
+    """What a plan is to do to accuracy and steps, and where that is known from."""
+    words = [forecast_words(forecast, step_s)] if forecast else []
+    return "; ".join([*words, *rule.notes()])
+
+
+def forecast_words(forecast: Forecast, step_s: float) -> str:
+    """What a plan changes, what that does to accuracy with its interval, and its steps to the target with the time that they take.
+
+    >>> forecast_words(Forecast((), None, None, None), 0.1)
+    'the plan changes nothing about the job'
+    """
+    changed = f"the plan changes {' and '.join(forecast.changes)}" if forecast.changes else "the plan changes nothing about the job"
+    drop, ratio, steps = forecast.drop, forecast.ratio, forecast.steps
+    parts = [changed]
+    if forecast.changes:
+        parts.append(
+            f"accuracy changes by {-100 * drop.estimate:+.2f} % ({-100 * drop.high:+.2f} to {-100 * drop.low:+.2f} %)"
+            if drop
+            else "what that does to accuracy was not measured here"
+        )
+    if steps is not None and ratio is not None:
+        times = f"{ratio.estimate:.3f} times those as it is, {ratio.low:.3f} to {ratio.high:.3f}; " if forecast.changes else ""
+        whole = f"{steps:.0f} steps to the target ({times}{format_seconds(step_s)} x {steps:.0f} = {format_seconds(step_s * steps)})"
+        parts.append(whole if isfinite(steps) else "it does not reach the target")
+    return ", ".join(parts)
 
 
 def limits_words(search: SearchResult) -> str:

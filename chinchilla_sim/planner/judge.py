@@ -11,6 +11,7 @@ import numpy as np
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.money import expense
 from chinchilla_sim.cost.rent import rent
+from chinchilla_sim.planner.accuracy_rule import TIME_TO_ACCURACY, AccuracyRule
 from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.candidate import Candidate
 from chinchilla_sim.planner.executable import unplayable
@@ -40,16 +41,24 @@ class Judge:
 
     Plans that cannot beat a limit by their bound are not simulated; those that do not fit into memory leave their shortfall. Those
     that fit, but take more than the `limits` of the scenario, are counted as `beyond`; of each split the best that takes only a little
-    more is kept in `near_misses`. `seen` are all that were simulated.
+    more is kept in `near_misses`. `seen` are all that were simulated; `inaccurate` are the changes of plans that `accuracy` refuses.
     """
 
     def __init__(
-        self, pricer: Pricer, search: SearchSpec, simulate: Simulate, progress: Progress | None = None, until: float | None = None
+        self,
+        pricer: Pricer,
+        search: SearchSpec,
+        simulate: Simulate,
+        progress: Progress | None = None,
+        until: float | None = None,
+        accuracy: AccuracyRule | None = None,
     ) -> None:
         self.pricer, self.cluster, self.search, self.simulate = pricer, pricer.cluster, search, simulate
         self.progress, self.until, self.truncated = progress, until, False
         self.considered = self.simulated = self.infeasible = self.beyond = 0
         self.limits = limits_of(pricer.job, search, pricer.cluster)
+        self.accuracy = accuracy
+        self.inaccurate: set[tuple[str, ...]] = set()
         self.seen: list[Candidate] = []
         self.near_misses: dict[tuple[int, int], tuple[float, str, Plan]] = {}
         self.shortfalls: list[tuple[float, str]] = []
@@ -99,17 +108,24 @@ class Judge:
         priced = self._bounded(plan, limited)
         return self._simulated(plan, priced[1], limited) if priced and priced[0] < limit else None
 
-    def objective(self, step_s: float, slots: Sequence[int]) -> float:
-        """What is minimised, of a step on some devices: seconds, USD or joule."""
+    def objective(self, step_s: float, slots: Sequence[int], plan: Plan | None = None) -> float:
+        """What is minimised, of a step on some devices: seconds, USD or joule; with no plan as little as any of them can take."""
         if self.search.objective == "step_time":
             return step_s
+        if self.search.objective == TIME_TO_ACCURACY:
+            return step_s * self._steps(plan)
         if self.search.objective == "cost":
             return step_s * rent(self.cluster, slots, self.pricer.job, self.search).usd_per_work_s
         return expense(step_s, [self.cluster.device(slot) for slot in slots]).joule
 
     def objective_of(self, candidate: Candidate) -> float:
         """What is minimised, of a plan that another search simulated."""
-        return self.objective(candidate.step_s, candidate.plan.slots)
+        return self.objective(candidate.step_s, candidate.plan.slots, candidate.plan)
+
+    def _steps(self, plan: Plan | None) -> float:
+        """Steps to the target."""
+        assert self.accuracy
+        return self.accuracy.least_steps if plan is None else self.accuracy.forecast(plan).steps or np.inf
 
     def _bounded(self, plan: Plan, limited: bool = True) -> tuple[float, Pricing] | None:
         """Lower bound of the objective, with the prices; None where the plan does not fit, cannot be played, or is beyond the limits."""
@@ -117,13 +133,16 @@ class Judge:
         if self.search.executable and unplayable(plan):
             self.infeasible += 1
             return None
+        if self.accuracy and not self.accuracy.allows(changes := self.accuracy.forecast(plan).changes):
+            self.inaccurate.add(changes)
+            return None
         pricing = self.pricer.price(plan)
         if not self._fits(plan, pricing):
             return None
         bound_s = step_lower_bound_s(plan, pricing, self.cluster)
         if limited and not self._within(plan, bound_s):
             return None
-        return self.objective(bound_s, plan.slots), pricing
+        return self.objective(bound_s, plan.slots, plan), pricing
 
     def _within(self, plan: Plan, step_s: float) -> bool:
         """Whether a step of a plan is within the limits; of those that are a little beyond the best of each split is kept."""
@@ -132,7 +151,7 @@ class Judge:
         self.beyond += 1
         if self.limits.excess(plan.slots, step_s) <= NEAR:
             split = plan.data_parallel_degree, plan.pipeline_parallel_degree
-            missed = self.objective(step_s, plan.slots), plan.describe(), plan
+            missed = self.objective(step_s, plan.slots, plan), plan.describe(), plan
             if split not in self.near_misses or missed[:2] < self.near_misses[split][:2]:
                 self.near_misses[split] = missed
         return False
@@ -141,7 +160,8 @@ class Judge:
         """The plan with its step; None where that is beyond the limits."""
         self.simulated += 1
         timeline = self.simulate(lower(plan, folds(plan, pricing)), pricing, self.cluster)
-        candidate = Candidate(plan, pricing, timeline, self.objective(timeline.step_s, plan.slots))
+        forecast = self.accuracy.forecast(plan) if self.accuracy else None
+        candidate = Candidate(plan, pricing, timeline, self.objective(timeline.step_s, plan.slots, plan), forecast=forecast)
         self.seen.append(candidate)
         if limited and not self._within(plan, candidate.step_s):
             return None

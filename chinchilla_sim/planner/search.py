@@ -27,6 +27,7 @@ from chinchilla_sim.cost.rent import least_prices
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import TaskGraph
+from chinchilla_sim.planner.accuracy_rule import MEASURE, TIME_TO_ACCURACY, AccuracyRule
 from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.planner.configuration import Configuration, Space, divisors
 from chinchilla_sim.planner.drafts import Drafter
@@ -63,14 +64,17 @@ def find_plans(
     until: float | None = None,
     pricer: Pricer | None = None,
     front: bool = False,
+    accuracy: AccuracyRule | None = None,
 ) -> SearchResult:
     """The best plan of the stated space; raises NoFeasiblePlanError that says what stood in the way.
 
     `until` is a time of the monotonic clock at which the search ends with the best plan so far; `pricer` keeps prices between searches.
     For the `front` the likeliest plans on fewer devices, and beyond the limits, are simulated too; the best plan is the same without.
+    By `accuracy` plans are refused that lose too much of it, and steps are counted.
     """
     pricer = pricer or Pricer(graph, cluster, job, profile)
-    return PlanSearch(pricer, search, Judge(pricer, search, simulate, progress, until)).run(front)
+    search = accuracy.narrowed(search) if accuracy else search
+    return PlanSearch(pricer, search, Judge(pricer, search, simulate, progress, until, accuracy)).run(front)
 
 
 class PlanSearch:
@@ -118,6 +122,7 @@ class PlanSearch:
             front=members,
             limits=self.judge.limits,
             beyond=beyond,
+            accuracy=self.judge.accuracy,
         )
 
     def _look_at_fewer_devices(self, screened: Screen) -> None:
@@ -211,6 +216,9 @@ class PlanSearch:
         """What is minimised, per second of a step, by configuration: on the cheapest devices that it may get."""
         if self.search.objective == "step_time":
             return np.ones(len(screened))
+        if self.search.objective == TIME_TO_ACCURACY:
+            assert self.judge.accuracy
+            return np.full(len(screened), self.judge.accuracy.least_steps)
         devices = (self.cluster.device(slot) for slot in range(self.cluster.rank_count))
         rates = self.prices if self.search.objective == "cost" else [device.power_watt for device in devices]
         # A little less, for sums that round differently.
@@ -235,6 +243,7 @@ class PlanSearch:
             *search_mistakes(self.search),
             *variant_mistakes(self.search, self.job.kind == "training"),
             *self.judge.limits.mistakes(),
+            *(self.judge.accuracy.mistakes() if self.judge.accuracy else self._unknown_steps()),
         ]
         rates = {"cost": "usd_per_s", "energy": "power_watt"}
         field = rates.get(self.search.objective)
@@ -244,6 +253,11 @@ class PlanSearch:
             mistakes.append(Mistake("search.objective", what, f'give the nodes a {name} such as "2 USD/h" or "300 W"'))
         if mistakes:
             raise ScenarioError(mistakes)
+
+    def _unknown_steps(self) -> list[Mistake]:
+        if self.search.objective != TIME_TO_ACCURACY:
+            return []
+        return [Mistake("search.objective", "counts steps, of which nothing is known", f"{MEASURE}, or minimise step_time")]
 
     def _one_rank(self, ranked: Sequence[Candidate]) -> Candidate | None:
         """One rank alone, also where the scenario asks for more; not counted."""
@@ -270,13 +284,17 @@ class PlanSearch:
                 f"over {fewest} to {most} ranks is allowed",
                 "change global_batch_size, minimum_ranks, or the degrees and microbatch counts that [search] lists",
             )
+        if self.judge.inaccurate and not self.judge.shortfalls:
+            assert self.judge.accuracy
+            return self.judge.accuracy.refusal(self.judge.inaccurate)
         shortfall = min(self.judge.shortfalls)[1] if self.judge.shortfalls else "no partition exists"
         cure = "use more nodes or more memory per device, a smaller global_batch_size, or an optimizer with less state (sgd)"
         return NoFeasiblePlanError("device memory", shortfall, cure)
 
     def _another(self, search: SearchSpec) -> SearchResult:
         """The result for another [search] of the same job."""
-        return PlanSearch(self.pricer, search, Judge(self.pricer, search, self.judge.simulate, None, self.judge.until)).run()
+        judge = Judge(self.pricer, search, self.judge.simulate, None, self.judge.until, self.judge.accuracy)
+        return PlanSearch(self.pricer, search, judge).run()
 
 
 def _rank(candidate: Candidate) -> tuple[float, int, str]:

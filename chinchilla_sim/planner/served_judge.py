@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from chinchilla_sim.errors import NoFeasiblePlanError
+from chinchilla_sim.planner.accuracy_rule import AccuracyRule
 from chinchilla_sim.planner.candidate import Candidate
 from chinchilla_sim.planner.judge import Judge, Progress, Simulate
 from chinchilla_sim.planner.plan import Plan
@@ -35,8 +36,9 @@ class ServedJudge(Judge):
         load: Load,
         progress: Progress | None = None,
         until: float | None = None,
+        accuracy: AccuracyRule | None = None,
     ) -> None:
-        super().__init__(pricer, search, simulate, progress, until)
+        super().__init__(pricer, search, simulate, progress, until, accuracy)
         self.serve, self.load, self.by_latency = serve, load, search.objective == "latency"
         self.refused: list[tuple[Serving, Plan]] = []
         self._tandems: dict[Plan, tuple[Tandem, ...]] = {}
@@ -48,7 +50,7 @@ class ServedJudge(Judge):
         best = super().best_of(plans, below, limited, most)
         return best if best and best.objective < np.inf else None
 
-    def objective(self, step_s: float, slots: Sequence[int]) -> float:
+    def objective(self, step_s: float, slots: Sequence[int], plan: Plan | None = None) -> float:
         """What is minimised; money and energy do not depend on the step."""
         if self.search.objective in ("step_time", "latency"):
             return step_s

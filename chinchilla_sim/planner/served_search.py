@@ -19,6 +19,7 @@ from chinchilla_sim.cost.queueing import queue_wait_s
 from chinchilla_sim.errors import NoFeasiblePlanError
 from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import TaskGraph
+from chinchilla_sim.planner.accuracy_rule import AccuracyRule
 from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.planner.configuration import Configuration, Space, divisors
 from chinchilla_sim.planner.judge import Progress, Simulate
@@ -42,12 +43,13 @@ def find_served_plans(
     profile: Profile | None = None,
     until: float | None = None,
     front: bool = False,
+    accuracy: AccuracyRule | None = None,
 ) -> SearchResult:
     """The best plan that carries the arrivals of the job; raises NoFeasiblePlanError that says by how much the nearest one fails."""
     load = load_of(job)
     assert load is not None
-    pricer = Pricer(graph, cluster, job, profile)
-    return _ServedSearch(pricer, search, ServedJudge(pricer, search, simulate, serve, load, progress, until)).run(front)
+    pricer, search = Pricer(graph, cluster, job, profile), accuracy.narrowed(search) if accuracy else search
+    return _ServedSearch(pricer, search, ServedJudge(pricer, search, simulate, serve, load, progress, until, accuracy)).run(front)
 
 
 class _ServedSearch(PlanSearch):
@@ -115,5 +117,5 @@ class _ServedSearch(PlanSearch):
 
     def _another(self, search: SearchSpec) -> SearchResult:
         served = self.served
-        judge = ServedJudge(self.pricer, search, served.simulate, served.serve, served.load, None, served.until)
+        judge = ServedJudge(self.pricer, search, served.simulate, served.serve, served.load, None, served.until, served.accuracy)
         return _ServedSearch(self.pricer, search, judge).run()

@@ -11,7 +11,9 @@ from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.units import format_bytes, format_seconds
 
 FACT_HEADERS = ("exposed communication", "bubble", "sent per step", "peak memory")
-_OBJECTIVE_COLUMN = {"cost": "USD", "energy": "energy", "latency": "p95 latency"}
+_OBJECTIVE_COLUMN = {"cost": "USD", "energy": "energy", "latency": "p95 latency", "time_to_accuracy": "time to accuracy"}
+_WHOLE = ("latency", "time_to_accuracy")
+"""Objectives that are no amount of a step."""
 
 
 def candidates_table(search: SearchResult, objective: str = "step_time") -> Table:
@@ -19,11 +21,15 @@ def candidates_table(search: SearchResult, objective: str = "step_time") -> Tabl
     best = search.best
     headers = ["plan", "ranks", "step time", "vs chosen"]
     if objective != "step_time":
-        headers.append(_OBJECTIVE_COLUMN[objective] + (f" per {counted_by(best)}" if objective != "latency" else ""))
+        headers += ["steps"] if objective == "time_to_accuracy" else []
+        headers.append(_OBJECTIVE_COLUMN[objective] + (f" per {counted_by(best)}" if objective not in _WHOLE else ""))
     rows = []
     for name, candidate in listed_candidates(search):
         cells = [name, str(len(candidate.plan.slots)), format_seconds(candidate.step_s)]
         cells.append("chosen" if candidate is best else against_chosen(candidate, best, objective))
+        if objective == "time_to_accuracy":
+            steps = candidate.forecast.steps if candidate.forecast else None
+            cells.append(NOT_STATED if steps is None else f"{steps:.0f}")
         if objective != "step_time":
             cells.append(FORMAT_OBJECTIVE[objective](candidate.objective) if candidate.objective else NOT_STATED)
         rows.append((*cells, *fact_cells(candidate)))

@@ -38,6 +38,8 @@ def search_dict(study: Study) -> dict[str, Any]:
     }
     if search.best.serving is not None:
         found |= {"serving": search.best.serving.to_dict(), "overloaded": search.overloaded}
+    if search.accuracy is not None:
+        found["accuracy"] = search.accuracy.to_dict()
     if study.comparison is not None:
         found |= {"measured_step_s": study.comparison.measured_step_s, "comparison": study.comparison.to_dict()}
     if study.measurement is not None:
@@ -89,4 +91,5 @@ def _rank_dict(study: Study, rank: int) -> dict[str, Any]:
 def _candidate_dict(candidate: Candidate) -> dict[str, Any]:
     named = {"describe": candidate.title, "rank_count": len(candidate.plan.slots)}
     served = {"serving": candidate.serving.to_dict()} if candidate.serving else {}
+    served |= {"accuracy": candidate.forecast.to_dict()} if candidate.forecast else {}
     return {**named, "step_s": candidate.step_s, "objective": candidate.objective, **candidate_facts(candidate), **served}

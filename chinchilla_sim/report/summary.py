@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from chinchilla_sim.planner.explain import gap_words, limits_words
+from chinchilla_sim.planner.explain import accuracy_words, gap_words, limits_words
 from chinchilla_sim.report.cost import cost_table
 from chinchilla_sim.report.plans import candidates_table, plan_table, ranks_table
 from chinchilla_sim.report.serving import serving_tables
@@ -29,6 +29,7 @@ def summary_text(study: Study) -> str:
         f"bound: {gap_words(search)}",
     ]
     lines += [f"limits: {limits_words(search)}"] if search.limits else []
+    lines += [f"accuracy: {accuracy_words(search.accuracy, search.best.forecast, search.best.step_s)}"] if search.accuracy else []
     tables = [plan_table(study), candidates_table(search, study.scenario.search.objective), ranks_table(search.best, study.cluster)]
     tables[2:2] = serving_tables(search)
     blocks = ["\n".join(lines), *(to_text(table) for table in (*tables, cost_table(study)))]

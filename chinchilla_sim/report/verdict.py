@@ -7,14 +7,27 @@ from chinchilla_sim.report.study import Study
 from chinchilla_sim.report.table import NOT_STATED
 from chinchilla_sim.units import format_joule, format_requests_per_s, format_seconds, format_usd
 
-_SUPERLATIVE = {"step_time": "fastest", "cost": "cheapest", "energy": "most frugal", "latency": "most responsive"}
+_SUPERLATIVE = {
+    "step_time": "fastest",
+    "cost": "cheapest",
+    "energy": "most frugal",
+    "latency": "most responsive",
+    "time_to_accuracy": "soonest accurate",
+}
 _WORSE_BETTER = {
     "step_time": ("slower", "faster"),
     "cost": ("dearer", "cheaper"),
     "energy": ("hungrier", "more frugal"),
     "latency": ("slower", "faster"),
+    "time_to_accuracy": ("slower", "faster"),
 }
-FORMAT_OBJECTIVE = {"step_time": format_seconds, "cost": format_usd, "energy": format_joule, "latency": format_seconds}
+FORMAT_OBJECTIVE = {
+    "step_time": format_seconds,
+    "cost": format_usd,
+    "energy": format_joule,
+    "latency": format_seconds,
+    "time_to_accuracy": format_seconds,
+}
 
 
 def answer(study: Study) -> str:
@@ -25,6 +38,8 @@ def answer(study: Study) -> str:
     own_price = f", {FORMAT_OBJECTIVE[objective](best.objective)} per {counted_by(best)}" if priced else ""
     if best.serving:
         own_price += f", 95 % of {format_requests_per_s(best.serving.arrivals_per_s)} answered within {format_seconds(best.serving.p95_s)}"
+    if objective == "time_to_accuracy" and best.forecast:
+        own_price += f", {format_seconds(best.objective)} for the {best.forecast.steps:.0f} steps to the target (measured)"
     step = f"{format_seconds(best.step_s)} per step (simulated){own_price}"
     parts = [f"The {_SUPERLATIVE[objective]} plan found is {best.title}: {step}"]
     alternative = search.runner_ups[0] if search.runner_ups else None
@@ -58,6 +73,8 @@ def no_one_rank(search: SearchResult) -> str:
 def _compared(candidate: Candidate, best: Candidate, objective: str) -> str:
     if objective == "latency":
         return f"{versus(candidate.objective, best.objective, objective)} at the 95th percentile"
+    if objective == "time_to_accuracy":
+        return f"{versus(candidate.objective, best.objective, objective)} to the target"
     step = versus(candidate.step_s, best.step_s, "step_time")
     return step if objective == "step_time" else f"{versus(candidate.objective, best.objective, objective)} and {step}"
 

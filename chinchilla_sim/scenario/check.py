@@ -30,6 +30,7 @@ def find_mistakes(scenario: Table) -> Iterator[Mistake]:
             yield from check(scenario[key])
     yield from _check_limits(scenario)
     yield from _check_load(scenario)
+    yield from _check_accuracy(_table(scenario, "job"), _table(scenario, "search"))
     yield from _check_quotas(_table(scenario, "cluster"), _table(scenario, "search"))
     yield from _check_spot(_table(scenario, "cluster"), _table(scenario, "job"), _table(scenario, "search"))
     yield from _check_variants(_table(scenario, "model"), _table(scenario, "search"))
@@ -107,6 +108,14 @@ def _check_limits(scenario: Table) -> Iterator[Mistake]:
         if _has(search, key):
             cure = "write job.target_samples = 1000000, or job.steps, or limit one step by search.maximum_step_time"
             yield Mistake(f"search.{key}", "is for the whole job, whose steps are not stated", cure)
+
+
+def _check_accuracy(job: Table, search: Table) -> Iterator[Mistake]:
+    """Training alone has steps to a target, of which there is one."""
+    if search.get("objective") == "time_to_accuracy" and job.get("kind", "training") == "inference":
+        yield Mistake("search.objective", "is about training, and the job is inference", 'write objective = "latency" or "step_time"')
+    if _has(job, "target_accuracy") and _has(job, "target_loss"):
+        yield Mistake("job.target_loss", "is given beside target_accuracy", "leave one out")
 
 
 def _check_load(scenario: Table) -> Iterator[Mistake]:

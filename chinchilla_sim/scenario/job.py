@@ -93,6 +93,22 @@ class JobSpec(Table):
         description="Requests that are always under way in inference (a closed loop): each answer brings the next one.",
         examples=[16],
     )
+    target_accuracy: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Accuracy (of evaluate() on validation data, 0 to 1) to which steps are counted by time_to_accuracy; default: what the "
+        "uncompressed job reaches in 90 % of a short run.",
+        examples=[0.95],
+    )
+    target_loss: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="The same as a validation_loss, instead of target_accuracy.",
+        examples=[0.2],
+    )
     seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of every random number of the job.", examples=[0])
 
     @property

@@ -121,7 +121,7 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     def resolve(path: str) -> str:
         return os.path.abspath(folder / path) if path else path
 
-    model, job = data.get("model"), data.get("job")
+    model, job, search = data.get("model"), data.get("job"), data.get("search")
     if isinstance(model, dict):
         paths = {key: resolve(path) for key in ("graph", "weights") if isinstance(path := model.get(key), str)}
         if isinstance(factory := model.get("factory"), str) and (file := factory.rpartition(":")[0]).endswith(".py"):
@@ -129,6 +129,8 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         data = {**data, "model": {**model, **paths}}
     if isinstance(job, dict) and isinstance(path := job.get("data"), str) and path != "digits":
         data = {**data, "job": {**job, "data": resolve(path)}}
+    if isinstance(search, dict) and isinstance(path := search.get("accuracy_table"), str):
+        data = {**data, "search": {**search, "accuracy_table": resolve(path)}}
     return data
 
 

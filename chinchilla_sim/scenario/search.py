@@ -1,15 +1,16 @@
 """[search]: what is minimized, and what the planner may choose from."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from chinchilla_sim.scenario.fields import Count, Counts, PositiveSeconds, PositiveUsd, refuse_for_activations
 from chinchilla_sim.scenario.model import CompressionSpec
 from chinchilla_sim.scenario.table import Table
 
 Codec = Literal["none", "fp16", "bf16", "int8", "one-bit", "top-k", "low-rank"]
-ActivationCodec = Annotated[Literal["none", "fp16", "bf16", "int8"], BeforeValidator(refuse_for_activations)]
+PlainActivationCodec = Literal["none", "fp16", "bf16", "int8"]
+ActivationCodec = Annotated[PlainActivationCodec, BeforeValidator(refuse_for_activations)]
 Schedule = Literal[
     "gpipe", "1f1b", "looped-bfs", "interleaved-1f1b", "zb-h1", "zb-h2", "interleaved-zb", "zb-1p", "zb-2p", "zb-v", "dualpipe-v"
 ]
@@ -18,10 +19,28 @@ Schedule = Literal[
 class SearchSpec(Table):
     """What the planner minimizes and what it may choose from; a list that is not given means every value."""
 
-    objective: Literal["step_time", "cost", "energy", "latency"] = Field(
+    objective: Literal["step_time", "cost", "energy", "latency", "time_to_accuracy"] = Field(
         default="step_time",
-        description="Minimized; latency is the 95th percentile from a request's arrival to its answer, and needs job.arrival_rate.",
+        description="Minimized; latency is the 95th percentile from a request's arrival to its answer, and needs job.arrival_rate; "
+        "time_to_accuracy is the time of a step times the measured steps to the target, and needs chinchilla calibrate --accuracy.",
         examples=["step_time"],
+    )
+    max_accuracy_drop: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="Keep to codecs and variants that are measured (chinchilla calibrate --accuracy) to lower the accuracy, 0 to 1, by at "
+        "most so much: by the upper end of the 95 % interval. Lists of codecs that are not given then mean all codecs. Where nothing was "
+        "measured, of lossy codecs fp16 and bf16 are left, whose published record is safe.",
+        examples=[0.005],
+    )
+    accuracy_table: str | None = Field(
+        default=None,
+        min_length=1,
+        description="File that chinchilla calibrate --accuracy --output wrote for this model and job, looked up from the folder of the "
+        "scenario; default: what it stored on this machine.",
+        examples=["accuracy.json"],
     )
     maximum_latency_s: PositiveSeconds | None = Field(
         default=None,
@@ -131,7 +150,8 @@ class SearchSpec(Table):
         default=("none",),
         strict=False,
         min_length=1,
-        description="Allowed codecs for gradients. Only none keeps every bit: codecs that lose accuracy must be allowed by name. "
+        description="Allowed codecs for gradients. Only none keeps every bit: codecs that lose accuracy must be allowed by name, or all "
+        "of them by max_accuracy_drop. "
         "one-bit, top-k (1 %) and low-rank (PowerSGD, rank 4) send in later steps what they left out (error feedback).",
         examples=[["none", "fp16"]],
     )
@@ -139,13 +159,23 @@ class SearchSpec(Table):
         default=("none",),
         strict=False,
         min_length=1,
-        description="Allowed codecs for what stages send each other. Only none keeps every bit; the others must be allowed by name.",
+        description="Allowed codecs for what stages send each other. Only none keeps every bit; the others must be allowed by name, or "
+        "all of them by max_accuracy_drop.",
         examples=[["none", "int8"]],
     )
     variants: tuple[CompressionSpec, ...] = Field(
         default=(),
         strict=False,
-        description="Smaller variants of the model that may be taken instead of it; how accurate they still are is for you to know.",
+        description="Smaller variants of the model that may be taken instead of it; how accurate they still are is for you to know, "
+        "or measured under max_accuracy_drop.",
         examples=[[{"prune": 0.5}, {"quantize": "bf16"}]],
     )
     runner_ups: int = Field(default=5, ge=0, description="How many next best plans to report.", examples=[5])
+
+    @model_validator(mode="before")
+    @classmethod
+    def _allow_all_under_a_floor(cls, tables: Any) -> Any:
+        """With a floor under the accuracy, codecs need not be allowed by name."""
+        if not isinstance(tables, dict) or tables.get("max_accuracy_drop") is None:
+            return tables
+        return {"gradient_codecs": get_args(Codec), "activation_codecs": get_args(PlainActivationCodec)} | tables

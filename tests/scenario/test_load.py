@@ -155,10 +155,11 @@ def test_paths_start_at_the_folder_of_the_file(good: Path, monkeypatch: pytest.M
     """Factory file, weights, graph and data folder are absolute after loading; names are left alone."""
     monkeypatch.chdir(good.parent.parent)
     relative = Path(good.parent.name, good.name)
-    scenario = load_scenario(relative, ["model.weights=../w.pt", "job.data=mnist"])
+    scenario = load_scenario(relative, ["model.weights=../w.pt", "job.data=mnist", "search.accuracy_table=t.json"])
     assert scenario.model.factory == f"{good.parent}/nets/mlp.py:build"
     assert scenario.model.weights == f"{good.parent.parent}/w.pt"
     assert scenario.job.data == f"{good.parent}/mnist"
+    assert scenario.search.accuracy_table == f"{good.parent}/t.json"
     graph = 'model={graph="g.json", format="chinchilla"}'
     assert load_scenario(relative, [graph]).model.graph == f"{good.parent}/g.json"
     names = load_scenario(relative, ["model.factory=nets.mlp:build", "job.data=digits"])

@@ -116,3 +116,30 @@ def test_variants_need_shapes(shape: dict[str, str]) -> None:
     assert mistake.startswith(f'search.variants: makes smaller variants, but a graph file of format "{shape["format"]}" does not say')
     assert parse_scenario(tables(model=shape, search={"variants": []}), "x").search.variants == ()
     assert len(parse_scenario(tables(model=shape | {"format": "onnx"}, search={"variants": [{"prune": 0.5}]}), "x").search.variants) == 1
+
+
+def test_a_floor_under_the_accuracy_allows_all_codecs_and_survives_plan_json() -> None:
+    """Lists that are not given mean all codecs then; a scenario read back from its tables is the same, narrowed lists included."""
+    open_lists = parse_scenario(tables(search={"max_accuracy_drop": 0.01}), "x")
+    assert set(open_lists.search.gradient_codecs) == set(CODECS)
+    narrowed = parse_scenario(tables(search={"max_accuracy_drop": 0.01, "gradient_codecs": ["int8"]}), "x")
+    assert narrowed.search.gradient_codecs == ("int8",)
+    for scenario in (open_lists, narrowed):
+        assert parse_scenario(scenario.to_dict(), "plan.json") == scenario
+
+
+@pytest.mark.parametrize(
+    ("job", "search", "mistake"),
+    [
+        ({}, {"max_accuracy_drop": 5}, "search.max_accuracy_drop: must be less than 1, not 5; write for example max_accuracy_drop = 0.005"),
+        (
+            {"kind": "inference"},
+            {"objective": "time_to_accuracy"},
+            'search.objective: is about training, and the job is inference; write objective = "latency" or "step_time"',
+        ),
+        ({"target_accuracy": 0.9, "target_loss": 0.1}, {}, "job.target_loss: is given beside target_accuracy; leave one out"),
+    ],
+)
+def test_a_wrong_accuracy_says_what_is_expected(job: Tables, search: Tables, mistake: str) -> None:
+    """A share is below 1; only training has steps to a target, of which there is one."""
+    assert mistakes_of(tables(job={"global_batch_size": 8, **job}, search=search)) == [mistake]
