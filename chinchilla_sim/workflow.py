@@ -32,7 +32,6 @@ from chinchilla_sim.planner.served_search import find_served_plans
 from chinchilla_sim.planner.serving import ClosedLoop, Serving, Tandem, demand_of, load_of, tandems_of
 from chinchilla_sim.running import judge_run, simulate_fully
 from chinchilla_sim.scenario.load import parse_scenario
-from chinchilla_sim.scenario.model import CompressionSpec
 from chinchilla_sim.scenario.overrides import apply_overrides
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import Setting, build_graph, find_calibration, prepare, profile_path
@@ -74,9 +73,6 @@ def profile_scenario(scenario: Scenario) -> tuple[Profile, Path]:
     """Measure every task of a scenario's model on this machine and store the times for `prepare`."""
     from chinchilla_sim.runtime.profiler import measure_tasks
 
-    if scenario.model.compression != CompressionSpec():
-        cure = "leave model.compression out"
-        raise ScenarioError([Mistake("model.compression", "tasks of compressed variants are not measured one by one yet", cure)])
     graph, _ = build_graph(scenario)
     profile = measure_tasks(scenario, this_machine_ranks(scenario.cluster))
     path = profile_path(graph)

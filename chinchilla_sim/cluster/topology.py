@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import networkx as nx
 
-from chinchilla_sim.cluster.curves import CollectiveTables, ProductCurve
+from chinchilla_sim.cluster.curves import CollectiveTables, LinearCurve, ProductCurve
 from chinchilla_sim.cluster.symmetry import Peeled, find_islands, slot_classes
 from chinchilla_sim.errors import Mistake, ScenarioError
 
@@ -56,6 +56,7 @@ class Device:
     and `host_microbatch_s` for each microbatch beside. `quantized_flop_per_s` is the peak of products with weights where they run in fp8
     (0: they do not). A device with a `core_share` below 1 is a core that the kernel gives out in portions: full speed until its share
     of a period is used up, then none until the next; its rates are what it sustains, what was measured on a whole core takes 1 / that.
+    `linear` are measured linear layers, by number format, on a whole core.
     """
 
     name: str
@@ -84,6 +85,11 @@ class Device:
     quantized_flop_per_s: float = 0.0
     peak_bytes_per_s: float = 0.0
     core_share: float = 1.0
+    linear: tuple[LinearCurve, ...] = ()
+
+    def curve_of(self, number_format: str) -> LinearCurve | None:
+        """Measured linear layers whose weights are in this format."""
+        return next((curve for curve in self.linear if curve.format == number_format), None)
 
     def with_core_share(self, share: float) -> Device:
         """The same device with only that share of its core's time: what it sustains is less, what is fixed takes longer.

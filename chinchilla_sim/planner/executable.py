@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import get_args
 
 from chinchilla_sim.cost.codec import CODECS, GRADIENTS_ONLY
 from chinchilla_sim.errors import Mistake
 from chinchilla_sim.planner.plan import Plan
+from chinchilla_sim.scenario.model import WeightFormat
 from chinchilla_sim.scenario.search import SearchSpec
 
 ACTIVATION_CODECS = tuple(name for name in CODECS if name not in GRADIENTS_ONLY)
 FSDP_CODECS = ("none", "fp16", "bf16")
-RUN_FORMATS = (None, "bf16", "int8")
+RUN_FORMATS = (None, *get_args(WeightFormat))
 """Formats of weights that compressed variants can be run in."""
 
 PLAYED: Mapping[str, tuple[object, ...]] = {

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import date, timedelta
+from itertools import product
 from pathlib import Path
 from statistics import median
 from time import monotonic
@@ -27,10 +28,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, relu
 
 from chinchilla_sim.cluster.calibration import Calibration, KernelRow, describe_machine, fit_device
-from chinchilla_sim.cluster.curves import Table
+from chinchilla_sim.cluster.curves import LinearCurve, Table
 from chinchilla_sim.cluster.topology import Device
 from chinchilla_sim.cost.codec import CODECS
 from chinchilla_sim.cost.compute import OPTIMIZER_BYTES_PER_VALUE, accumulation_s, backward_s, forward_s, optimizer_s
+from chinchilla_sim.cost.linear import FP32, LinearRow, fit_linear
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.zoo import linear_task, mlp, relu_task
 from chinchilla_sim.planner.plan import Plan
@@ -39,11 +41,16 @@ from chinchilla_sim.runtime.codecs import encode
 from chinchilla_sim.runtime.groups import Groups, seat_of
 from chinchilla_sim.runtime.interpreter import Interpreter
 from chinchilla_sim.runtime.launch import launch_ranks
+from chinchilla_sim.runtime.number_formats import LINEAR
 from chinchilla_sim.runtime.recorder import Recorder
 from chinchilla_sim.runtime.stages import cut_stages
 from chinchilla_sim.runtime.updates import StageUpdate
 from chinchilla_sim.runtime.worker import prepare_process
 
+FORMATS = (FP32, *LINEAR)
+LINEAR_ROWS, LINEAR_INPUTS, LINEAR_OUTPUTS = (1, 4, 16, 64, 256), (64, 512, 2048), (16, 128, 512, 2048)
+"""Sizes of linear layers that are measured in every number format."""
+LINEAR_REPEATS = 7
 LAYERS = ((784, 512), (512, 10), (256, 256), (1024, 1024), (64, 64))
 BATCHES = (8, 16, 32, 64, 256)
 OPTIMIZER_SIZES = (1_000, 100_000, 400_000, 2_000_000)
@@ -68,7 +75,9 @@ def measure_machine(rank_count: int) -> Calibration:
         rows = _median_rows([record["kernels"][str(count)] for record in records[:count]])
         device, errors[count] = fit_device(rows, f"{key.cpu}, {count} busy", _memory_bytes() / rank_count)
         steps = {m: median(record["steps"][str(count)][str(m)] for record in records[:count]) for m in REFERENCE_COUNTS}
-        devices[count] = fit_fixed_times(device, steps)
+        devices[count] = fit_fixed_times(
+            replace(device, linear=_linear_curves([record["linear"][str(count)] for record in records[:count]])), steps
+        )
     latency_s, bandwidth = _fit_transfer(records[0]["transfers"]) if rank_count > 1 else (0.0, float("inf"))
     collectives = {
         (name, int(count)): tuple((float(size), float(seconds)) for size, seconds in table)
@@ -93,6 +102,12 @@ def _memory_bytes() -> float:
 
 def _median_rows(by_rank: Sequence[Sequence[dict[str, Any]]]) -> list[KernelRow]:
     return [KernelRow(**(same[0] | {"measured_s": median(row["measured_s"] for row in same)})) for same in zip(*by_rank, strict=True)]
+
+
+def _linear_curves(by_rank: Sequence[Sequence[dict[str, Any]]]) -> tuple[LinearCurve, ...]:
+    """One curve for each number format, from the medians of all ranks."""
+    rows = [LinearRow(**(same[0] | {"measured_s": median(row["measured_s"] for row in same)})) for same in zip(*by_rank, strict=True)]
+    return tuple(fit_linear([row for row in rows if row.format == number_format]) for number_format in FORMATS)
 
 
 def _fit_transfer(table: Table) -> tuple[float, float]:
@@ -132,11 +147,18 @@ def _measure_rank(folder: Path) -> None:
     torch.manual_seed(0)
     dist.init_process_group("gloo", timeout=timedelta(seconds=120))
     rank, rank_count = dist.get_rank(), dist.get_world_size()
-    record: dict[str, Any] = {"kernels": {}, "steps": {}, "transfers": [], "collectives": {"all_reduce": {}, "all_gather": {}}}
+    record: dict[str, Any] = {
+        "kernels": {},
+        "linear": {},
+        "steps": {},
+        "transfers": [],
+        "collectives": {"all_reduce": {}, "all_gather": {}},
+    }
     for count in busy_counts(rank_count):
         dist.barrier()
         if rank < count:
             record["kernels"][count] = [asdict(row) for row in _kernels()]
+            record["linear"][count] = [asdict(row) for row in _format_rows()]
             record["steps"][count] = {m: _reference_step_s(m) for m in REFERENCE_COUNTS}
     for count in [count for count in busy_counts(rank_count) if count > 1]:
         group = dist.new_group(list(range(count)))
@@ -201,6 +223,27 @@ def _linear_rows(batch: int, inputs: int, outputs: int) -> Iterator[KernelRow]:
         seconds = _median_s(lambda _, x=x: backward(x))  # type: ignore[misc]
         yield KernelRow("backward", 1 + tracking, task.backward_flop, moved, seconds)
     yield KernelRow("forward", 1, task.forward_flop, task.read_bytes + task.written_bytes, _median_s(forward))
+
+
+def _format_rows() -> Iterator[LinearRow]:
+    """Linear layers of all sizes in every number format, as variants compute them."""
+    with torch.no_grad():
+        for inputs, outputs in product(LINEAR_INPUTS, LINEAR_OUTPUTS):
+            weight, bias = torch.randn(outputs, inputs), torch.randn(outputs)
+            for number_format in FORMATS:
+                apply = _layer_of(number_format, weight, bias)
+                for rows in LINEAR_ROWS:
+                    source = torch.rand(rows, inputs)
+                    seconds = _median_s(lambda _: _timed(lambda: apply(source)), LINEAR_REPEATS)  # noqa: B023
+                    yield LinearRow(number_format, rows, inputs, outputs, seconds)
+
+
+def _layer_of(number_format: str, weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
+    if number_format == FP32:
+        return lambda source: linear(source, weight, bias)
+    kind = LINEAR[number_format]
+    arguments = kind.arguments(kind.pack(weight, bias).values(), (0.0, 1.0), bias, weight.shape[0])
+    return lambda source: kind.apply(source, *arguments)
 
 
 def _relu_rows() -> Iterator[KernelRow]:

@@ -19,20 +19,22 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.fx import Interpreter, Node
+from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from chinchilla_sim.graph.compress import AS_IT_IS, Variant
 from chinchilla_sim.graph.contract import TrainingJob, factory_of, load_job
 from chinchilla_sim.graph.profile import Profile, TaskTime
-from chinchilla_sim.graph.task import LOSS_OP, Task
+from chinchilla_sim.graph.task import LOSS_OP, Task, TaskGraph
 from chinchilla_sim.graph.trace import as_tuple, export_module, graph_of
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.runtime.batches import global_batches
+from chinchilla_sim.runtime.batches import calibration_inputs, global_batches
 from chinchilla_sim.runtime.launch import launch_ranks
 from chinchilla_sim.runtime.passes import Passes
 from chinchilla_sim.runtime.probe import SWEPT_VALUES, busy_counts
 from chinchilla_sim.runtime.stages import cut_stages
+from chinchilla_sim.runtime.variants import make_variant
 from chinchilla_sim.runtime.worker import prepare_process
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.schema import Scenario
@@ -85,9 +87,11 @@ def _measure_rank(folder: Path) -> None:
     for count in busy_counts(rank_count):
         dist.barrier()
         if rank < count:
-            training = scenario.job.kind == "training"
+            training, variant = scenario.job.kind == "training", Variant(**scenario.model.compression.model_dump())
             sizes = microbatch_sizes(scenario.job.global_batch_size)
-            record[count] = [row for size in sizes for row in in_context(profile_tasks(job, size, training), job, size, training)]
+            record[count] = [
+                row for size in sizes for row in in_context(profile_tasks(job, size, training, variant), job, size, training, variant)
+            ]
     (folder / f"profile{rank}.json").write_text(json.dumps(record))
     dist.barrier()
     dist.destroy_process_group()
@@ -110,13 +114,12 @@ def input_seconds(job: TrainingJob, scenario: Scenario) -> float:
     return median(seconds[1:] or seconds or [0.0])
 
 
-def profile_tasks(job: TrainingJob, size: int, training: bool) -> list[dict[str, Any]]:
+def profile_tasks(job: TrainingJob, size: int, training: bool, variant: Variant = AS_IT_IS) -> list[dict[str, Any]]:
     """One row per task: its name, the microbatch size, forward and backward seconds and their spread."""
     torch.manual_seed(0)
     model = job.model().train(training)
     inputs, targets = job.example_batch(size)
-    exported = export_module(model, as_tuple(inputs))
-    graph = graph_of(model, list(exported.graph.nodes), size, training, "profile")
+    exported, graph = _variant_of(job, model, size, training, variant)
     profiler = _Profiler(exported, {task.name: task for task in graph.tasks})
     outputs = profiler.run(*as_tuple(inputs))
     rows = [{"task": name, "size": size} | times for name, times in profiler.times.items()]
@@ -125,13 +128,15 @@ def profile_tasks(job: TrainingJob, size: int, training: bool) -> list[dict[str,
     return rows
 
 
-def in_context(rows: list[dict[str, Any]], job: TrainingJob, size: int, training: bool) -> list[dict[str, Any]]:
+def in_context(
+    rows: list[dict[str, Any]], job: TrainingJob, size: int, training: bool, variant: Variant = AS_IT_IS
+) -> list[dict[str, Any]]:
     """The rows, scaled so that they add up to what whole passes of the model take.
 
     Operators that are timed one by one miss what they cost each other: allocation, caches that the next one finds cold, the
     bookkeeping of autograd between them.
     """
-    forward_s, backward_s = pass_seconds(job, size, training)
+    forward_s, backward_s = pass_seconds(job, size, training, variant)
     scaled = rows
     for key, whole_s in (("forward_s", forward_s), ("backward_s", backward_s)):
         total_s = sum(row[key] for row in rows)
@@ -140,15 +145,15 @@ def in_context(rows: list[dict[str, Any]], job: TrainingJob, size: int, training
     return scaled
 
 
-def pass_seconds(job: TrainingJob, size: int, training: bool) -> tuple[float, float]:
+def pass_seconds(job: TrainingJob, size: int, training: bool, variant: Variant = AS_IT_IS) -> tuple[float, float]:
     """Median seconds of a forward and a backward pass of one microbatch through the whole model, as a rank runs them."""
     torch.manual_seed(0)
     model, cpu = job.model().train(training), torch.device("cpu")
     inputs, targets = job.example_batch(size)
-    graph = graph_of(model, list(export_module(model, as_tuple(inputs)).graph.nodes), size, training, "profile")
+    _, graph = _variant_of(job, model, size, training, variant)
     names = tuple(task.name for task in graph.compute_tasks)
     plan = Plan((names,), ((0,),), (0,), size, 1, "gpipe" if training else "forward", ("none",), ())
-    (stage,) = cut_stages(job, model, plan, (0,), cpu)
+    (stage,) = cut_stages(job, model, plan, (0,), cpu, variant=variant)
     passes, sweep = Passes(stage, 0), torch.zeros(SWEPT_VALUES)
     forward: list[float] = []
     backward: list[float] = []
@@ -170,10 +175,20 @@ def pass_seconds(job: TrainingJob, size: int, training: bool) -> tuple[float, fl
     return median(forward[WARM_UP:]), median(backward[WARM_UP:]) if training else 0.0
 
 
+def _variant_of(job: TrainingJob, model: nn.Module, size: int, training: bool, variant: Variant) -> tuple[GraphModule, TaskGraph]:
+    """The exported model and its graph, compressed."""
+    exported = export_module(model, as_tuple(job.example_batch(size)[0]))
+    graph = graph_of(model, list(exported.graph.nodes), size, training, "profile")
+    if variant == AS_IT_IS:
+        return exported, graph
+    made = make_variant(exported, graph, variant, lambda: calibration_inputs(job, model, size, torch.device("cpu")))
+    return made.exported, made.graph
+
+
 class _Profiler(Interpreter):
     """Runs an exported model and times every task on the way."""
 
-    def __init__(self, module: torch.fx.GraphModule, tasks: dict[str, Task]) -> None:
+    def __init__(self, module: GraphModule, tasks: dict[str, Task]) -> None:
         super().__init__(module)
         self.tasks = tasks
         self.times: dict[str, dict[str, float]] = {}
@@ -205,7 +220,7 @@ class _Profiler(Interpreter):
             if not isinstance(leaf, Node):
                 wants.append(False)
             elif leaf.op == "get_attr":
-                wants.append(bool(self.env[leaf].requires_grad))
+                wants.append(bool(getattr(self.env[leaf], "requires_grad", False)))
             else:
                 wants.append(leaf.name in self.tasks and self.tasks[leaf.name].needs_gradient)
         return tuple(wants)

@@ -27,6 +27,7 @@ from chinchilla_sim.runtime.batches import Shares, batch_length, global_batches
 from chinchilla_sim.runtime.checkpoint import Checkpoints
 from chinchilla_sim.runtime.clock import clock_name, read_offset
 from chinchilla_sim.runtime.continuation import Position, restore_random, take_up
+from chinchilla_sim.runtime.dtypes import run_dtype
 from chinchilla_sim.runtime.engines import Engine, plan_of_plain_stages
 from chinchilla_sim.runtime.fully_sharded import shard_stage
 from chinchilla_sim.runtime.groups import Groups, make_groups, process_of, seat_of
@@ -36,7 +37,7 @@ from chinchilla_sim.runtime.lanes import Lanes
 from chinchilla_sim.runtime.memory import MemoryProbe, batch_bytes, optimizer_tensors, storage_bytes
 from chinchilla_sim.runtime.optimizers import make_optimizer, set_learning_rate
 from chinchilla_sim.runtime.recorder import Recorder
-from chinchilla_sim.runtime.stages import Stage, cut_stages, own_parameters, run_dtype, variant_module
+from chinchilla_sim.runtime.stages import Stage, cut_stages, own_parameters, variant_module
 from chinchilla_sim.runtime.updates import StageUpdate, stage_update
 
 if TYPE_CHECKING:
@@ -224,10 +225,9 @@ class RankRun:
                     dist.send(tensor.contiguous(), dst=0)
             return {}
         # What no stage uses, such as a frozen buffer, stays as it was.
-        state: dict[str, Tensor] = dict(self.model.state_dict()) | ours
         for owner in filter(None, owners):
-            state |= dict(self._receive_weights(owner))
-        return state
+            ours |= dict(self._receive_weights(owner))
+        return dict(self.model.state_dict()) | self.stages[0].expand(ours)
 
     def _receive_weights(self, owner: int) -> Iterator[tuple[str, Tensor]]:
         listing: list[Any] = [None]

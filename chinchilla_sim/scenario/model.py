@@ -10,7 +10,7 @@ from chinchilla_sim.scenario.table import Table
 
 ModelKind = Literal["builtin", "factory", "formula", "graph"]
 Builtin = Literal["mnist_mlp", "huggingface", "bert", "dlrm", "fraud", "gpt", "resnet", "translation", "unet"]
-WeightFormat = Literal["bf16", "int8", "int4"]
+WeightFormat = Literal["bf16", "int8", "int8-static", "int8-weights", "int4"]
 Formula = Literal[
     "mlp",
     "chain",
@@ -54,7 +54,10 @@ class CompressionSpec(Table):
         default=0.0, ge=0, lt=1, description="Share of the values of each layer's weight that two low-rank factors save.", examples=[0.5]
     )
     quantize: WeightFormat | None = Field(
-        default=None, description="Format of the weights; int8 and int4 for inference only.", examples=["int8"]
+        default=None,
+        description="Format of the weights, integers for inference only. Linear layers compute in bf16 or int8 (int8 quantizes inputs as "
+        "they come, int8-static by scales from training data); int8-weights and int4 store integers and compute in bf16.",
+        examples=["int8"],
     )
 
     def describe(self) -> str:

@@ -282,7 +282,7 @@ def test_quantized_weights_are_read_packed(formula: str, weight_format: str) -> 
     """Flop stay, each product reads exactly the bytes that its weights lose less; norms and biases stay."""
     graph = published(formula, training=False)
     small = quantize(graph, weight_format)
-    names = quantizable(graph)
+    names = quantizable(graph, weight_format)
     assert small.forward_flop == graph.forward_flop
     expected = sum(packed_bytes(graph.weights[name].shape, weight_format) for name in names)
     rest = sum(weight.bytes for name, weight in graph.weights.items() if name not in names and not weight.buffer)
