@@ -169,7 +169,7 @@ def validate_schedules(profiles: Path, *, as_json: AsJson = False) -> None:
 
 @app.command
 def calibrate(scenario: Path | None = None, *, ranks: int | None = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Measure this machine (products, memory, messages and collectives of local ranks) and store the result.
+    """Measure this machine (products, memory, number formats, messages and collectives of local ranks) and store the result.
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ def calibrate(scenario: Path | None = None, *, ranks: int | None = None, overrid
     if scenario:
         calibrate_tasks(scenario, overrides, ranks, as_json)
         return
-    with busy("measuring this machine (about 20 s)"):
+    with busy("measuring this machine (about a minute)"):
         calibration, path = measure(ranks or core_count())
     for reason in stale_entries(calibration.key):
         log(f"stale calibration: {reason}")

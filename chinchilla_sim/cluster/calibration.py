@@ -115,13 +115,27 @@ class Calibration:
 
 def _figures_of(device: Device) -> dict[str, Any]:
     """Name, numbers and linear layers of a device; this machine's have no other curves, and are whole cores."""
-    figures = {key: value for key, value in asdict(device).items() if value is not None and key not in ("core_share", "linear")}
-    return figures | ({"linear": [curve.to_dict() for curve in device.linear]} if device.linear else {})
+    figures = {key: value for key, value in asdict(device).items() if value is not None and key not in (*_MEASURED_FORMATS, "core_share")}
+    return figures | (_formats_of(device) if device.linear else {})
+
+
+_MEASURED_FORMATS = ("linear", "inference_fixed_s", "reread")
+"""What older calibrations do not have."""
+
+
+def _formats_of(device: Device) -> dict[str, Any]:
+    return {
+        "linear": [curve.to_dict() for curve in device.linear],
+        "inference_fixed_s": device.inference_fixed_s,
+        "reread": [list(row) for row in device.reread],
+    }
 
 
 def _device_of(data: Mapping[str, Any]) -> Device:
-    numbers: dict[str, Any] = {key: _number(value) for key, value in data.items() if key not in ("name", "linear")}
-    return Device(name=str(data["name"]), **numbers, linear=tuple(LinearCurve.from_dict(curve) for curve in data.get("linear", ())))
+    numbers: dict[str, Any] = {key: _number(value) for key, value in data.items() if key not in ("name", "linear", "reread")}
+    linear = tuple(LinearCurve.from_dict(curve) for curve in data.get("linear", ()))
+    reread = tuple((_number(size), _number(seconds)) for size, seconds in data.get("reread", ()))
+    return Device(name=str(data["name"]), **numbers, linear=linear, reread=reread)
 
 
 def _number(value: Any) -> float:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 Table = tuple[tuple[float, float], ...]
@@ -50,6 +50,11 @@ class LinearCurve:
     def __hash__(self) -> int:
         # Devices are keys of many tables; a few figures tell curves apart.
         return hash((self.format, self.launch_s, self.flop_s, self.off[0]))
+
+    def scaled(self, launch: float = 1.0, flop: float = 1.0, byte: float = 1.0) -> LinearCurve:
+        """The curve of a device whose launches, products and bytes take so many times as long."""
+        byte_s = byte * self.weight_byte_s, byte * self.value_byte_s
+        return replace(self, launch_s=launch * self.launch_s, flop_s=flop * self.flop_s, weight_byte_s=byte_s[0], value_byte_s=byte_s[1])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import networkx as nx
 
-from chinchilla_sim.cluster.curves import CollectiveTables, LinearCurve, ProductCurve
+from chinchilla_sim.cluster.curves import CollectiveTables, LinearCurve, ProductCurve, Table
 from chinchilla_sim.cluster.symmetry import Peeled, find_islands, slot_classes
 from chinchilla_sim.errors import Mistake, ScenarioError
 
@@ -56,7 +56,9 @@ class Device:
     and `host_microbatch_s` for each microbatch beside. `quantized_flop_per_s` is the peak of products with weights where they run in fp8
     (0: they do not). A device with a `core_share` below 1 is a core that the kernel gives out in portions: full speed until its share
     of a period is used up, then none until the next; its rates are what it sustains, what was measured on a whole core takes 1 / that.
-    `linear` are measured linear layers, by number format, on a whole core.
+    `linear` are measured linear layers, by number format, on a whole core. `inference_fixed_s` takes the place of `forward_fixed_s`
+    where nothing is kept for a backward pass (0: not measured). `reread` are (bytes, seconds per byte) of weights of so many bytes that
+    are read again and again: more than fit into a cache come from farther away.
     """
 
     name: str
@@ -86,6 +88,8 @@ class Device:
     peak_bytes_per_s: float = 0.0
     core_share: float = 1.0
     linear: tuple[LinearCurve, ...] = ()
+    inference_fixed_s: float = 0.0
+    reread: Table = ()
 
     def curve_of(self, number_format: str) -> LinearCurve | None:
         """Measured linear layers whose weights are in this format."""
@@ -102,6 +106,10 @@ class Device:
         rates = {name: getattr(self, name) * share for name in _CORE_RATES}
         return replace(self, **rates, **{name: getattr(self, name) / share for name in _CORE_SECONDS}, core_share=self.core_share * share)
 
+    def for_inference(self) -> Device:
+        """The same device where nothing is kept for a backward pass."""
+        return replace(self, forward_fixed_s=self.inference_fixed_s or self.forward_fixed_s)
+
     @property
     def usable_memory_bytes(self) -> float:
         """What tensors can have: an accelerator's context comes out of its memory first."""
@@ -113,6 +121,7 @@ _CORE_SECONDS = (
     "forward_launch_s",
     "backward_launch_s",
     "forward_fixed_s",
+    "inference_fixed_s",
     "backward_fixed_s",
     "step_fixed_s",
     "optimizer_launch_s",
@@ -187,6 +196,12 @@ class Cluster:
     quotas: tuple[Quota, ...] = ()
     spot_offers: Mapping[str, SpotOffer] = field(default_factory=dict)
     hosts: tuple[Host, ...] = ()
+
+    def for_inference(self) -> Cluster:
+        """The same cluster where nothing is kept for a backward pass."""
+        crowded = {count: device.for_inference() for count, device in self.crowded.items()}
+        same = {id(device): device.for_inference() for device in self.devices}
+        return replace(self, devices=tuple(same[id(device)] for device in self.devices), crowded=crowded)
 
     @property
     def rank_count(self) -> int:

@@ -16,7 +16,9 @@ were measured, loading weights does not hide behind products (64x784x512 and 8x7
 
 from __future__ import annotations
 
-from math import prod
+from math import log, prod
+
+from numpy import interp
 
 from chinchilla_sim.cluster.curves import ProductCurve
 from chinchilla_sim.cluster.topology import Device
@@ -116,6 +118,18 @@ def _unpacking_s(task: Task, device: Device) -> float:
     passes, stored_bytes = UNPACKING[task.weight_format]
     values = task.output_bytes / FP32_BYTES if task.op in LOOKUPS else task.weight_bytes / stored_bytes
     return passes * (device.elementwise_launch_s + 2.0 * FP32_BYTES * values / device.elementwise_bandwidth_bytes_per_s)
+
+
+def rereading_s(task: Task, held_bytes: float, device: Device) -> float:
+    """Seconds more that a kernel takes to read its weights where all weights between two uses of them have `held_bytes`.
+
+    What was measured of a kernel was measured with its own weights alone.
+    """
+    if not device.reread or not task.weight_bytes or held_bytes <= task.weight_bytes or task.op in LOOKUPS:
+        return 0.0
+    sizes, seconds = zip(*device.reread, strict=True)
+    alone, together = (float(interp(log(size), [log(one) for one in sizes], seconds)) for size in (task.weight_bytes, held_bytes))
+    return task.weight_bytes * max(0.0, together - alone) / device.core_share
 
 
 def _rounding_s(task: Task, scale: float, device: Device) -> float:

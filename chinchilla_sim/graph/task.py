@@ -24,6 +24,8 @@ VALUE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
 WEIGHT_PREFIX = "weight:"
 FORMAT = "weight_format"
 """Attribute of tasks that read a weight which is stored in another number format than the graph's."""
+NARROW = "_narrow"
+"""End of the name of the first of two low-rank factors, behind that of the task that became two."""
 ROUNDS = "rounds_to"
 """Attribute of tasks that round a weight, and perhaps their input, to integers as they compute: training for such weights."""
 INPUT_OP = "input"

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import get_args
 
 from chinchilla_sim.cost.codec import CODECS, GRADIENTS_ONLY
 from chinchilla_sim.errors import Mistake
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.scenario.model import WeightFormat
 from chinchilla_sim.scenario.search import SearchSpec
 
 ACTIVATION_CODECS = tuple(name for name in CODECS if name not in GRADIENTS_ONLY)
 FSDP_CODECS = ("none", "fp16", "bf16")
-RUN_FORMATS = (None, *get_args(WeightFormat))
-"""Formats of weights that compressed variants can be run in."""
-
 PLAYED: Mapping[str, tuple[object, ...]] = {
     "sequence_parallel": (False,),
     "context_parallel_degrees": (1,),
@@ -64,7 +59,7 @@ def variant_mistakes(search: SearchSpec, training: bool) -> list[Mistake]:
     """Compressed variants that cannot be run, where the search is to keep to what can."""
     if not search.executable:
         return []
-    return _foreign("variants", [one.describe() for one in search.variants if training or one.quantize not in RUN_FORMATS])
+    return _foreign("variants", [one.describe() for one in search.variants if training and one.quantize == "bf16"])
 
 
 def _foreign(key: str, words: list[str]) -> list[Mistake]:

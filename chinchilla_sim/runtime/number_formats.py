@@ -91,6 +91,12 @@ def pack_linear(weight: Tensor, bias: Tensor | None) -> Any:
     return torch.ops.quantized.linear_prepack(rows, None if bias is None else bias.detach().float())
 
 
+def packed_linear_bytes(packed: Any) -> float:
+    """Bytes of what `pack_linear` made: values, scales and bias."""
+    weight, bias = torch.ops.quantized.linear_unpack(packed)
+    return float(weight.numel() + 4 * weight.q_per_channel_scales().numel() + (4 * bias.numel() if bias is not None else 0))
+
+
 def row_scales(weight: Tensor) -> Tensor:
     """What one step of int8 is worth in each row, in the shape that broadcasts over the weight."""
     return weight.detach().float().abs().amax(tuple(range(1, weight.dim())), keepdim=True).div(127).clamp(min=SMALLEST_SCALE)

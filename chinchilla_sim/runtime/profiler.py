@@ -30,9 +30,10 @@ from chinchilla_sim.graph.task import LOSS_OP, Task, TaskGraph
 from chinchilla_sim.graph.trace import as_tuple, export_module, graph_of
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.runtime.batches import calibration_inputs, global_batches
+from chinchilla_sim.runtime.format_probe import SWEPT_VALUES
 from chinchilla_sim.runtime.launch import launch_ranks
 from chinchilla_sim.runtime.passes import Passes
-from chinchilla_sim.runtime.probe import SWEPT_VALUES, busy_counts
+from chinchilla_sim.runtime.probe import busy_counts
 from chinchilla_sim.runtime.stages import cut_stages
 from chinchilla_sim.runtime.variants import make_variant
 from chinchilla_sim.runtime.worker import prepare_process
@@ -87,7 +88,7 @@ def _measure_rank(folder: Path) -> None:
     for count in busy_counts(rank_count):
         dist.barrier()
         if rank < count:
-            training, variant = scenario.job.kind == "training", Variant(**scenario.model.compression.model_dump())
+            training, variant = scenario.job.kind == "training", Variant(**scenario.model.compression.changes)
             sizes = microbatch_sizes(scenario.job.global_batch_size)
             record[count] = [
                 row for size in sizes for row in in_context(profile_tasks(job, size, training, variant), job, size, training, variant)

@@ -137,7 +137,7 @@ def cut_stages(
     with `lanes` (tensor parallelism) they hold this lane's parts of what is divided.
     """
     size, model = plan.microbatch_size, model.train(plan.training)
-    exported, dynamic = _export(model, example_inputs(job, model, size, device), dynamic, size)
+    exported, dynamic = export_for_run(model, example_inputs(job, model, size, device), dynamic, size)
     nodes = list(exported.graph.nodes)
     graph = graph_of(model, nodes, size, plan.training, name="run")
     expand: Callable[[State], State] = dict
@@ -160,24 +160,13 @@ def _parameters_of(exported: GraphModule, model: nn.Module, graph: TaskGraph) ->
     return dict(model.named_parameters(remove_duplicate=False)) | {k: v for k, v in made.items() if isinstance(v, nn.Parameter)}
 
 
-def variant_module(job: TrainingJob, model: nn.Module, plan: Plan, device: torch.device, variant: Variant) -> nn.Module:
-    """The whole variant of a model in one module, which takes any number of samples; RunError where torch.export cannot trace it so."""
-    size = max(2, plan.microbatch_size)
-    exported, dynamic = _export(model.eval(), example_inputs(job, model, size, device), True, size)
-    if not dynamic:
-        raise RunError("torch.export traces this model for one number of samples only: its variant cannot be evaluated")
-    graph = graph_of(model, list(exported.graph.nodes), size, False, name="run")
-    made = make_variant(exported, graph, variant, partial(calibration_inputs, job, model, size, device)).exported
-    return GraphModule(made, made.graph)
-
-
 def example_inputs(job: TrainingJob, model: nn.Module, size: int, device: torch.device) -> tuple[Tensor, ...]:
     """Inputs of `size` samples as the model takes them, any values."""
     inputs, _ = job.example_batch(size)
     return tuple(cast_floating(tensor.to(device), weights_dtype(model)) for tensor in as_tuple(inputs))
 
 
-def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool, size: int) -> tuple[GraphModule, bool]:
+def export_for_run(model: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool, size: int) -> tuple[GraphModule, bool]:
     """The exported model, and whether it takes any number of samples."""
     if dynamic and size > 1:
         try:

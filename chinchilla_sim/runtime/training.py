@@ -37,8 +37,10 @@ from chinchilla_sim.runtime.lanes import Lanes
 from chinchilla_sim.runtime.memory import MemoryProbe, batch_bytes, optimizer_tensors, storage_bytes
 from chinchilla_sim.runtime.optimizers import make_optimizer, set_learning_rate
 from chinchilla_sim.runtime.recorder import Recorder
-from chinchilla_sim.runtime.stages import Stage, cut_stages, own_parameters, variant_module
+from chinchilla_sim.runtime.sparsity import Masks
+from chinchilla_sim.runtime.stages import Stage, cut_stages, own_parameters
 from chinchilla_sim.runtime.updates import StageUpdate, stage_update
+from chinchilla_sim.runtime.whole_variant import variant_module
 
 if TYPE_CHECKING:
     from chinchilla_sim.runtime.torch_engine import TorchEngine
@@ -55,7 +57,7 @@ class RankRun:
         self.groups: Groups = make_groups(self.plan, self.seat, ordered_messages=device.type == "cuda")
         self.job: TrainingJob = load_job(*factory_of(file.scenario), to_run=True)
         self.model = self._model()
-        self.variant = Variant(**file.scenario.model.compression.model_dump())
+        self.variant = Variant(**file.scenario.model.compression.changes)
         self.recorder = Recorder(self.plan.group_width)
         degree = self.plan.tensor_parallel_degree
         self.lanes = Lanes(self.groups.lanes, degree, self.seat.lane) if degree > 1 else None
@@ -65,6 +67,7 @@ class RankRun:
         self.interpreter = self._make_engine()
         self.shares = Shares(self.plan, self.seat.replica, device, run_dtype(self.spec.precision))
         self.total_steps = self._total_steps()
+        self.masks = self._make_masks()
         self.losses: list[float] = []
         self.epoch_s: list[float] = []
         self.metrics: dict[str, float] = {}
@@ -112,11 +115,18 @@ class RankRun:
         return {stage.number: stage_update(self.plan, stage, owned, self.seat, self.groups, make) for stage, owned in pairs}
 
     def _total_steps(self) -> int:
-        """Steps of the whole run, which learning rates fall over; 0 where they do not fall."""
-        if self.spec.learning_rate_schedule == "constant" or not self.plan.training:
+        """Steps of all epochs, which learning rates fall over and zeros spread over; 0 where nobody asks."""
+        if not self.plan.training or (self.spec.learning_rate_schedule == "constant" and not self.variant.sparsity):
             return 0
         samples = sum(batch_length(inputs) for inputs, _ in self.job.batches("train", self.spec.seed, 0))
         return samples // self.spec.global_batch_size * self.spec.epochs
+
+    def _make_masks(self) -> Masks | None:
+        """What keeps values at zero, where a sparse variant is trained."""
+        if not self.plan.training or not self.variant.sparsity:
+            return None
+        parameters = [parameter for owned in own_parameters(self.stages) for parameter in owned]
+        return Masks(parameters, self.variant.sparsity, min(self.total_steps, self.spec.total_steps or self.total_steps))
 
     @property
     def steps(self) -> int:
@@ -171,6 +181,8 @@ class RankRun:
             for optimizer in self.optimizers.values():
                 set_learning_rate(optimizer, self.spec, self.steps, self.total_steps)
             loss = self.memory.play(partial(self.interpreter.step, inputs, targets, begun_s), partial(self._held_bytes, inputs, targets))
+            if self.masks:
+                self.masks.after_step(self.steps)
             if self.interpreter.last and self.plan.training:
                 self.losses.append(loss)
 

@@ -3,6 +3,7 @@
 share, tie    the nodes of a weight read the one that stands for it
 prune         of each group of neurons, channels or heads those of the least magnitude (sum of |w| over all weights of the group) go
 low rank      a layer becomes two, from the singular values of its weight
+sparse        the least values of every matrix are zero
 quantized     weights are packed, and linear layers compute in their format (`quantized.py`)
 """
 
@@ -24,9 +25,11 @@ from chinchilla_sim.graph.compress.low_rank import factor_low_rank
 from chinchilla_sim.graph.compress.prune import RESHAPES, kept_sizes, prune
 from chinchilla_sim.graph.compress.quantize import quantizable, quantize
 from chinchilla_sim.graph.compress.share import share_weights, tie_embeddings
-from chinchilla_sim.graph.task import LOSS_OP, WEIGHT_PREFIX, Task, TaskGraph
+from chinchilla_sim.graph.compress.sparse import may_be_thinned
+from chinchilla_sim.graph.task import LOSS_OP, NARROW, WEIGHT_PREFIX, Task, TaskGraph
 from chinchilla_sim.graph.trace import shape_of, tensors_of
 from chinchilla_sim.runtime.quantized import Packer, Rounder, Samples
+from chinchilla_sim.runtime.sparsity import thinned
 from chinchilla_sim.runtime.surgery import beside, fetch, has, put, tensor_of
 
 State = dict[str, Tensor]
@@ -60,6 +63,8 @@ def make_variant(exported: GraphModule, graph: TaskGraph, variant: Variant, samp
     if variant.low_rank:
         maker.factor(factor_low_rank(maker.graph, variant.low_rank))
     maker.check_shapes()
+    if variant.sparsity and not maker.training:
+        maker.thin(variant.sparsity)
     if variant.quantize:
         maker.quantize(variant.quantize, samples)
     return Made(maker.exported, maker.graph, maker.expand)
@@ -71,6 +76,7 @@ class _Maker:
     def __init__(self, exported: GraphModule, graph: TaskGraph) -> None:
         self.exported, self.graph = exported, graph
         self.node_of = {node.name: node for node in exported.graph.nodes if node.op == "call_function"}
+        self.training = graph.tasks[-1].op == LOSS_OP
         self._backwards: list[Callable[[State], State]] = []
         self._name_readers()
 
@@ -143,7 +149,7 @@ class _Maker:
         """Two layers in place of each that `after` has in two factors."""
         tasks = {task.name: task for task in after.tasks}
         for task in self.graph.tasks:
-            narrow = tasks.get(f"{task.name}_narrow")
+            narrow = tasks.get(task.name + NARROW)
             if narrow is not None:
                 first, second = (tasks[name].operands[1].removeprefix(WEIGHT_PREFIX) for name in (narrow.name, task.name))
                 self._factor(self.node_of[task.name], task, narrow, first, second)
@@ -192,10 +198,15 @@ class _Maker:
             if name in shapes and found != shapes[name]:
                 raise RunError(f"{name} of the compressed model has shape {found}, its task {shapes[name]}: leave model.compression out")
 
+    def thin(self, sparsity: float) -> None:
+        """Zero the least values of every matrix; in training, masks do that step by step (`sparsity.py`)."""
+        for name, weight in self.graph.weights.items():
+            if may_be_thinned(weight) and has(self.exported, name):
+                put(self.exported, name, thinned(tensor_of(self.exported, name), sparsity))
+
     def quantize(self, weight_format: str, samples: Samples) -> None:
         """Store the weights of products, convolutions and lookups in fewer bits, or let layers that are trained round them."""
-        training = self.graph.tasks[-1].op == LOSS_OP
-        packer = Rounder(self.exported, weight_format) if training else Packer(self.exported, weight_format, samples)
+        packer = Rounder(self.exported, weight_format) if self.training else Packer(self.exported, weight_format, samples)
         for name in sorted(quantizable(self.graph, weight_format)):
             for node in self.readers(name):
                 for user in list(node.users):
