@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear, pad
 
-from chinchilla_sim.graph.compress.quantize import INT4_ROWS, int4_group
+from chinchilla_sim.graph.compress.quantize import INT4_ROWS, INT8_COLUMNS, int4_group
 
 SMALLEST_SCALE = 1e-30
 SMALLEST_BF16_SCALE = 1e-20
@@ -65,7 +65,7 @@ def linear_int8_static(source: Tensor, packed: Any, scale: float, zero: int) -> 
 
 def linear_int8_weights(source: Tensor, rows: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """A linear layer of int8 weights and bf16 inputs."""
-    flat = source.reshape(-1, source.shape[-1]).to(torch.bfloat16)
+    flat = _padded(source, rows.shape[1])
     product = torch._weight_int8pack_mm(flat, rows, scale.view(-1)).to(source.dtype)
     return _finish(product, source, bias)
 
@@ -73,9 +73,15 @@ def linear_int8_weights(source: Tensor, rows: Tensor, scale: Tensor, bias: Tenso
 def linear_int4(source: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None = None, outputs: int = 0) -> Tensor:
     """A linear layer of int4 weights and bf16 inputs; rows and columns that pad the weight fall away."""
     columns = 2 * packed.shape[1]
-    flat = pad(source.reshape(-1, source.shape[-1]).to(torch.bfloat16), (0, columns - source.shape[-1]))
+    flat = _padded(source, columns)
     product = torch._weight_int4pack_mm_for_cpu(flat, packed, columns // scales.shape[0], scales).to(source.dtype)
     return _finish(product[:, :outputs], source, bias)
+
+
+def _padded(source: Tensor, columns: int) -> Tensor:
+    """The rows of an input in bf16, with zeros where the weight has them: torch's kernels read whole blocks, even beyond the end."""
+    flat = source.reshape(-1, source.shape[-1]).to(torch.bfloat16)
+    return pad(flat, (0, columns - flat.shape[1])) if flat.shape[1] < columns else flat
 
 
 def _finish(product: Tensor, source: Tensor, bias: Tensor | None) -> Tensor:
@@ -120,10 +126,16 @@ def store(weight: Tensor, weight_format: str) -> Stored:
     if weight_format == "int4":
         packed, scales = _int4(weight)
         return {"int4": packed, "scales": scales}
-    scale = row_scales(weight)
-    scale = scale.clamp(min=SMALLEST_BF16_SCALE).to(torch.bfloat16) if weight_format == "int8-weights" else scale.to(weight.dtype)
-    rows = (weight.detach() / scale.to(weight.dtype)).round().clamp(-127, 127).to(torch.int8)
-    return {"int8": rows, "scale": scale}
+    if weight_format == "int8-weights":
+        weight = weight.detach().flatten(1)
+        scale = row_scales(weight).clamp(min=SMALLEST_BF16_SCALE).to(torch.bfloat16)
+        return {"int8_rows": pad(_whole_steps(weight, scale), (0, -weight.shape[1] % INT8_COLUMNS)), "scale": scale}
+    scale = row_scales(weight).to(weight.dtype)
+    return {"int8": _whole_steps(weight, scale), "scale": scale}
+
+
+def _whole_steps(weight: Tensor, scale: Tensor) -> Tensor:
+    return (weight.detach() / scale.to(weight.dtype)).round().clamp(-127, 127).to(torch.int8)
 
 
 def _int4(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,7 +163,9 @@ def unpack(dtype: torch.dtype, shape: tuple[int, ...], stored: Tensor, scale: Te
     if stored.dtype == torch.uint8:
         assert scale is not None
         return _unpacked_int4(stored, scale)[: shape[0], : prod(shape[1:])].reshape(shape).to(dtype)
-    return stored.to(dtype) if scale is None else stored.to(dtype) * scale.to(dtype)
+    if scale is None:
+        return stored.to(dtype)
+    return (stored.to(dtype) * scale.to(dtype)).flatten(1)[:, : prod(shape[1:])].reshape(shape)
 
 
 def look_up(dtype: torch.dtype, shape: tuple[int, ...], indices: Tensor, stored: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -162,7 +176,7 @@ def look_up(dtype: torch.dtype, shape: tuple[int, ...], indices: Tensor, stored:
         flat = indices.reshape(-1)
         rows = _unpacked_int4(stored[flat], scale[:, flat])[:, : shape[1]]
         return rows.reshape(*indices.shape, shape[1]).to(dtype)
-    return stored[indices].to(dtype) * scale[indices].to(dtype)
+    return (stored[indices].to(dtype) * scale[indices].to(dtype))[..., : shape[1]]
 
 
 def rounded_weight(weight: Tensor, weight_format: str) -> Tensor:

@@ -51,19 +51,28 @@ class VariantCheck:
     rows: tuple[VariantRow, ...]
 
     @property
+    def _distinct(self) -> list[VariantRow]:
+        """Rows that compute something else than those before: zeros and further training change no seconds."""
+        first: dict[float, VariantRow] = {}
+        for row in self.rows:
+            first.setdefault(row.simulated_s, row)
+        return list(first.values())
+
+    @property
     def median_error(self) -> float:
-        """Median size of the error of the simulated seconds, of all rows."""
-        return median(abs(row.relative_error) for row in self.rows)
+        """Median size of the error of the simulated seconds, of all rows that compute differently."""
+        return median(abs(row.relative_error) for row in self._distinct)
 
     @property
     def median_ratio_error(self) -> float:
-        """Median size of the error of the simulated speed-up, of all rows but the first, which is what they are relative to."""
-        return median([abs(row.ratio_error) for row in self.rows[1:]] or [0.0])
+        """Median size of the error of the simulated speed-up, of the same but the first, which is what they are relative to."""
+        return median([abs(row.ratio_error) for row in self._distinct[1:]] or [0.0])
 
     @property
     def pairs_in_order(self) -> tuple[int, int]:
         """Pairs of variants that the simulation has in the measured order, and all pairs."""
-        pairs = [(a, b) for index, a in enumerate(self.rows) for b in self.rows[index + 1 :]]
+        rows = self._distinct
+        pairs = [(a, b) for index, a in enumerate(rows) for b in rows[index + 1 :]]
         return sum((a.simulated_s < b.simulated_s) == (a.measured_s < b.measured_s) for a, b in pairs), len(pairs)
 
     def to_dict(self) -> dict[str, Any]:

@@ -5,7 +5,8 @@ For a matrix of `rows` x `columns` (columns: everything behind the first dimensi
     bf16            2 rows columns                                   products are made in bf16
     int8, int8-static    rows columns + v rows                       a scale per row; products in int8, inputs quantized as they come,
                                                                      or by scales that data have set before
-    int8-weights    rows columns + 2 rows                            a bf16 scale per row; products in bf16, as `_weight_int8pack_mm`
+    int8-weights    rows columns + 2 rows                            a bf16 scale per row; products in bf16, as `_weight_int8pack_mm`;
+                                                                     columns padded to 16
     int4            rows columns / 2 + 4 rows columns / group        a bf16 scale and zero per group of 128 (narrow matrices: 32 or 64);
                                                                      rows and columns padded to 16 and to groups, as `_weight_int4pack_mm`
 
@@ -25,6 +26,7 @@ from chinchilla_sim.graph.task import FORMAT, LOSS_OP, ROUNDS, Shape, Task, Task
 INTEGERS = ("int8", "int8-static", "int8-weights", "int4")
 INT4_GROUPS = (32, 64, 128)
 INT4_ROWS = 16
+INT8_COLUMNS = 16
 BF16_BYTES = 2.0
 
 
@@ -65,7 +67,7 @@ def packed_bytes(shape: Shape, weight_format: str, value_bytes: float = 4.0) -> 
     if weight_format in ("int8", "int8-static"):
         return rows * (columns + value_bytes)
     if weight_format == "int8-weights":
-        return rows * (columns + BF16_BYTES)
+        return rows * (INT8_COLUMNS * ceil(columns / INT8_COLUMNS) + BF16_BYTES)
     group = int4_group(columns)
     rows, groups = INT4_ROWS * ceil(rows / INT4_ROWS), ceil(columns / group)
     return rows * groups * (group / 2 + 2 * BF16_BYTES)
