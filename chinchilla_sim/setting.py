@@ -66,6 +66,7 @@ def prepare(scenario: Scenario, calibration: Calibration | None = None) -> Setti
     if profile.times:
         notes = (*notes, _share_measured(graph, profile))
     cluster = build_cluster(scenario.cluster, scenario.job.precision, calibration)
+    notes = (*notes, *_without_formats(scenario, busy_here, calibration))
     cluster = cluster.for_inference() if scenario.job.kind == "inference" else cluster
     taught = find_recalibration(graph) if scenario.cluster.kind == THIS_MACHINE else None
     if taught:
@@ -74,6 +75,16 @@ def prepare(scenario: Scenario, calibration: Calibration | None = None) -> Setti
         cluster = taught.correct_cluster(cluster)
         notes = (*notes, f"times are corrected by what a run of {taught.date} taught (validate run --recalibrate)")
     return Setting(scenario, graph, cluster, calibration, profile, (*notes, *graph.notes), taught)
+
+
+def _without_formats(scenario: Scenario, busy_here: int, calibration: Calibration | None) -> tuple[str, ...]:
+    """A warning where this machine computes in a number format that was not measured on it."""
+    weight_format = scenario.model.compression.quantize
+    if not busy_here or not weight_format or (calibration and calibration.device(busy_here).linear):
+        return ()
+    return (
+        f"no calibration with number formats: {weight_format} weights are simulated as smaller, not as faster; run `chinchilla calibrate`",
+    )
 
 
 def _crowding(scenario: Scenario) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from chinchilla_sim.errors import Mistake, ScenarioError
@@ -13,7 +14,7 @@ from chinchilla_sim.running import check_runnable
 from chinchilla_sim.scenario.cluster import ClusterSpec
 from chinchilla_sim.scenario.model import CompressionSpec
 from chinchilla_sim.scenario.schema import Scenario
-from chinchilla_sim.setting import find_calibration, prepare
+from chinchilla_sim.setting import CALIBRATION_VARIABLE, find_calibration, prepare
 from chinchilla_sim.validation.variants import SimulatedVariant, VariantCheck, check_variants
 from chinchilla_sim.workflow import calibrate
 
@@ -23,6 +24,8 @@ def ensure_formats() -> tuple[str, ...]:
     found, _ = find_calibration(1)
     if found and found.device(1).linear:
         return ()
+    if os.environ.get(CALIBRATION_VARIABLE):
+        return (f"${CALIBRATION_VARIABLE} names a calibration without number formats: they are simulated as smaller, not as faster",)
     calibration, path = calibrate(max(found.devices) if found else 1)
     return (f"measured this machine; calibration of {calibration.date} stored in {path}",)
 

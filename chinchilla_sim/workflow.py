@@ -32,6 +32,7 @@ from chinchilla_sim.planner.served_search import find_served_plans
 from chinchilla_sim.planner.serving import ClosedLoop, Serving, Tandem, demand_of, load_of, tandems_of
 from chinchilla_sim.running import judge_run, simulate_fully
 from chinchilla_sim.scenario.load import parse_scenario
+from chinchilla_sim.scenario.model import CompressionSpec
 from chinchilla_sim.scenario.overrides import apply_overrides
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import Setting, build_graph, find_calibration, prepare, profile_path
@@ -135,7 +136,7 @@ def make_best_plan(
     share_s = None if time_limit_s is None else time_limit_s / (len(variants) + 1)
     found: list[tuple[Setting, SearchResult]] = []
     refusals: list[NoFeasiblePlanError] = []
-    for variant in dict.fromkeys((own, *variants)):
+    for variant in _distinct((own, *variants)):
         model = setting.scenario.model.model_copy(update={"compression": variant})
         chosen = setting if variant == own else prepare(setting.scenario.model_copy(update={"model": model}), setting.calibration)
         try:
@@ -145,6 +146,14 @@ def make_best_plan(
     if not found:
         raise refusals[0]
     return _best_variant(found)
+
+
+def _distinct(variants: Sequence[CompressionSpec]) -> list[CompressionSpec]:
+    """Variants that differ in what is done to the model; how they are trained on changes no plan."""
+    first: dict[str, CompressionSpec] = {}
+    for variant in variants:
+        first.setdefault(str(variant.changes), variant)
+    return list(first.values())
 
 
 def _named(search: SearchResult, variant: str) -> SearchResult:
