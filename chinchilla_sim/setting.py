@@ -67,7 +67,7 @@ def prepare(scenario: Scenario, calibration: Calibration | None = None) -> Setti
         notes = (*notes, _share_measured(graph, profile))
     cluster = build_cluster(scenario.cluster, scenario.job.precision, calibration)
     notes = (*notes, *_without_formats(scenario, busy_here, calibration))
-    cluster = cluster.for_inference() if scenario.job.kind == "inference" else cluster
+    cluster = cluster.for_inference(bool(profile.times) and not profile.tasks) if scenario.job.kind == "inference" else cluster
     taught = find_recalibration(graph) if scenario.cluster.kind == THIS_MACHINE else None
     if taught:
         # A profile has measured by itself how long getting a batch takes.

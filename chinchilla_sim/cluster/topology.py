@@ -106,9 +106,10 @@ class Device:
         rates = {name: getattr(self, name) * share for name in _CORE_RATES}
         return replace(self, **rates, **{name: getattr(self, name) / share for name in _CORE_SECONDS}, core_share=self.core_share * share)
 
-    def for_inference(self) -> Device:
-        """The same device where nothing is kept for a backward pass."""
-        return replace(self, forward_fixed_s=self.inference_fixed_s or self.forward_fixed_s)
+    def for_inference(self, profiled: bool = False) -> Device:
+        """The same device where nothing is kept for a backward pass; measured tasks (`profiled`) add up to whole passes already."""
+        fixed_s = 0.0 if profiled else self.inference_fixed_s
+        return replace(self, forward_fixed_s=fixed_s) if self.inference_fixed_s else self
 
     @property
     def usable_memory_bytes(self) -> float:
@@ -197,10 +198,10 @@ class Cluster:
     spot_offers: Mapping[str, SpotOffer] = field(default_factory=dict)
     hosts: tuple[Host, ...] = ()
 
-    def for_inference(self) -> Cluster:
-        """The same cluster where nothing is kept for a backward pass."""
-        crowded = {count: device.for_inference() for count, device in self.crowded.items()}
-        same = {id(device): device.for_inference() for device in self.devices}
+    def for_inference(self, profiled: bool = False) -> Cluster:
+        """The same cluster where nothing is kept for a backward pass; `profiled` as of its devices."""
+        crowded = {count: device.for_inference(profiled) for count, device in self.crowded.items()}
+        same = {id(device): device.for_inference(profiled) for device in self.devices}
         return replace(self, devices=tuple(same[id(device)] for device in self.devices), crowded=crowded)
 
     @property

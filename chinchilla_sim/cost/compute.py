@@ -20,7 +20,7 @@ from math import log, prod
 
 from numpy import interp
 
-from chinchilla_sim.cluster.curves import ProductCurve
+from chinchilla_sim.cluster.curves import LinearCurve, ProductCurve
 from chinchilla_sim.cluster.topology import Device
 from chinchilla_sim.cost.linear import FP32, linear_s
 from chinchilla_sim.cost.products import product_s, stream_s
@@ -102,13 +102,24 @@ def _forward_kernel_s(task: Task, scale: float, device: Device) -> float:
     )
 
 
-def _linear_s(task: Task, scale: float, device: Device) -> float | None:
-    """Seconds of a linear layer whose number format the device was measured in; None for all else."""
+def is_measured(task: Task, device: Device) -> bool:
+    """Whether the device was measured in a linear layer's number format."""
+    return _curve_of(task, device) is not None
+
+
+def _curve_of(task: Task, device: Device) -> LinearCurve | None:
     if task.op != "linear" or not device.linear or not task.shapes:
         return None
+    return device.curve_of(task.weight_format or (FP32 if task.output_bytes == FP32_BYTES * prod(task.shapes[0]) else ""))
+
+
+def _linear_s(task: Task, scale: float, device: Device) -> float | None:
+    """Seconds of a linear layer whose number format the device was measured in; None for all else."""
+    curve = _curve_of(task, device)
+    if curve is None:
+        return None
     *batch, outputs = task.shapes[0]
-    curve = device.curve_of(task.weight_format or (FP32 if task.output_bytes == FP32_BYTES * prod(task.shapes[0]) else ""))
-    return linear_s(curve, scale * prod(batch), _depth(task), outputs) / device.core_share if curve else None
+    return linear_s(curve, scale * prod(batch), _depth(task), outputs) / device.core_share
 
 
 def _unpacking_s(task: Task, device: Device) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from chinchilla_sim.cluster.topology import Device
-from chinchilla_sim.cost.compute import backward_s, forward_s, rereading_s, weight_gradient_share
+from chinchilla_sim.cost.compute import backward_s, forward_s, is_measured, rereading_s, weight_gradient_share
 from chinchilla_sim.graph.profile import ACCELERATOR, ANY_DEVICE, Profile
 from chinchilla_sim.graph.task import Task
 
@@ -61,6 +61,9 @@ class TaskSeconds:
         whole = self.whole.get(kernel.name, kernel)
         if whole == kernel:
             return measured
+        if kernel.weight_format != whole.weight_format and is_measured(kernel, device):
+            # What one format is off by says nothing about another.
+            return self._by_formula(kernel, microbatch_size, device)
         sides = self._by_formula(kernel, microbatch_size, device), self._by_formula(whole, microbatch_size, device, self.whole_held_bytes)
         rows = zip(measured, *sides, strict=True)
         forward, backward = (seconds * part / all_of_it if all_of_it else seconds for seconds, part, all_of_it in rows)
