@@ -29,10 +29,12 @@ from chinchilla_sim.planner.partition import allowed_cuts
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.runtime.batches import Shares, global_batches
 from chinchilla_sim.runtime.codecs import MessageCodec, TensorSpec
+from chinchilla_sim.runtime.dtypes import run_dtype
 from chinchilla_sim.runtime.optimizers import make_optimizer, set_learning_rate
 from chinchilla_sim.runtime.passes import Passes
-from chinchilla_sim.runtime.stages import Stage, cut_stages, own_parameters, run_dtype, variant_module
+from chinchilla_sim.runtime.stages import Stage, cut_stages, own_parameters
 from chinchilla_sim.runtime.virtual_replicas import VirtualExchange
+from chinchilla_sim.runtime.whole_variant import variant_module
 from chinchilla_sim.scenario.schema import Scenario
 
 CPU = torch.device("cpu")
