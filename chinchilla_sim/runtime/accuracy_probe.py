@@ -111,15 +111,15 @@ class AccuracyProbe:
     def _train(self, change: Change, seed: int) -> tuple[nn.Module, ShortRun]:
         """A model after all steps, and what was seen of it on the way."""
         model, steps = self.fresh_model(seed), self.protocol.steps
-        seen = [(0, self._evaluate(model))]
         if not steps:
-            return model, self._short_run(change, seed, seen)
+            return model, self._short_run(change, seed, [(0, self._evaluate(model))])
         trainer = ShortTraining(self, model, change)
+        seen = [(0, self._evaluate(trainer.whole()))]
         marks = {round(steps * number / self.protocol.evaluations) for number in range(1, self.protocol.evaluations + 1)}
         for done, (inputs, targets) in enumerate(self.batches(seed, steps), start=1):
             trainer.step(inputs, targets, done - 1)
             if done in marks:
-                seen.append((done, self._evaluate(model)))
+                seen.append((done, self._evaluate(trainer.whole())))
         return model, replace(self._short_run(change, seed, seen), sent_bytes=trainer.sent_bytes, plain_bytes=trainer.plain_bytes)
 
     def batches(self, seed: int, steps: int) -> Iterator[tuple[Any, Any]]:
@@ -154,9 +154,9 @@ class AccuracyProbe:
         metrics = {name: tuple(row[name][0] for _, row in seen) for name in seen[0][1]}
         return ShortRun(change.name, seed, tuple(steps for steps, _ in seen), metrics)
 
-    def plan(self, halves: bool, samples: int, training: bool) -> Plan:
+    def plan(self, halves: bool, samples: int, training: bool, variant: Variant = PLAIN) -> Plan:
         """The plan of one virtual replica: all tasks in one stage, or in two on two ranks."""
-        graph = self.graph(training)
+        graph = compress(self.graph(training), variant)
         stages = halves_of(graph, training) if halves else (tuple(task.name for task in graph.compute_tasks),)
         return Plan(
             stages=stages,
@@ -205,11 +205,9 @@ class ShortTraining:
 
     def __init__(self, probe: AccuracyProbe, model: nn.Module, change: Change) -> None:
         self.probe, self.model, self.spec, self.replicas = probe, model, probe.spec, probe.protocol.replicas
-        if change.variant != PLAIN:
-            raise RunError("compressed variants cannot be trained yet: measure them for inference")
-        self.share = self.spec.global_batch_size // self.replicas
-        plan = probe.plan(change.activations != "none", self.share, training=True)
-        self.stages = cut_stages(probe.job, model, plan, range(plan.stage_count), CPU)
+        self.variant, self.share = change.variant, self.spec.global_batch_size // self.replicas
+        plan = probe.plan(change.activations != "none", self.share, True, self.variant)
+        self.stages = cut_stages(probe.job, model, plan, range(plan.stage_count), CPU, variant=self.variant)
         self.passes = [Passes(stage, None) for stage in self.stages]
         self.owned = [parameter for row in own_parameters(self.stages) for parameter in row]
         self._owner = {parameter.data_ptr(): parameter for parameter in self.owned}
@@ -235,7 +233,17 @@ class ShortTraining:
         """The same as it is."""
         if self.boundary:
             return Boundary(self.stages[0], "none").wire_bytes
-        return VirtualExchange("none", self.owned, self.replicas).wire_bytes
+        return VirtualExchange("none", list(self.model.parameters()), self.replicas).wire_bytes
+
+    def whole(self) -> nn.Module:
+        """What is evaluated: the model, or its variant with the weights that it has by now."""
+        if self.variant == PLAIN:
+            return self.model
+        state = {name: tensor for stage in self.stages for name, tensor in stage.state().items()}
+        whole = deepcopy(self.model)
+        whole.load_state_dict(whole.state_dict() | self.stages[0].expand(state))
+        plan = self.probe.plan(False, self.spec.global_batch_size, training=False)
+        return variant_module(self.probe.job, whole, plan, CPU, self.variant)
 
     def step(self, inputs: Any, targets: Any, done: int) -> float:
         """One optimizer step on a global batch, after so many others; returns its mean loss."""
