@@ -22,13 +22,16 @@ from chinchilla_sim.planner.accuracy import (
     Protocol,
     ShortRun,
     activation_change,
+    delay_change,
     gradient_change,
     load_table,
+    local_steps_change,
     save_table,
     variant_change,
 )
 from chinchilla_sim.planner.accuracy_rule import TIME_TO_ACCURACY, AccuracyRule
 from chinchilla_sim.planner.judge import Progress
+from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.scenario.model import CompressionSpec
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import Setting, build_graph
@@ -39,6 +42,7 @@ _JOB_KEYS = (
     *("kind", "global_batch_size", "optimizer", "learning_rate", "learning_rate_schedule", "warmup_steps"),
     *("clip_gradient_norm", "momentum", "precision", "data"),
 )
+_OUTER_KEYS = ("outer_learning_rate", "outer_momentum")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,8 @@ def job_of(scenario: Scenario, graph: TaskGraph) -> dict[str, Any]:
     model, job = scenario.model, scenario.job
     facts: dict[str, Any] = {"graph": graph.digest, "model": model.builtin or model.factory or model.kind, "options": dict(model.options)}
     facts |= {"weights": _digest_of_file(model.weights), **{key: getattr(job, key) for key in _JOB_KEYS}}
+    # Plain averages are what tables without these keys mean.
+    facts |= {key: value for key in _OUTER_KEYS if (value := getattr(job, key)) != JobSpec.model_fields[key].default}
     # A file is another one elsewhere: what it is called is enough.
     facts["model"], facts["data"] = (text and Path(text).name for text in (facts["model"], facts["data"]))
     return json.loads(json.dumps(facts, sort_keys=True, default=list))  # type: ignore[no-any-return]
@@ -122,7 +128,7 @@ def _find_table(scenario: Scenario, graph: TaskGraph) -> AccuracyTable | None:
 def measure_accuracy(
     scenario: Scenario, amount: Amount, output: Path | None = None, progress: Progress | None = None, tell: Callable[[str], None] = print
 ) -> tuple[AccuracyTable, Path]:
-    """The table of a scenario's job with a row for every codec and variant that [search] lists, and the file where it is kept.
+    """The table of a scenario's job with a row for every change that [search] lists, and the file where it is kept.
 
     Runs that are stored already are not made again; every run is stored at once. `tell` hears of changes that cannot be measured.
     """
@@ -178,12 +184,14 @@ def _protocol(scenario: Scenario, amount: Amount, stored: Protocol | None) -> Pr
 
 
 def listed_changes(scenario: Scenario) -> list[Any]:
-    """The job as it is, and every codec and variant that [search] lists for its kind of job."""
-    from chinchilla_sim.runtime.accuracy_probe import Change
+    """The job as it is, and everything that [search] lists for its kind of job and that changes what is learned."""
+    from chinchilla_sim.runtime.short_training import Change
 
     search, changes = scenario.search, [Change(AS_IT_IS)]
     if scenario.job.kind == "training":
         changes += [Change(gradient_change(codec), gradients=codec) for codec in search.gradient_codecs]
+        changes += [Change(local_steps_change(steps), local_steps=steps) for steps in search.local_steps]
+        changes += [Change(delay_change(delay), gradient_delay=delay) for delay in search.gradient_delays]
     changes += [Change(activation_change(codec), activations=codec) for codec in search.activation_codecs]
     variants = (scenario.model.compression, *search.variants)
     changes += [Change(variant_change(one), variant=Variant(**one.model_dump())) for one in variants]

@@ -33,7 +33,7 @@ def calibrate_accuracy(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure the accuracy of a scenario's codecs and variants, and print the table."""
+    """Measure the accuracy of what a scenario's plans may change, and print the table."""
     from chinchilla_sim.accuracy import Amount, measure_accuracy
     from chinchilla_sim.report.accuracy_table import accuracy_dict, accuracy_table
 

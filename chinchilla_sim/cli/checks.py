@@ -183,7 +183,8 @@ def calibrate(
 ) -> None:
     """Measure this machine (products, memory, number formats, messages and collectives of local ranks) and store the result.
 
-    With --accuracy measure instead what codecs and variants that a scenario lists cost in accuracy, and how many more steps they need.
+    With --accuracy measure instead what the codecs, local steps, late gradients and variants that a scenario lists cost in accuracy, and
+    how many more steps they need.
 
     Parameters
     ----------
@@ -193,7 +194,7 @@ def calibrate(
     ranks
         Ranks that will be busy at once (default: one per core).
     accuracy
-        Train and evaluate short runs of the scenario's job, as it is and with each codec and variant of [search], from the same seeds;
+        Train and evaluate short runs of the scenario's job, as it is and with each such choice of [search], from the same seeds;
         search.max_accuracy_drop and objective time_to_accuracy use the result. Runs that are stored are not made again: an interrupted
         measurement goes on, and more --seeds add to it.
     seeds

@@ -4,6 +4,7 @@
 asked for (cost/accuracy.py). Changes are named by texts, so that whatever a plan may change has a row:
 
     gradients: int8      codec of what replicas exchange        activations: fp16    codec of what stages send each other
+    local_steps: 16      of which replicas exchange in one      gradient_delay: 1    steps by which gradients are applied late
     variant: pruned 50 %     a smaller variant of the model
 """
 
@@ -46,6 +47,16 @@ def activation_change(codec: str) -> str:
     return AS_IT_IS if codec == "none" else f"activations: {codec}"
 
 
+def local_steps_change(local_steps: int) -> str:
+    """Name of local steps as a change."""
+    return AS_IT_IS if local_steps == 1 else f"local_steps: {local_steps}"
+
+
+def delay_change(gradient_delay: int) -> str:
+    """Name of late gradients as a change."""
+    return f"gradient_delay: {gradient_delay}" if gradient_delay else AS_IT_IS
+
+
 def variant_change(variant: CompressionSpec) -> str:
     """Name of a smaller variant of the model as a change."""
     return AS_IT_IS if variant == CompressionSpec() else f"variant: {variant.describe()}"
@@ -56,6 +67,7 @@ def changes_of(plan: Plan, compression: CompressionSpec) -> tuple[str, ...]:
     changes = [variant_change(compression)]
     if plan.training and plan.exchange_degree > 1:
         changes += sorted(gradient_change(codec) for stage, codec in enumerate(plan.gradient_codecs) if plan.exchange_degree_of(stage) > 1)
+        changes += [local_steps_change(plan.local_steps), delay_change(plan.gradient_delay)]
     crossed = [codec for boundary, codec in enumerate(plan.activation_codecs) if plan.crosses(boundary)]
     changes += sorted(map(activation_change, crossed))
     return tuple(change for change in dict.fromkeys(changes) if change != AS_IT_IS)
@@ -65,8 +77,8 @@ def changes_of(plan: Plan, compression: CompressionSpec) -> tuple[str, ...]:
 class ShortRun:
     """One run: `metrics[name][i]` was evaluated after `steps[i]` steps.
 
-    `sent_bytes` is what the change is about, per step: what a rank sends for its gradients, or both ways over a boundary; of a variant its
-    weights. `plain_bytes` is the same of the job as it is.
+    `sent_bytes` is what the change is about, per step: what a rank sends for its gradients (or differences of weights), or both ways over
+    a boundary; of a variant its weights. `plain_bytes` is the same of the job as it is.
     """
 
     change: str

@@ -2,8 +2,9 @@
 
 Floor: the upper end of the measured interval of the drop must be within search.max_accuracy_drop, not the estimate alone: a floor that
 holds on average is none. A change that was not measured is taken where its published record is safe (published_accuracy.toml), and then
-counts as no drop; any other is left out. Codecs of one kind in different stages count as the worst of them, since each was measured
-on all stages; kinds add up (cost/accuracy.py).
+counts as no drop; any other is left out, local steps and late gradients among them. Codecs of one kind in different stages count as the
+worst of them, since each was measured on all stages; kinds add up (cost/accuracy.py), also a codec that was measured on gradients and
+packs differences of weights behind local steps.
 
 Time to accuracy: simulated step x measured steps to the target, of which no plan of a search needs fewer than `least_steps`.
 """
@@ -11,7 +12,7 @@ Time to accuracy: simulated step x measured steps to the target, of which no pla
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from importlib.resources import files
@@ -21,7 +22,16 @@ from typing import Any
 
 from chinchilla_sim.cost.accuracy import AS_MANY, LEVEL, NOTHING, Interval
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError
-from chinchilla_sim.planner.accuracy import AS_IT_IS, AccuracyTable, activation_change, changes_of, gradient_change, variant_change
+from chinchilla_sim.planner.accuracy import (
+    AS_IT_IS,
+    AccuracyTable,
+    activation_change,
+    changes_of,
+    delay_change,
+    gradient_change,
+    local_steps_change,
+    variant_change,
+)
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.scenario.model import CompressionSpec
@@ -30,6 +40,22 @@ from chinchilla_sim.scenario.search import SearchSpec
 TIME_TO_ACCURACY = "time_to_accuracy"
 MEASURE = "run chinchilla calibrate --accuracy SCENARIO"
 _ROUNDING = 1e-12
+_LISTS: Mapping[str, Callable[[Any], str]] = {
+    "gradient_codecs": gradient_change,
+    "activation_codecs": activation_change,
+    "local_steps": local_steps_change,
+    "gradient_delays": delay_change,
+    "variants": variant_change,
+}
+"""Lists of [search] whose values are changes, and what these are called."""
+_WITHOUT = {
+    "gradients": "none, fp16 or bf16 in search.gradient_codecs",
+    "activations": "none, fp16 or bf16 in search.activation_codecs",
+    "local_steps": "1 in search.local_steps",
+    "gradient_delay": "0 in search.gradient_delays",
+    "variant": "the model as it is",
+}
+"""What to allow instead of a change, by its kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +94,7 @@ class AccuracyRule:
     def forecast_of(self, changes: tuple[str, ...]) -> Forecast:
         """The same of changes by name: the worst choice of one of each kind."""
         if changes not in self._forecasts:
-            kinds = [list(group) for _, group in groupby(changes, key=lambda change: change.partition(":")[0])]
+            kinds = [list(group) for _, group in groupby(changes, key=_kind)]
             found = [self._forecast_of_kinds(choice) for choice in product(*kinds)]
             drops, ratios = [one.drop for one in found], [one.ratio for one in found]
             steps = [one.steps for one in found]
@@ -114,24 +140,22 @@ class AccuracyRule:
         return drop is not None and drop.high <= self.floor + _ROUNDING
 
     def narrowed(self, search: SearchSpec) -> SearchSpec:
-        """The search with the codecs that can be in an allowed plan; a list of which none can stays as it is, for plans without them."""
-        changed = {
-            "gradient_codecs": self._allowed(search.gradient_codecs, gradient_change),
-            "activation_codecs": self._allowed(search.activation_codecs, activation_change),
-        }
-        return search.model_copy(update={key: codecs for key, codecs in changed.items() if codecs})
-
-    def _allowed(self, codecs: Iterable[str], change_of: Any) -> tuple[str, ...]:
+        """The search with the values that can be in an allowed plan; a list of which none can stays as it is, for plans without them."""
         own = variant_change(self.compression)
-        return tuple(codec for codec in codecs if self.allows(_without_none(own, change_of(codec))))
+        changed = {
+            key: tuple(value for value in getattr(search, key) if self.allows(_without_none(own, change_of(value))))
+            for key, change_of in _LISTS.items()
+            if key != "variants"
+        }
+        return search.model_copy(update={key: values for key, values in changed.items() if values})
 
     @cached_property
     def least_steps(self) -> float:
         """Steps below which no allowed plan reaches the target."""
         own = variant_change(self.compression)
-        gradients = [AS_IT_IS, *map(gradient_change, self.search.gradient_codecs)]
-        activations = [AS_IT_IS, *map(activation_change, self.search.activation_codecs)]
-        chosen = [_without_none(own, *pair) for pair in product(gradients, activations)]
+        gradients, activations, local, late = ([AS_IT_IS, *self._changes_in(key)] for key in _LISTS if key != "variants")
+        # No plan has both local steps and late gradients.
+        chosen = [_without_none(own, *one) for one in product(gradients, {*local, *late}, activations)]
         return min((self.forecast_of(changes).steps or inf for changes in chosen if self.allows(changes)), default=inf)
 
     def mistakes(self) -> list[Mistake]:
@@ -139,7 +163,7 @@ class AccuracyRule:
         if not self.timed:
             return []
         if self.table is None:
-            what = "needs to know how many steps codecs take, and nothing was measured for this model and job"
+            what = "needs to know how many steps changes take, and nothing was measured for this model and job"
             return [Mistake("search.objective", what, f"{MEASURE}, or minimise step_time")]
         if self.plain_steps is None:
             what = f"needs runs that evaluate {self._target.metric}, which those in the accuracy table do not"
@@ -153,7 +177,7 @@ class AccuracyRule:
         """Why the nearest of some refused plans is not accurate enough, and what would let it pass."""
         rows = sorted(set(refused), key=lambda changes: (self._high(changes), changes))
         nearest, high = rows[0], self._high(rows[0])
-        more = "allow none, fp16 or bf16 in the codecs of [search], or the model as it is"
+        more = f"allow {' or '.join(dict.fromkeys(_WITHOUT[_kind(change)] for change in nearest))}"
         constraint = "search.max_accuracy_drop" if not self._is_within(nearest) else "search.objective"
         if constraint == "search.objective":
             what = f"with {' and '.join(nearest)} it is not known how many steps reach the target, or not all seeds reach it"
@@ -183,9 +207,10 @@ class AccuracyRule:
 
     def _listed(self) -> list[str]:
         """Every change that [search] lists."""
-        search = self.search
-        changes = [*map(gradient_change, search.gradient_codecs), *map(activation_change, search.activation_codecs)]
-        return [change for change in dict.fromkeys([*changes, *map(variant_change, search.variants)]) if change != AS_IT_IS]
+        return list(_without_none(*dict.fromkeys(change for key in _LISTS for change in self._changes_in(key))))
+
+    def _changes_in(self, key: str) -> list[str]:
+        return [_LISTS[key](value) for value in getattr(self.search, key)]
 
     def _why_not(self, change: str) -> str:
         drop = self.forecast_of((change,)).drop
@@ -205,6 +230,10 @@ class AccuracyRule:
         if self.table:
             facts |= {"protocol": asdict(self.table.protocol), "target": asdict(self._target)}
         return facts | {"notes": list(self.notes()), "changes": changes}
+
+
+def _kind(change: str) -> str:
+    return change.partition(":")[0]
 
 
 def _without_none(*changes: str) -> tuple[str, ...]:

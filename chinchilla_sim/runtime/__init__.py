@@ -12,5 +12,5 @@ tensor parallelism     division, lanes
 nothing lost           checkpoint, checkpoint_files, checkpoint_reader, continuation, parts, pieces, rank_state, kills
 requests               serving, requests, line, variants
 other forms            engines, torch_engine, engine_race; export
-measuring              probe, profiler, recording_cost; accuracy_probe, virtual_replicas
+measuring              probe, profiler, recording_cost; accuracy_probe, short_training, virtual_replicas, virtual_steps
 """

@@ -30,9 +30,9 @@ class SearchSpec(Table):
         ge=0,
         lt=1,
         allow_inf_nan=False,
-        description="Keep to codecs and variants that are measured (chinchilla calibrate --accuracy) to lower the accuracy, 0 to 1, by at "
-        "most so much: by the upper end of the 95 % interval. Lists of codecs that are not given then mean all codecs. Where nothing was "
-        "measured, of lossy codecs fp16 and bf16 are left, whose published record is safe.",
+        description="Keep to codecs, local steps, late gradients and variants that are measured (chinchilla calibrate --accuracy) to lower "
+        "the accuracy, 0 to 1, by at most so much: by the upper end of the 95 % interval. Lists of codecs that are not given then mean all "
+        "codecs. Where nothing was measured, of lossy codecs fp16 and bf16 are left, whose published record is safe.",
         examples=[0.005],
     )
     accuracy_table: str | None = Field(

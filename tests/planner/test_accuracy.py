@@ -197,6 +197,10 @@ def test_changes_are_those_that_a_plan_makes() -> None:
         "activations: fp16",
     )
     assert changes_of(replace(plan, placement=((0,), (0,)), slots=(0,)), PLAIN) == ()
+    replicas = replace(plan, placement=((0, 2), (1, 3)), slots=(0, 1, 2, 3), gradient_codecs=("none",) * 2, activation_codecs=("none",))
+    assert changes_of(replace(replicas, local_steps=16), PLAIN) == ("local_steps: 16",)
+    assert changes_of(replace(replicas, gradient_delay=1), PLAIN) == ("gradient_delay: 1",)
+    assert changes_of(replace(plan, activation_codecs=("none",), local_steps=16, gradient_delay=1), PLAIN) == ()
 
 
 def test_a_variant_is_judged_as_a_change_of_the_model() -> None:
@@ -253,3 +257,57 @@ def test_what_is_only_published_is_not_told_as_measured() -> None:
     assert rule.allows(("gradients: fp16", "activations: int8"))
     drop = rule.forecast_of(("gradients: fp16", "activations: int8")).drop
     assert drop and drop.estimate == pytest.approx(0.002)
+
+
+SELDOM: dict[str, Any] = {"gradient_codecs": ["none"], "local_steps": [1, 4, 16], "gradient_delays": [0, 1]}
+
+
+def test_local_steps_and_late_gradients_are_judged_as_codecs_are() -> None:
+    """Of 4 and 16 local steps and late gradients the fastest is taken that keeps to the floor; without one 16 local steps."""
+    table = table_of({"local_steps: 4": [0.002] * 3, "local_steps: 16": [0.02] * 3, "gradient_delay: 1": [0.001] * 3})
+    chosen = [search(table, max_accuracy_drop=floor, **SELDOM).best for floor in (0.0, 0.0015, 0.01, 0.05)]
+    assert [(one.plan.local_steps, one.plan.gradient_delay) for one in chosen] == [(1, 0), (1, 1), (4, 0), (16, 0)]
+    assert chosen[2].forecast and chosen[2].forecast.changes == ("local_steps: 4",)
+    assert search(table, **SELDOM).best.plan == chosen[3].plan
+
+
+def test_unmeasured_local_steps_are_left_out_and_told() -> None:
+    """With no table, or with one of other numbers; where nothing else is allowed the answer says what to measure or allow."""
+    for table in (None, table_of({"local_steps: 4": [0.2] * 3})):
+        result = search(table, max_accuracy_drop=0.01, **SELDOM)
+        assert not result.best.plan.asynchronous
+        words = explain_choice(result)[-1]
+        assert "local_steps: 16 (not measured); gradient_delay: 1 (not measured)" in words
+        assert ("local_steps: 4 (drop up to 20.00 %)" if table else "local_steps: 4 (not measured)") in words
+    with pytest.raises(NoFeasiblePlanError, match="nobody has measured local_steps: 8") as refused:
+        search(None, max_accuracy_drop=0.01, gradient_codecs=["none"], local_steps=[8])
+    assert refused.value.cure == "run chinchilla calibrate --accuracy SCENARIO, or allow 1 in search.local_steps"
+    with pytest.raises(NoFeasiblePlanError, match="gradient_delay: 1 the accuracy may drop by 3") as dropping:
+        search(table_of({"gradient_delay: 1": [0.03] * 3}), max_accuracy_drop=0.01, gradient_codecs=["none"], gradient_delays=[1])
+    assert dropping.value.cure.endswith("or allow 0 in search.gradient_delays")
+
+
+def test_a_codec_and_local_steps_add_up() -> None:
+    """Each keeps to the floor, both together do not: one of them is taken."""
+    table = table_of({"local_steps: 4": [0.004] * 3, "gradients: int8": [0.003] * 3})
+    allowed = {"gradient_codecs": ["none", "int8"], "local_steps": [1, 4]}
+    found = {floor: search(table, max_accuracy_drop=floor, **allowed).best.plan for floor in (0.0035, 0.0055, 0.0075)}
+    assert {floor: (plan.local_steps, plan.gradient_codecs[0]) for floor, plan in found.items()} == {
+        0.0035: (1, "int8"),
+        0.0055: (4, "none"),
+        0.0075: (4, "int8"),
+    }
+
+
+def test_time_to_accuracy_counts_the_steps_of_rare_exchanges() -> None:
+    """The best of all is the least of all allowed choices taken one by one; no step time makes up for five times the steps."""
+    slower = {"local_steps: 4": 1.2, "local_steps: 16": 5.0, "gradient_delay: 1": 0.9}
+    table, job = table_of(dict.fromkeys(slower, (0.0, 0.0, 0.0)), slower), {"target_accuracy": 0.5}
+    timed: dict[str, Any] = {"objective": "time_to_accuracy", "gradient_codecs": ["none"]}
+    whole = search(table, job, **timed | SELDOM)
+    choices = [*({"local_steps": [steps]} for steps in (1, 4, 16)), {"gradient_delays": [1]}]
+    singles = [search(table, job, **timed | choice) for choice in choices]
+    assert whole.best.objective == min(one.best.objective for one in singles) and whole.best.plan.local_steps == 4
+    assert all(whole.lower_bound <= one.best.objective * (1 + 1e-9) for one in singles)
+    alone = AccuracyRule(JobSpec(global_batch_size=1, **job), SearchSpec.model_validate(timed | SELDOM), PLAIN, table)
+    assert alone.least_steps == pytest.approx(0.9 * 0.5 / RATE)

@@ -18,8 +18,9 @@ from chinchilla_sim.planner.executable import ACTIVATION_CODECS
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.runtime import accuracy_probe
-from chinchilla_sim.runtime.accuracy_probe import AccuracyProbe, Change, CodedModel, ShortTraining, halves_of, one_thread
+from chinchilla_sim.runtime.accuracy_probe import AccuracyProbe, CodedModel, halves_of, one_thread
 from chinchilla_sim.runtime.launch import launch_ranks
+from chinchilla_sim.runtime.short_training import Change
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import prepare
@@ -83,7 +84,7 @@ def virtual_losses(scenario: Scenario, change: Change, replicas: int) -> torch.T
     """The same in this process."""
     probe = probe_of(scenario, replicas)
     with one_thread():
-        trainer = ShortTraining(probe, probe.fresh_model(0), change)
+        trainer = probe.trainer(probe.fresh_model(0), change)
         return torch.tensor([trainer.step(*batch, done) for done, batch in enumerate(probe.batches(0, STEPS))])
 
 
@@ -218,7 +219,7 @@ def test_batch_norm_keeps_the_statistics_of_the_first_replica(scenario: Scenario
 
     monkeypatch.setattr(type(probe.job), "model", lambda _: with_norm())
     model = probe.fresh_model(0)
-    trainer = ShortTraining(probe, model, Change(AS_IT_IS))
+    trainer = probe.trainer(model, Change(AS_IT_IS))
     inputs, targets = next(probe.batches(0, 1))
     with torch.no_grad():
         before = model.second[0](torch.relu(model.first(inputs)))  # type: ignore[index,operator]
