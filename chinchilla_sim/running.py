@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from chinchilla_sim.cluster.build import emulated
 from chinchilla_sim.cluster.recalibration import save_recalibration
 from chinchilla_sim.errors import Mistake, ScenarioError
-from chinchilla_sim.planner.executable import RUN_FORMATS, unplayable
+from chinchilla_sim.planner.executable import unplayable
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.planner.pricing import Pricer
@@ -63,6 +63,7 @@ def check_playable(file: PlanFile, several_machines: bool = False) -> None:
     """ScenarioError where a plan, or what its scenario asks for, cannot be run here."""
     check_runnable(file.allow_factory(False, "plan.json").scenario, several_machines)
     _check_actions(file)
+    _check_variant(file)
 
 
 def _check_actions(file: PlanFile) -> None:
@@ -171,12 +172,19 @@ def check_exportable(file: PlanFile) -> None:
 
 
 def _refuse_compressed(scenario: Scenario) -> None:
-    """Of compressed variants those run that the runtime can make of a model, in inference."""
+    """Variants that are trained otherwise."""
     variant = scenario.model.compression
-    if variant == CompressionSpec():
+    if scenario.job.kind == "training" and variant.quantize == "bf16":
+        cure = 'write job.precision = "bf16", which trains bf16 weights with fp32 masters'
+        raise ScenarioError([Mistake("model.compression.quantize", "bf16 weights alone lose small updates and are not trained", cure)])
+
+
+def _check_variant(file: PlanFile) -> None:
+    """Combinations with a plan that the runtime does not know."""
+    if file.scenario.model.compression.changes == CompressionSpec().changes:
         return
-    cure = "plan and simulate it, or leave model.compression out"
-    if scenario.job.kind == "training":
-        raise ScenarioError([Mistake("model.compression", "compressed variants can be planned and simulated, not trained yet", cure)])
-    if variant.quantize not in RUN_FORMATS:
-        raise ScenarioError([Mistake("model.compression.quantize", f"{variant.quantize} weights cannot be run yet", cure)])
+    refused = ["tensor parallelism"] if file.plan.tensor_parallel_degree > 1 else []
+    refused += ["ZeRO 3"] if file.plan.training and file.plan.zero_stage == 3 else []
+    if refused:
+        cure = "leave these out of [search], or model.compression out"
+        raise ScenarioError([Mistake("plan", f"the runtime does not play {' and '.join(refused)} of a compressed model yet", cure)])

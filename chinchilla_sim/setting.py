@@ -20,7 +20,7 @@ from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import VALUE_BYTES, TaskGraph
 from chinchilla_sim.graph.zoo import FORMULAS, PRESETS, chain, mlp
 from chinchilla_sim.scenario.cluster import THIS_MACHINE
-from chinchilla_sim.scenario.model import ModelSpec
+from chinchilla_sim.scenario.model import CompressionSpec, ModelSpec
 from chinchilla_sim.scenario.schema import Scenario
 
 BUILTIN_WIDTHS = (784, 512, 10)
@@ -60,12 +60,14 @@ def prepare(scenario: Scenario, calibration: Calibration | None = None) -> Setti
     notes = (*notes, *_crowding(scenario))
     graph, profile = build_graph(scenario)
     if scenario.cluster.kind == THIS_MACHINE and not profile.times:
-        profile = find_profile(graph)
+        profile = _profile_of(scenario, graph)
     elif emulated(scenario.cluster) and not profile.times:
-        profile = _while_busy(find_profile(graph), busy_here)
+        profile = _while_busy(_profile_of(scenario, graph), busy_here)
     if profile.times:
         notes = (*notes, _share_measured(graph, profile))
     cluster = _with_pass_start(build_cluster(scenario.cluster, scenario.job.precision, calibration), profile)
+    notes = (*notes, *_without_formats(scenario, busy_here, calibration))
+    cluster = cluster.for_inference(bool(profile.times) and not profile.tasks) if scenario.job.kind == "inference" else cluster
     taught = find_recalibration(graph) if scenario.cluster.kind == THIS_MACHINE else None
     if taught:
         # A profile has measured by itself how long getting a batch takes.
@@ -86,6 +88,16 @@ def _with_pass_start(cluster: Cluster, profile: Profile) -> Cluster:
 
     crowded = {count: started(device) for count, device in cluster.crowded.items()}
     return replace(cluster, devices=tuple(map(started, cluster.devices)), crowded=crowded)
+
+
+def _without_formats(scenario: Scenario, busy_here: int, calibration: Calibration | None) -> tuple[str, ...]:
+    """A warning where this machine computes in a number format that was not measured on it."""
+    weight_format = scenario.model.compression.quantize
+    if not busy_here or not weight_format or (calibration and calibration.device(busy_here).linear):
+        return ()
+    return (
+        f"no calibration with number formats: {weight_format} weights are simulated as smaller, not as faster; run `chinchilla calibrate`",
+    )
 
 
 def _crowding(scenario: Scenario) -> tuple[str, ...]:
@@ -123,7 +135,7 @@ def _share_measured(graph: TaskGraph, profile: Profile) -> str:
 def build_graph(scenario: Scenario) -> tuple[TaskGraph, Profile]:
     """The task graph of one global batch, compressed as asked for, and what its file measured."""
     graph, profile = _whole_graph(scenario)
-    variant = Variant(**scenario.model.compression.model_dump())
+    variant = Variant(**scenario.model.compression.changes)
     small = compress(graph, variant)
     return (graph, profile) if small is graph else (small, Profile())
 
@@ -184,6 +196,16 @@ def find_profile(graph: TaskGraph) -> Profile:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         cure = "delete it and run chinchilla calibrate SCENARIO"
         raise ScenarioError([Mistake("profile", f"cannot be read: {error}", cure)], str(path)) from error
+
+
+def _profile_of(scenario: Scenario, graph: TaskGraph) -> Profile:
+    """What was measured of a graph; of a variant that was not measured, what follows from the model as it is."""
+    profile = find_profile(graph)
+    if profile.times or scenario.model.compression.changes == CompressionSpec().changes:
+        return profile
+    whole, _ = _whole_graph(scenario)
+    profile = find_profile(whole)
+    return profile.of_variant(whole, graph) if profile.times else profile
 
 
 def profile_path(graph: TaskGraph) -> Path:

@@ -81,9 +81,6 @@ def profile_scenario(scenario: Scenario) -> tuple[Profile, Path]:
     """Measure every task of a scenario's model on this machine and store the times for `prepare`."""
     from chinchilla_sim.runtime.profiler import measure_tasks
 
-    if scenario.model.compression != CompressionSpec():
-        cure = "leave model.compression out"
-        raise ScenarioError([Mistake("model.compression", "tasks of compressed variants are not measured one by one yet", cure)])
     graph, _ = build_graph(scenario)
     profile = measure_tasks(scenario, this_machine_ranks(scenario.cluster))
     path = profile_path(graph)
@@ -153,7 +150,7 @@ def make_best_plan(
     share_s = None if time_limit_s is None else time_limit_s / (len(variants) + 1)
     found: list[tuple[Setting, SearchResult]] = []
     refusals: list[NoFeasiblePlanError] = []
-    for variant in dict.fromkeys((own, *variants)):
+    for variant in _distinct((own, *variants)):
         model = setting.scenario.model.model_copy(update={"compression": variant})
         chosen = setting if variant == own else prepare(setting.scenario.model_copy(update={"model": model}), setting.calibration)
         try:
@@ -164,6 +161,14 @@ def make_best_plan(
     if not found:
         raise refusals[0]
     return _best_variant(found)
+
+
+def _distinct(variants: Sequence[CompressionSpec]) -> list[CompressionSpec]:
+    """Variants that differ in what is done to the model; how they are trained on changes no plan."""
+    first: dict[str, CompressionSpec] = {}
+    for variant in variants:
+        first.setdefault(str(variant.changes), variant)
+    return list(first.values())
 
 
 def _named(search: SearchResult, variant: str) -> SearchResult:

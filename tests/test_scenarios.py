@@ -31,15 +31,16 @@ def test_one_node_wins_the_case_of_the_article() -> None:
     assert min(other.step_s for other in search.runner_ups) > 2e-3
 
 
-def test_a_compressed_model_is_not_run_uncompressed(tmp_path: Path) -> None:
-    """A pruned model cannot be trained yet, nor answer with int4 weights: the run is refused before anything starts."""
-    scenario = load_scenario(ROOT / "scenarios" / "mnist_mlp.toml", ["model.compression.prune=0.5"])
-    setting = prepare(scenario)
+def test_a_compressed_model_is_refused_where_it_cannot_be_run(tmp_path: Path) -> None:
+    """bf16 weights are trained by precision, and no lane holds a part of a pruned weight: said before anything starts."""
+    path = ROOT / "scenarios" / "mnist_mlp.toml"
+    with pytest.raises(ScenarioError, match=r'model\.compression\.quantize: .* write job\.precision = "bf16"'):
+        check_runnable(load_scenario(path, ["model.compression.quantize=bf16"]))
+    lanes = ["search.tensor_parallel_degrees=[2]", "search.data_parallel_degrees=[1]"]
+    setting = prepare(load_scenario(path, ["model.compression.prune=0.5", *lanes]))
     assert sum(weight.value_count for weight in setting.graph.weights.values()) == 784 * 256 + 256 + 256 * 10 + 10
-    with pytest.raises(ScenarioError, match=r"model\.compression: compressed variants can be planned and simulated, not trained yet"):
+    with pytest.raises(ScenarioError, match="does not play tensor parallelism of a compressed model yet"):
         run_for_real(plan_file(setting, make_plan(setting)), tmp_path)
-    with pytest.raises(ScenarioError, match=r"model\.compression\.quantize: int4 weights cannot be run yet"):
-        check_runnable(load_scenario(ROOT / "scenarios" / "digits_service.toml", ["model.compression.quantize=int4"]))
 
 
 def test_what_the_runtime_does_not_play_is_not_run(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def calibrate(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure this machine (products, memory, messages and collectives of local ranks) and store the result.
+    """Measure this machine (products, memory, number formats, messages and collectives of local ranks) and store the result.
 
     With --accuracy measure instead what the codecs, local steps, late gradients and variants that a scenario lists cost in accuracy, and
     how many more steps they need.
@@ -217,7 +217,7 @@ def calibrate(
     if scenario:
         calibrate_tasks(scenario, overrides, ranks, as_json)
         return
-    with busy("measuring this machine (about 20 s)"):
+    with busy("measuring this machine (about a minute)"):
         calibration, path = measure(ranks or core_count())
     for reason in stale_entries(calibration.key):
         log(f"stale calibration: {reason}")

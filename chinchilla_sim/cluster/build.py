@@ -251,8 +251,9 @@ def _device(node: NodeSpec, precision: str, where: str, core: Device) -> Device:
     device = core.with_core_share(node.cpu_share) if here else find_device(node.device, precision, f"{where}.device")
     return replace(
         device,
-        # Figures of the user's own take the place of the measured curve.
+        # Figures of the user's own take the place of measured curves.
         products=None if node.peak_flop_per_s or node.memory_bandwidth_bytes_per_s else device.products,
+        linear=() if node.peak_flop_per_s or node.memory_bandwidth_bytes_per_s else device.linear,
         flop_per_s=node.peak_flop_per_s or device.flop_per_s,
         memory_bytes=node.memory_bytes or device.memory_bytes,
         memory_bandwidth_bytes_per_s=node.memory_bandwidth_bytes_per_s or device.memory_bandwidth_bytes_per_s,

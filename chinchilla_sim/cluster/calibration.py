@@ -5,6 +5,7 @@ Time of one kernel, fitted to measured rows by non-negative least squares on rel
     t = launches * launch_s + flop / flop_per_s + bytes / memory_bandwidth  (+ fixed_s of a backward pass)
 
 (a sum, not a maximum: on the CPU cores that were measured, loading weights does not hide behind products).
+Linear layers have, in each number format, a fit of their own and what it is off by at every size that was measured (`cost/linear.py`).
 This module is given the rows; `runtime/probe.py` measures them. Rates depend on how many ranks are busy at
 once, so each count has its own constants.
 """
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from chinchilla_sim.cluster.curves import Table
+from chinchilla_sim.cluster.curves import LinearCurve, Table
 from chinchilla_sim.cluster.topology import Device
 from chinchilla_sim.errors import Mistake, ScenarioError
 
@@ -122,13 +123,28 @@ class Calibration:
 
 
 def _figures_of(device: Device) -> dict[str, Any]:
-    """Name and numbers of a device; this machine's have no curves, and are whole cores."""
-    return {key: value for key, value in asdict(device).items() if value is not None and key != "core_share"}
+    """Name, numbers and linear layers of a device; this machine's have no other curves, and are whole cores."""
+    figures = {key: value for key, value in asdict(device).items() if value is not None and key not in (*_MEASURED_FORMATS, "core_share")}
+    return figures | (_formats_of(device) if device.linear else {})
+
+
+_MEASURED_FORMATS = ("linear", "inference_fixed_s", "reread")
+"""What older calibrations do not have."""
+
+
+def _formats_of(device: Device) -> dict[str, Any]:
+    return {
+        "linear": [curve.to_dict() for curve in device.linear],
+        "inference_fixed_s": device.inference_fixed_s,
+        "reread": [list(row) for row in device.reread],
+    }
 
 
 def _device_of(data: Mapping[str, Any]) -> Device:
-    numbers: dict[str, Any] = {key: _number(value) for key, value in data.items() if key != "name"}
-    return Device(name=str(data["name"]), **numbers)
+    numbers: dict[str, Any] = {key: _number(value) for key, value in data.items() if key not in ("name", "linear", "reread")}
+    linear = tuple(LinearCurve.from_dict(curve) for curve in data.get("linear", ()))
+    reread = tuple((_number(size), _number(seconds)) for size, seconds in data.get("reread", ()))
+    return Device(name=str(data["name"]), **numbers, linear=linear, reread=reread)
 
 
 def _number(value: Any) -> float:
@@ -146,7 +162,7 @@ def fit_device(rows: Sequence[KernelRow], name: str, memory_bytes: float) -> tup
     products = [row for row in rows if row.direction in ("forward", "backward")]
     columns = [[*_directions(row, row.launches), float(row.direction == "backward"), row.flop, row.moved_bytes] for row in products]
     measured = np.array([row.measured_s for row in products])
-    solution = _fit(columns, measured)
+    solution = fit_relative(columns, measured)
     forward_s, backward_s, backward_fixed_s, flop_s, byte_s = solution
     error = float(np.median(np.abs(np.array(columns) @ np.array(solution) / measured - 1)))
     optimizer_launch_s, optimizer_byte_s = _fit_linear(rows, "optimizer")
@@ -173,11 +189,11 @@ def _directions(row: KernelRow, value: float) -> tuple[float, float]:
 
 def _fit_linear(rows: Sequence[KernelRow], direction: str) -> tuple[float, float]:
     chosen = [row for row in rows if row.direction == direction]
-    launch_s, byte_s = _fit([[row.launches, row.moved_bytes] for row in chosen], np.array([row.measured_s for row in chosen]))
+    launch_s, byte_s = fit_relative([[row.launches, row.moved_bytes] for row in chosen], np.array([row.measured_s for row in chosen]))
     return launch_s, byte_s
 
 
-def _fit(columns: Sequence[Sequence[float]], measured_s: np.ndarray) -> list[float]:
+def fit_relative(columns: Sequence[Sequence[float]], measured_s: np.ndarray) -> list[float]:
     """Non-negative coefficients that minimise the sum of squared relative errors."""
     from scipy.optimize import nnls
 

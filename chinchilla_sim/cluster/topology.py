@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import networkx as nx
 
-from chinchilla_sim.cluster.curves import CollectiveTables, ProductCurve
+from chinchilla_sim.cluster.curves import CollectiveTables, LinearCurve, ProductCurve, Table
 from chinchilla_sim.cluster.symmetry import Peeled, find_islands, slot_classes
 from chinchilla_sim.errors import Mistake, ScenarioError
 
@@ -57,6 +57,9 @@ class Device:
     `quantized_flop_per_s` is the peak of products with weights where they run in fp8
     (0: they do not). A device with a `core_share` below 1 is a core that the kernel gives out in portions: full speed until its share
     of a period is used up, then none until the next; its rates are what it sustains, what was measured on a whole core takes 1 / that.
+    `linear` are measured linear layers, by number format, on a whole core. `inference_fixed_s` takes the place of `forward_fixed_s`
+    where nothing is kept for a backward pass (0: not measured). `reread` are (bytes, seconds per byte) of weights of so many bytes that
+    are read again and again: more than fit into a cache come from farther away.
     """
 
     name: str
@@ -86,6 +89,13 @@ class Device:
     quantized_flop_per_s: float = 0.0
     peak_bytes_per_s: float = 0.0
     core_share: float = 1.0
+    linear: tuple[LinearCurve, ...] = ()
+    inference_fixed_s: float = 0.0
+    reread: Table = ()
+
+    def curve_of(self, number_format: str) -> LinearCurve | None:
+        """Measured linear layers whose weights are in this format."""
+        return next((curve for curve in self.linear if curve.format == number_format), None)
 
     def with_core_share(self, share: float) -> Device:
         """The same device with only that share of its core's time: what it sustains is less, what is fixed takes longer.
@@ -98,6 +108,11 @@ class Device:
         rates = {name: getattr(self, name) * share for name in _CORE_RATES}
         return replace(self, **rates, **{name: getattr(self, name) / share for name in _CORE_SECONDS}, core_share=self.core_share * share)
 
+    def for_inference(self, profiled: bool = False) -> Device:
+        """The same device where nothing is kept for a backward pass; measured tasks (`profiled`) add up to whole passes already."""
+        fixed_s = 0.0 if profiled else self.inference_fixed_s
+        return replace(self, forward_fixed_s=fixed_s) if self.inference_fixed_s else self
+
     @property
     def usable_memory_bytes(self) -> float:
         """What tensors can have: an accelerator's context comes out of its memory first."""
@@ -109,6 +124,7 @@ _CORE_SECONDS = (
     "forward_launch_s",
     "backward_launch_s",
     "forward_fixed_s",
+    "inference_fixed_s",
     "backward_fixed_s",
     "step_fixed_s",
     "optimizer_launch_s",
@@ -192,6 +208,12 @@ class Cluster:
     quotas: tuple[Quota, ...] = ()
     spot_offers: Mapping[str, SpotOffer] = field(default_factory=dict)
     hosts: tuple[Host, ...] = ()
+
+    def for_inference(self, profiled: bool = False) -> Cluster:
+        """The same cluster where nothing is kept for a backward pass; `profiled` as of its devices."""
+        crowded = {count: device.for_inference(profiled) for count, device in self.crowded.items()}
+        same = {id(device): device.for_inference(profiled) for device in self.devices}
+        return replace(self, devices=tuple(same[id(device)] for device in self.devices), crowded=crowded)
 
     @property
     def rank_count(self) -> int:

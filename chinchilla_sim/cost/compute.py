@@ -1,6 +1,8 @@
 """Seconds of computation on one device (additive roofline, or a measured curve where a device has one: products.py).
 
     kernel       t = launches * launch_s + flop / flop_per_s + bytes / memory_bandwidth
+    linear layer, forward: as measured in the number format of its weight, where the device has that (linear.py)
+    other kernels with weights in another format: the weight is unpacked first, 8 B per value and pass, where the device has formats
     group        sum of its kernels
     microbatch   sum of its kernels + forward_fixed_s or backward_fixed_s, and what the host program takes beside (with_host_s)
     accumulation of a gradient into an existing one reads both and writes one: 3 P bytes
@@ -14,12 +16,16 @@ were measured, loading weights does not hide behind products (64x784x512 and 8x7
 
 from __future__ import annotations
 
-from math import prod
+from math import log, prod
 
-from chinchilla_sim.cluster.curves import ProductCurve
+from numpy import interp
+
+from chinchilla_sim.cluster.curves import LinearCurve, ProductCurve
 from chinchilla_sim.cluster.topology import Device
+from chinchilla_sim.cost.linear import FP32, linear_s
 from chinchilla_sim.cost.products import product_s, stream_s
-from chinchilla_sim.graph.task import Task
+from chinchilla_sim.graph.operators import LOOKUPS
+from chinchilla_sim.graph.task import ROUNDS, Task
 
 FP32_BYTES = 4
 SHALLOWEST = 4.0
@@ -44,6 +50,13 @@ HOST_CORNER = 2.5
 
 MIXED_BYTES_PER_VALUE = 12.0
 """An update of fp32 masters beside 2-byte weights: gradients become fp32 (2 + 4), weights are rounded (2), and the norm reads all (4)."""
+
+UNPACKING = {"bf16": (1, 2.0), "int8": (2, 1.0), "int8-static": (2, 1.0), "int8-weights": (2, 1.0), "int4": (6, 0.5)}
+"""Kernels that make plain weights of packed ones (`runtime/number_formats.py`), and bytes that a packed value has."""
+
+ROUNDING_PASSES = 9
+"""Kernels that round a tensor, each of which reads and writes it: scales, division, rounding, limits, back again, difference and sum."""
+ROUNDS_INPUT = ("int8", "int8-static")
 
 OPTIMIZER_BYTES_PER_VALUE = {"adam": 28.0, "sgd": 12.0, "sgd-momentum": 20.0}
 
@@ -77,11 +90,65 @@ def _forward_kernel_s(task: Task, scale: float, device: Device) -> float:
             _is_aligned(task, depth),
             _is_quantized(task, device),
         )
+    measured_s = _linear_s(task, scale, device)
+    if measured_s is not None:
+        return measured_s + _rounding_s(task, scale, device)
     return (
         task.launch_count * device.forward_launch_s
         + scale * task.forward_flop / device.flop_per_s
         + moved / device.memory_bandwidth_bytes_per_s
+        + _unpacking_s(task, device)
+        + _rounding_s(task, scale, device)
     )
+
+
+def is_measured(task: Task, device: Device) -> bool:
+    """Whether the device was measured in a linear layer's number format."""
+    return _curve_of(task, device) is not None
+
+
+def _curve_of(task: Task, device: Device) -> LinearCurve | None:
+    if task.op != "linear" or not device.linear or not task.shapes:
+        return None
+    return device.curve_of(task.weight_format or (FP32 if task.output_bytes == FP32_BYTES * prod(task.shapes[0]) else ""))
+
+
+def _linear_s(task: Task, scale: float, device: Device) -> float | None:
+    """Seconds of a linear layer whose number format the device was measured in; None for all else."""
+    curve = _curve_of(task, device)
+    if curve is None:
+        return None
+    *batch, outputs = task.shapes[0]
+    return linear_s(curve, scale * prod(batch), _depth(task), outputs) / device.core_share
+
+
+def _unpacking_s(task: Task, device: Device) -> float:
+    """Seconds in which a kernel that knows no packed weights gets them as plain ones, every time anew; lookups unpack only the rows."""
+    if not task.weight_format or not device.linear or task.op == "linear":
+        return 0.0
+    passes, stored_bytes = UNPACKING[task.weight_format]
+    values = task.output_bytes / FP32_BYTES if task.op in LOOKUPS else task.weight_bytes / stored_bytes
+    return passes * (device.elementwise_launch_s + 2.0 * FP32_BYTES * values / device.elementwise_bandwidth_bytes_per_s)
+
+
+def rereading_s(task: Task, held_bytes: float, device: Device) -> float:
+    """Seconds more that a kernel takes to read its weights where all weights between two uses of them have `held_bytes`.
+
+    What was measured of a kernel was measured with its own weights alone.
+    """
+    if not device.reread or not task.weight_bytes or held_bytes <= task.weight_bytes or task.op in LOOKUPS:
+        return 0.0
+    sizes, seconds = zip(*device.reread, strict=True)
+    alone, together = (float(interp(log(size), [log(one) for one in sizes], seconds)) for size in (task.weight_bytes, held_bytes))
+    return task.weight_bytes * max(0.0, together - alone) / device.core_share
+
+
+def _rounding_s(task: Task, scale: float, device: Device) -> float:
+    """Seconds in which a layer that is trained for integer weights rounds them, and an int8 one its input."""
+    if ROUNDS not in (attributes := dict(task.attributes)):
+        return 0.0
+    moved = [task.weight_bytes, *([scale * (task.read_bytes - task.weight_bytes)] if attributes[ROUNDS] in ROUNDS_INPUT else [])]
+    return ROUNDING_PASSES * sum(device.elementwise_launch_s + 2.0 * size / device.elementwise_bandwidth_bytes_per_s for size in moved)
 
 
 def _backward_kernel_s(task: Task, scale: float, device: Device) -> float:

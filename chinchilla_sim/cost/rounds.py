@@ -8,7 +8,7 @@ round before; of messages (pairwise, posted) only when it has sent those of the 
     tree               all-reduce 2 log2 p rounds of n, up and down a binomial tree: few hops, for small messages
     direct             all-to-all p - 1 rounds of n/p
     pairwise           p - 1 messages of each member, one behind the other: all-gather of n, reduce-scatter of n/p (the owner adds up)
-    posted             the same, with receives that were posted before anyone came to send
+    posted             the same, with receives that were posted when the step began
 
 A hop takes the latency, under rendezvous the receiver's "ready" back as well (not where it was posted long ago), and the backend's
 fixed time of a hop of its own collectives, or of a message.

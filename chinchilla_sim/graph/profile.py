@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
+
+from chinchilla_sim.graph.task import NARROW, Task, TaskGraph
 
 ANY_DEVICE = ""
 ACCELERATOR = "accelerator"
@@ -60,7 +62,8 @@ class Profile:
     `scales` are factors on a task's forward and backward seconds, wherever those are from: what runs taught, kept in a file of its own.
     `memory_bytes` is what a task occupies on its device, `colocated` puts tasks of the same class on one device,
     `variants` are choices per task, `source` says where the figures come from. Before a step a rank takes `input_s` to get its part of the
-    global batch; each pass of a stage begins with `pass_start_s` (forward, backward; empty: not measured).
+    global batch; each pass of a stage begins with `pass_start_s` (forward, backward; empty: not measured). `tasks` are the ones that were
+    measured, where those that are planned are of a variant of that model, and `held_bytes` the parameters of that model.
     """
 
     times: tuple[TaskTime, ...] = ()
@@ -71,6 +74,8 @@ class Profile:
     input_s: float = 0.0
     scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     pass_start_s: tuple[float, ...] = ()
+    tasks: Mapping[str, Task] = field(default_factory=dict)
+    held_bytes: float = 0.0
 
     @cached_property
     def _rows(self) -> dict[tuple[str, str, int], list[TaskTime]]:
@@ -88,6 +93,20 @@ class Profile:
             _at(microbatch_size, [(row.microbatch_size, row.forward_s) for row in rows]),
             _at(microbatch_size, [(row.microbatch_size, row.backward_s) for row in rows]),
         )
+
+    def of_variant(self, whole: TaskGraph, variant: TaskGraph) -> Profile:
+        """This profile of a `whole` model for a variant of it: a task takes of what was measured what formulas say of both.
+
+        The first of two low-rank factors stands beside the task that became two.
+        """
+        kernels = {kernel.name: kernel for task in whole.tasks for kernel in task.kernels}
+        origin = {
+            name: name.removesuffix(NARROW) for name in variant.position if name not in kernels and name.removesuffix(NARROW) in kernels
+        }
+        narrow = {source: name for name, source in origin.items()}
+        times = [replace(row, task=narrow[row.task]) for row in self.times if row.task in narrow]
+        tasks = kernels | {name: kernels[source] for name, source in origin.items()}
+        return replace(self, times=(*self.times, *times), tasks=tasks, held_bytes=whole.total_parameter_bytes)
 
     @cached_property
     def measured_tasks(self) -> frozenset[str]:

@@ -22,6 +22,12 @@ VALUE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
 """Bytes of one value at each precision of a job."""
 
 WEIGHT_PREFIX = "weight:"
+FORMAT = "weight_format"
+"""Attribute of tasks that read a weight which is stored in another number format than the graph's."""
+NARROW = "_narrow"
+"""End of the name of the first of two low-rank factors, behind that of the task that became two."""
+ROUNDS = "rounds_to"
+"""Attribute of tasks that round a weight, and perhaps their input, to integers as they compute: training for such weights."""
 INPUT_OP = "input"
 LOSS_OP = "loss"
 FUSED_LOSS = ("fused", True)
@@ -95,6 +101,11 @@ class Task:
     def backward_flop(self) -> float:
         """Flop of the whole backward pass: one product per operand that needs a gradient."""
         return self.input_gradient_flop + self.weight_gradient_flop
+
+    @property
+    def weight_format(self) -> str:
+        """Number format of the weight that it reads, "" for the graph's own."""
+        return str(dict(self.attributes).get(FORMAT, ""))
 
     @property
     def kernels(self) -> tuple[Task, ...]:

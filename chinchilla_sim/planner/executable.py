@@ -11,9 +11,6 @@ from chinchilla_sim.scenario.search import SearchSpec
 
 ACTIVATION_CODECS = tuple(name for name in CODECS if name not in GRADIENTS_ONLY)
 FSDP_CODECS = ("none", "fp16", "bf16")
-RUN_FORMATS = (None, "bf16", "int8")
-"""Formats of weights that compressed variants can be run in."""
-
 PLAYED: Mapping[str, tuple[object, ...]] = {
     "sequence_parallel": (False,),
     "context_parallel_degrees": (1,),
@@ -63,7 +60,7 @@ def variant_mistakes(search: SearchSpec, training: bool) -> list[Mistake]:
     """Compressed variants that cannot be run, where the search is to keep to what can."""
     if not search.executable:
         return []
-    return _foreign("variants", [one.describe() for one in search.variants if training or one.quantize not in RUN_FORMATS])
+    return _foreign("variants", [one.describe() for one in search.variants if training and one.quantize == "bf16"])
 
 
 def _foreign(key: str, words: list[str]) -> list[Mistake]:

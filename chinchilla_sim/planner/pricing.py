@@ -51,7 +51,8 @@ class Pricer:
         self._device_pricers: dict[tuple[int, bool, int, int], Pricer] = {}
         self.value_bytes = graph.value_bytes
         kernels = {kernel.name: kernel for task in whole.tasks for kernel in task.kernels} if whole else {}
-        self._task_seconds = TaskSeconds(graph.batch_size, self.profile, kernels)
+        held_bytes = graph.total_parameter_bytes if job.kind == "inference" else 0.0
+        self._task_seconds = TaskSeconds(graph.batch_size, self.profile, kernels, held_bytes)
         self._holdings_from: dict[tuple[int, str], list[Holding]] = {}
         self._stage_prices: dict[tuple[object, ...], StagePrice] = {}
         self._exchanges = Exchanges(cluster)
@@ -81,7 +82,7 @@ class Pricer:
         if key not in self._device_pricers:
             part = shard_graph(self.graph, *key)
             # What was measured was measured whole, and says nothing of what devices hold.
-            profile = Profile(self.profile.times, scales=self.profile.scales)
+            profile = replace(self.profile, memory_bytes={}, colocated={}, variants={}, input_s=0.0)
             self._device_pricers[key] = Pricer(part.graph, self.cluster, self.job, profile, part, self.graph)
         return self._device_pricers[key]
 

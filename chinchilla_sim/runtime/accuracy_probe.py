@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from chinchilla_sim.errors import Mistake, RunError, ScenarioError
 from chinchilla_sim.graph.compress import AS_IT_IS as PLAIN
-from chinchilla_sim.graph.compress import compress
+from chinchilla_sim.graph.compress import Variant, compress
 from chinchilla_sim.graph.contract import TrainingJob, factory_of, load_job
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.trace import trace_job
@@ -28,8 +28,10 @@ from chinchilla_sim.planner.partition import allowed_cuts
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.runtime.batches import global_batches
 from chinchilla_sim.runtime.codecs import MessageCodec, TensorSpec
+from chinchilla_sim.runtime.dtypes import run_dtype
 from chinchilla_sim.runtime.short_training import Change, ShortTraining, whole_plan
-from chinchilla_sim.runtime.stages import Stage, cut_stages, run_dtype, variant_module
+from chinchilla_sim.runtime.stages import Stage, cut_stages
+from chinchilla_sim.runtime.whole_variant import variant_module
 from chinchilla_sim.scenario.schema import Scenario
 
 CPU = torch.device("cpu")
@@ -96,25 +98,30 @@ class AccuracyProbe:
     def _train(self, change: Change, seed: int) -> tuple[nn.Module, ShortRun]:
         """A model after all steps, and what was seen of it on the way."""
         model, steps = self.fresh_model(seed), self.protocol.steps
-        seen = [(0, self._evaluate(model))]
         if not steps:
-            return model, self._short_run(change, seed, seen)
+            return model, self._short_run(change, seed, [(0, self._evaluate(model))])
         trainer = self.trainer(model, change)
+        seen = [(0, self._evaluate(self._variant_of(trainer.whole(), change)))]
         marks = {round(steps * number / self.protocol.evaluations) for number in range(1, self.protocol.evaluations + 1)}
         for done, (inputs, targets) in enumerate(self.batches(seed, steps), start=1):
             trainer.step(inputs, targets, done - 1)
             if done in marks:
-                trainer.settle()
-                seen.append((done, self._evaluate(model)))
+                seen.append((done, self._evaluate(self._variant_of(trainer.whole(), change))))
         return model, replace(self._short_run(change, seed, seen), sent_bytes=trainer.sent_bytes, plain_bytes=trainer.plain_bytes)
 
     def trainer(self, model: nn.Module, change: Change) -> ShortTraining:
         """A model in training with a change; RunError where the runtime cannot play it."""
-        if change.variant != PLAIN:
-            raise RunError("compressed variants cannot be trained yet: measure them for inference")
         replicas = self.protocol.replicas
-        plan = self.plan(change.activations != "none", self.spec.global_batch_size // replicas, training=True)
-        return ShortTraining(self.job, self.spec, self.protocol.steps, whole_plan(plan, self.spec, replicas, change), model)
+        plan = self.plan(change.activations != "none", self.spec.global_batch_size // replicas, True, change.variant)
+        whole = whole_plan(plan, self.spec, replicas, change)
+        return ShortTraining(self.job, self.spec, self.protocol.steps, whole, model, change.variant)
+
+    def _variant_of(self, model: nn.Module, change: Change) -> nn.Module:
+        """The model, or its variant with the same weights."""
+        if change.variant == PLAIN:
+            return model
+        plan = self.plan(False, self.spec.global_batch_size, training=False)
+        return variant_module(self.job, model, plan, CPU, change.variant)
 
     def batches(self, seed: int, steps: int) -> Iterator[tuple[Any, Any]]:
         """As many global batches as there are steps, over as many epochs as that takes."""
@@ -148,9 +155,9 @@ class AccuracyProbe:
         metrics = {name: tuple(row[name][0] for _, row in seen) for name in seen[0][1]}
         return ShortRun(change.name, seed, tuple(steps for steps, _ in seen), metrics)
 
-    def plan(self, halves: bool, samples: int, training: bool) -> Plan:
+    def plan(self, halves: bool, samples: int, training: bool, variant: Variant = PLAIN) -> Plan:
         """The plan of one virtual replica: all tasks in one stage, or in two on two ranks."""
-        graph = self.graph(training)
+        graph = compress(self.graph(training), variant)
         stages = halves_of(graph, training) if halves else (tuple(task.name for task in graph.compute_tasks),)
         return Plan(
             stages=stages,
@@ -167,8 +174,7 @@ class AccuracyProbe:
         """A trained model, with a change of inference made to it."""
         model = deepcopy(model)
         if change.variant != PLAIN:
-            plan = self.plan(False, self.spec.global_batch_size, training=False)
-            return variant_module(self.job, model, plan, CPU, change.variant)
+            return self._variant_of(model, change)
         plan = self.plan(True, max(2, self.spec.global_batch_size), training=False)
         return CodedModel(cut_stages(self.job, model, plan, (0, 1), CPU, dynamic=True), change.activations)
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from chinchilla_sim.graph.contract import TrainingJob
 from chinchilla_sim.graph.trace import as_tuple
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.runtime.stages import cast_floating
+from chinchilla_sim.runtime.dtypes import cast_floating, weights_dtype
+
+CALIBRATION_SAMPLES = 512
 
 
 def global_batches(chunks: Any, size: int) -> Iterator[tuple[Any, Any]]:
@@ -26,6 +31,13 @@ def global_batches(chunks: Any, size: int) -> Iterator[tuple[Any, Any]]:
 def batch_length(batch: Any) -> int:
     """Samples of a batch (a tensor or a tuple of them)."""
     return len(batch[0]) if isinstance(batch, tuple | list) else len(batch)
+
+
+def calibration_inputs(job: TrainingJob, model: nn.Module, size: int, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+    """The first CALIBRATION_SAMPLES samples of the training data in parts of `size` samples, the same on every rank."""
+    inputs = (inputs for inputs, _ in global_batches(job.batches("train", 0, 0), size))
+    for part in islice(inputs, max(1, CALIBRATION_SAMPLES // size)):
+        yield tuple(cast_floating(tensor.to(device), weights_dtype(model)) for tensor in as_tuple(part))
 
 
 class Shares:

@@ -6,12 +6,18 @@ In a loop of its own, or behind a sweep through 4 MB of data alone, packing 16,3
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from statistics import median
+from time import monotonic
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 SAMPLES, POSITIONS, WIDTH, WORDS = 4, 32, 64, 512
 HEADS = 4
+KERNEL_BUDGET_S = 0.01
 
 
 class Interlude:
@@ -28,6 +34,25 @@ class Interlude:
         cross_entropy(self.network(self.words), self.targets).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+
+def median_s(run: Callable[[int], float], minimum: int = 15) -> float:
+    """Median of what `run(i)` returns behind other work, after a warm-up, for at least `minimum` times and KERNEL_BUDGET_S."""
+    interlude = Interlude()
+    for index in range(5):
+        run(index)
+    times: list[float] = []
+    while len(times) < minimum or sum(times) < KERNEL_BUDGET_S:
+        interlude()
+        times.append(run(len(times)))
+    return median(times)
+
+
+def timed(function: Callable[[], Any]) -> float:
+    """Seconds of a call."""
+    start_s = monotonic()
+    function()
+    return monotonic() - start_s
 
 
 class _Network(nn.Module):

@@ -29,28 +29,29 @@ from chinchilla_sim.cluster.curves import Table
 from chinchilla_sim.cluster.topology import Device
 from chinchilla_sim.cost.codec import CODECS
 from chinchilla_sim.cost.compute import OPTIMIZER_BYTES_PER_VALUE, accumulation_s, backward_s, forward_s, optimizer_s
-from chinchilla_sim.graph.task import TaskGraph
+from chinchilla_sim.graph.task import LOSS_OP, TaskGraph
 from chinchilla_sim.graph.zoo import linear_task, mlp, relu_task
 from chinchilla_sim.planner.action import RECEIVES, SENDS, Action, Op
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.program import lower
 from chinchilla_sim.runtime.codecs import encode
+from chinchilla_sim.runtime.format_probe import REREAD_BYTES, SWEPT_VALUES, format_rows, linear_curves, reread_s_per_byte, swept_median_s
 from chinchilla_sim.runtime.groups import Groups, seat_of
-from chinchilla_sim.runtime.interlude import Interlude
+from chinchilla_sim.runtime.interlude import median_s, timed
 from chinchilla_sim.runtime.interpreter import Interpreter
 from chinchilla_sim.runtime.launch import launch_ranks
+from chinchilla_sim.runtime.passes import Passes
 from chinchilla_sim.runtime.recorder import Recorder
 from chinchilla_sim.runtime.stages import cut_stages
 from chinchilla_sim.runtime.updates import StageUpdate
 from chinchilla_sim.runtime.worker import prepare_process
 
+INFERENCE_WIDTHS = (64, 512, 16)
 LAYERS = ((784, 512), (512, 10), (256, 256), (1024, 1024), (64, 64))
 BATCHES = (8, 16, 32, 64, 256)
 OPTIMIZER_SIZES = (1_000, 100_000, 400_000, 2_000_000)
 ELEMENT_SIZES = (1_000, 32_768, 400_000, 2_000_000)
 MESSAGE_BYTES = (1_024, 16_384, 65_536, 262_144, 1_048_576, 4_194_304)
-SWEPT_VALUES = 1 << 20
-KERNEL_BUDGET_S = 0.01
 BUSY_S = 0.001
 REFERENCE_WIDTHS = (512, 1024, 32)
 REFERENCE_BATCH = 16
@@ -69,7 +70,10 @@ def measure_machine(rank_count: int) -> Calibration:
         rows = _median_rows([record["kernels"][str(count)] for record in records[:count]])
         device, errors[count] = fit_device(rows, f"{key.cpu}, {count} busy", _memory_bytes() / rank_count)
         steps = {m: median(record["steps"][str(count)][str(m)] for record in records[:count]) for m in REFERENCE_COUNTS}
-        devices[count] = fit_fixed_times(device, steps)
+        curves = linear_curves([record["linear"][str(count)] for record in records[:count]])
+        reread = tuple(zip(REREAD_BYTES, _medians([record["reread"][str(count)] for record in records[:count]]), strict=True))
+        pass_s = median(record["passes"][str(count)] for record in records[:count])
+        devices[count] = fit_inference(fit_fixed_times(replace(device, linear=curves, reread=reread), steps), pass_s)
     if rank_count > 1:
         message_s = median(record["program_message_s"] for record in records[:2])
         devices = {count: replace(device, host_message_s=message_s) for count, device in devices.items()}
@@ -123,6 +127,16 @@ def fit_fixed_times(device: Device, reference_step_s: dict[int, float]) -> Devic
     return replace(device, forward_fixed_s=forward_s, backward_fixed_s=backward_s, step_fixed_s=step_s)
 
 
+def fit_inference(device: Device, pass_s: float) -> Device:
+    """Fixed seconds of a forward pass alone: what one sample takes through a network of the measured sizes beyond its kernels."""
+    graph = mlp(INFERENCE_WIDTHS, 1, training=False)
+    return replace(device, inference_fixed_s=max(1e-9, pass_s - sum(forward_s(task, 1.0, device) for task in graph.compute_tasks)))
+
+
+def _medians(by_rank: Sequence[Sequence[float]]) -> list[float]:
+    return [median(same) for same in zip(*by_rank, strict=True)]
+
+
 def _task_s(graph: TaskGraph, device: Device) -> Iterator[float]:
     for task in graph.compute_tasks:
         yield forward_s(task, 1.0, device) + backward_s(task, 1.0, device)
@@ -136,11 +150,22 @@ def _measure_rank(folder: Path) -> None:
     torch.manual_seed(0)
     dist.init_process_group("gloo", timeout=timedelta(seconds=120))
     rank, rank_count = dist.get_rank(), dist.get_world_size()
-    record: dict[str, Any] = {"kernels": {}, "steps": {}, "transfers": [], "collectives": {"all_reduce": {}, "all_gather": {}}}
+    record: dict[str, Any] = {
+        "kernels": {},
+        "linear": {},
+        "reread": {},
+        "passes": {},
+        "steps": {},
+        "transfers": [],
+        "collectives": {"all_reduce": {}, "all_gather": {}},
+    }
     for count in busy_counts(rank_count):
         dist.barrier()
         if rank < count:
             record["kernels"][count] = [asdict(row) for row in _kernels()]
+            record["linear"][count] = [asdict(row) for row in format_rows()]
+            record["reread"][count] = [reread_s_per_byte(size) for size in REREAD_BYTES]
+            record["passes"][count] = _pass_s()
             record["steps"][count] = {m: _reference_step_s(m) for m in REFERENCE_COUNTS}
     for count in [count for count in busy_counts(rank_count) if count > 1]:
         group = dist.new_group(list(range(count)))
@@ -158,24 +183,6 @@ def _measure_rank(folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def _median_s(run: Callable[[int], float], minimum: int = 15) -> float:
-    """Median of what `run(i)` returns behind other work, after a warm-up, for at least `minimum` times and KERNEL_BUDGET_S."""
-    interlude = Interlude()
-    for index in range(5):
-        run(index)
-    times: list[float] = []
-    while len(times) < minimum or sum(times) < KERNEL_BUDGET_S:
-        interlude()
-        times.append(run(len(times)))
-    return median(times)
-
-
-def _timed(function: Callable[[], Any]) -> float:
-    start_s = monotonic()
-    function()
-    return monotonic() - start_s
-
-
 def _kernels() -> Iterator[KernelRow]:
     for inputs, outputs in LAYERS:
         for batch in BATCHES:
@@ -191,11 +198,11 @@ def _linear_rows(batch: int, inputs: int, outputs: int) -> Iterator[KernelRow]:
     plain, tracked = torch.randn(batch, inputs), torch.randn(batch, inputs, requires_grad=True)
 
     def forward(_: int) -> float:
-        return _timed(lambda: linear(plain, layer.weight, layer.bias))
+        return timed(lambda: linear(plain, layer.weight, layer.bias))
 
     def backward(x: Tensor) -> float:
         output = linear(x, layer.weight, layer.bias)
-        seconds = _timed(lambda: torch.autograd.backward(output, upstream))
+        seconds = timed(lambda: torch.autograd.backward(output, upstream))
         layer.zero_grad()
         x.grad = None
         return seconds
@@ -203,9 +210,9 @@ def _linear_rows(batch: int, inputs: int, outputs: int) -> Iterator[KernelRow]:
     for tracking, x in ((False, plain), (True, tracked)):
         task = linear_task(batch, inputs, outputs, input_needs_gradient=tracking)
         moved = task.backward_read_bytes + task.backward_written_bytes
-        seconds = _median_s(lambda _, x=x: backward(x))  # type: ignore[misc]
+        seconds = median_s(lambda _, x=x: backward(x))  # type: ignore[misc]
         yield KernelRow("backward", 1 + tracking, task.backward_flop, moved, seconds)
-    yield KernelRow("forward", 1, task.forward_flop, task.read_bytes + task.written_bytes, _median_s(forward))
+    yield KernelRow("forward", 1, task.forward_flop, task.read_bytes + task.written_bytes, median_s(forward))
 
 
 def _relu_rows() -> Iterator[KernelRow]:
@@ -213,15 +220,15 @@ def _relu_rows() -> Iterator[KernelRow]:
         task = relu_task(size)
         x = torch.randn(size, requires_grad=True)
         upstream = torch.randn(size)
-        yield KernelRow("forward", 1, 0.0, task.read_bytes + task.written_bytes, _median_s(lambda _, x=x: _timed(lambda: relu(x))))  # type: ignore[misc]
+        yield KernelRow("forward", 1, 0.0, task.read_bytes + task.written_bytes, median_s(lambda _, x=x: timed(lambda: relu(x))))  # type: ignore[misc]
 
         def backward(_: int, x: Tensor = x, upstream: Tensor = upstream) -> float:
             output = relu(x)
-            seconds = _timed(lambda: torch.autograd.backward(output, upstream))
+            seconds = timed(lambda: torch.autograd.backward(output, upstream))
             x.grad = None
             return seconds
 
-        yield KernelRow("backward", 1, 0.0, task.backward_read_bytes + task.backward_written_bytes, _median_s(backward))
+        yield KernelRow("backward", 1, 0.0, task.backward_read_bytes + task.backward_written_bytes, median_s(backward))
 
 
 def _optimizer_rows() -> Iterator[KernelRow]:
@@ -229,7 +236,7 @@ def _optimizer_rows() -> Iterator[KernelRow]:
         parameter = nn.Parameter(torch.randn(size))
         parameter.grad = torch.randn(size)
         for kind, optimizer in (("adam", torch.optim.Adam([parameter], fused=True)), ("sgd", torch.optim.SGD([parameter], fused=True))):
-            seconds = _median_s(lambda _, optimizer=optimizer: _timed(optimizer.step))  # type: ignore[misc]
+            seconds = median_s(lambda _, optimizer=optimizer: timed(optimizer.step))  # type: ignore[misc]
             yield KernelRow("optimizer", 1, 0.0, OPTIMIZER_BYTES_PER_VALUE[kind] * size, seconds)
 
 
@@ -237,22 +244,25 @@ def _element_rows() -> Iterator[KernelRow]:
     for size in ELEMENT_SIZES:
         values = torch.randn(size)
         halves = [values[: size // 2], values[size // 2 :]]
-        yield KernelRow("elementwise", 1, 0.0, 8.0 * size, _median_s(lambda _, halves=halves: _timed(lambda: torch.cat(halves))))  # type: ignore[misc]
+        yield KernelRow("elementwise", 1, 0.0, 8.0 * size, median_s(lambda _, halves=halves: timed(lambda: torch.cat(halves))))  # type: ignore[misc]
         for name in ("bf16", "int8"):
             codec = CODECS[name]
-            seconds = _median_s(lambda _, name=name, values=values: _timed(lambda: encode(name, values)))  # type: ignore[misc]
+            seconds = median_s(lambda _, name=name, values=values: timed(lambda: encode(name, values)))  # type: ignore[misc]
             yield KernelRow("elementwise", codec.encode_kernels, 0.0, codec.encode_bytes * size, seconds)
 
 
 class _ReferenceJob:
     """A network whose kernels are known: what its steps take beyond them is the interpreter's own."""
 
+    def __init__(self, widths: tuple[int, int, int] = REFERENCE_WIDTHS) -> None:
+        self.widths = widths
+
     def model(self) -> nn.Module:
-        inputs, hidden, outputs = REFERENCE_WIDTHS
+        inputs, hidden, outputs = self.widths
         return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
     def example_batch(self, size: int) -> tuple[Tensor, Tensor]:
-        return torch.rand(size, REFERENCE_WIDTHS[0]), torch.zeros(size, dtype=torch.int64)
+        return torch.rand(size, self.widths[0]), torch.zeros(size, dtype=torch.int64)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(outputs, targets)
@@ -280,7 +290,7 @@ def _reference_rank(rank: int, stage_count: int, microbatch_count: int) -> tuple
 def _reference_step_s(microbatch_count: int) -> float:
     """Seconds of a step of the reference job on one rank, through the interpreter."""
     _, step = _reference_rank(0, 1, microbatch_count)
-    return _median_s(lambda _: _timed(step), minimum=50)
+    return median_s(lambda _: timed(step), minimum=50)
 
 
 def _program_message_s(rank: int) -> float:
@@ -288,7 +298,7 @@ def _program_message_s(rank: int) -> float:
     player, step = _reference_rank(rank, 2, REFERENCE_COUNTS[-1])
     seconds: dict[Op, list[float]] = {}
 
-    def timed(play: Callable[[Action], None]) -> Callable[[Action], None]:
+    def with_time(play: Callable[[Action], None]) -> Callable[[Action], None]:
         def play_timed(action: Action) -> None:
             start_s = thread_time()
             play(action)
@@ -297,10 +307,20 @@ def _program_message_s(rank: int) -> float:
         return play_timed
 
     for op in SENDS | RECEIVES:
-        player.replace_player(op, timed)
+        player.replace_player(op, with_time)
     for _ in range(MESSAGE_STEPS):
         step()
     return sum(median(times) for times in seconds.values()) / len(seconds)
+
+
+def _pass_s() -> float:
+    """Seconds of a forward pass of one sample through a network of INFERENCE_WIDTHS, as a rank runs it."""
+    names = tuple(task.name for task in mlp(INFERENCE_WIDTHS, 1).compute_tasks if task.op != LOSS_OP)
+    plan = Plan((names,), ((0,),), (0,), 1, 1, "forward", ("none",), ())
+    job = _ReferenceJob(INFERENCE_WIDTHS)
+    (stage,) = cut_stages(job, job.model(), plan, (0,), torch.device("cpu"))
+    passes, source = Passes(stage, None), torch.rand(1, INFERENCE_WIDTHS[0])
+    return swept_median_s(lambda _: timed(lambda: passes.infer((source,))), minimum=50)
 
 
 def _transfer_s(size: int, rank: int) -> float:
@@ -340,7 +360,7 @@ def _all_gather_s(size: int, count: int, group: Any) -> float:
 def _after_computing(function: Callable[[], Any]) -> float:
     """Seconds of a collective that every rank joins after the same time of computation."""
     compute_for(BUSY_S)
-    return _timed(function)
+    return timed(function)
 
 
 def compute_for(duration_s: float) -> None:

@@ -20,18 +20,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.fx import Interpreter, Node
+from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from chinchilla_sim.graph.compress import AS_IT_IS, Variant
 from chinchilla_sim.graph.contract import TrainingJob, factory_of, load_job
 from chinchilla_sim.graph.profile import Profile, TaskTime
 from chinchilla_sim.graph.task import LOSS_OP, Task
-from chinchilla_sim.graph.trace import as_tuple, export_module, graph_of
+from chinchilla_sim.graph.trace import as_tuple
 from chinchilla_sim.runtime.batches import global_batches
 from chinchilla_sim.runtime.interlude import Interlude
 from chinchilla_sim.runtime.launch import launch_ranks
 from chinchilla_sim.runtime.probe import busy_counts
-from chinchilla_sim.runtime.whole_passes import in_context
+from chinchilla_sim.runtime.whole_passes import in_context, variant_of
 from chinchilla_sim.runtime.worker import prepare_process
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.schema import Scenario
@@ -55,9 +56,9 @@ def measure_tasks(scenario: Scenario, rank_count: int) -> Profile:
             forward_s, backward_s, spread = (median(row[key] for row in rows) for key in ("forward_s", "backward_s", "spread"))
             times.append(TaskTime(rows[0]["task"], rows[0]["size"], forward_s, backward_s, busy_ranks=count, spread=spread))
     input_s = median(record["input_s"] for record in records)
-    forward_s, backward_s = (median(column) for column in zip(*(record["pass_start_s"] for record in records), strict=True))
+    starts = tuple(median(column) for column in zip(*(record["pass_start_s"] for record in records), strict=True))
     source = f"measured here, torch {torch.__version__}"
-    return Profile(tuple(times), source=source, input_s=input_s, pass_start_s=(forward_s, backward_s))
+    return Profile(tuple(times), source=source, input_s=input_s, pass_start_s=starts)
 
 
 def microbatch_sizes(global_batch_size: int) -> list[int]:
@@ -85,11 +86,11 @@ def _measure_rank(folder: Path) -> None:
     for count in busy_counts(rank_count):
         dist.barrier()
         if rank < count:
-            training = scenario.job.kind == "training"
+            training, variant = scenario.job.kind == "training", Variant(**scenario.model.compression.changes)
             sizes = microbatch_sizes(scenario.job.global_batch_size)
-            timed = [in_context(profile_tasks(job, size, training), job, size, training) for size in sizes]
-            record[count] = [row for rows, _ in timed for row in rows]
-            record["pass_start_s"] = [median(column) for column in zip(*(start for _, start in timed), strict=True)]
+            measured = [in_context(profile_tasks(job, size, training, variant), job, size, training, variant) for size in sizes]
+            record[count] = [row for rows, _ in measured for row in rows]
+            record["pass_start_s"] = [median(column) for column in zip(*(start for _, start in measured), strict=True)]
     (folder / f"profile{rank}.json").write_text(json.dumps(record))
     dist.barrier()
     dist.destroy_process_group()
@@ -112,13 +113,12 @@ def input_seconds(job: TrainingJob, scenario: Scenario) -> float:
     return median(seconds[1:] or seconds or [0.0])
 
 
-def profile_tasks(job: TrainingJob, size: int, training: bool) -> list[dict[str, Any]]:
+def profile_tasks(job: TrainingJob, size: int, training: bool, variant: Variant = AS_IT_IS) -> list[dict[str, Any]]:
     """One row per task: its name, the microbatch size, forward and backward seconds and their spread."""
     torch.manual_seed(0)
     model = job.model().train(training)
     inputs, targets = job.example_batch(size)
-    exported = export_module(model, as_tuple(inputs))
-    graph = graph_of(model, list(exported.graph.nodes), size, training, "profile")
+    exported, graph = variant_of(job, model, size, training, variant)
     profiler = _Profiler(exported, {task.name: task for task in graph.tasks})
     outputs = profiler.run(*as_tuple(inputs))
     rows = [{"task": name, "size": size} | times for name, times in profiler.times.items()]
@@ -130,7 +130,7 @@ def profile_tasks(job: TrainingJob, size: int, training: bool) -> list[dict[str,
 class _Profiler(Interpreter):
     """Runs an exported model and times every task on the way."""
 
-    def __init__(self, module: torch.fx.GraphModule, tasks: dict[str, Task]) -> None:
+    def __init__(self, module: GraphModule, tasks: dict[str, Task]) -> None:
         super().__init__(module)
         self.tasks = tasks
         self.times: dict[str, dict[str, float]] = {}
@@ -162,7 +162,7 @@ class _Profiler(Interpreter):
             if not isinstance(leaf, Node):
                 wants.append(False)
             elif leaf.op == "get_attr":
-                wants.append(bool(self.env[leaf].requires_grad))
+                wants.append(bool(getattr(self.env[leaf], "requires_grad", False)))
             else:
                 wants.append(leaf.name in self.tasks and self.tasks[leaf.name].needs_gradient)
         return tuple(wants)

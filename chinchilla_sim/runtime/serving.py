@@ -30,10 +30,11 @@ from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.planner.serving import ClosedLoop, Load, demand_of, priced_sizes, with_batch
 from chinchilla_sim.runtime.batches import batch_length
 from chinchilla_sim.runtime.codecs import MessageCodec, TensorSpec
+from chinchilla_sim.runtime.dtypes import cast_floating, run_dtype
 from chinchilla_sim.runtime.engines import Engine
 from chinchilla_sim.runtime.groups import process_of
 from chinchilla_sim.runtime.line import Batch, Counter, OwnText, SharedLine, Source, opened_line
-from chinchilla_sim.runtime.stages import Stage, cast_floating, cut_stages, run_dtype
+from chinchilla_sim.runtime.stages import Stage, cut_stages
 from chinchilla_sim.runtime.training import RankRun
 
 ORDERS = "requests.json"

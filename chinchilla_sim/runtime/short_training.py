@@ -8,6 +8,7 @@ ways. Stages, passes, codecs, optimizers and data are those of real runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,9 +23,10 @@ from chinchilla_sim.planner.executable import unplayable
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.runtime.batches import Shares
 from chinchilla_sim.runtime.codecs import MessageCodec
+from chinchilla_sim.runtime.dtypes import run_dtype
 from chinchilla_sim.runtime.optimizers import set_learning_rate
 from chinchilla_sim.runtime.passes import Passes
-from chinchilla_sim.runtime.stages import Stage, cut_stages, own_parameters, run_dtype
+from chinchilla_sim.runtime.stages import Stage, cut_stages, own_parameters
 from chinchilla_sim.runtime.virtual_replicas import VirtualExchange
 from chinchilla_sim.runtime.virtual_steps import virtual_steps
 from chinchilla_sim.scenario.job import JobSpec
@@ -68,13 +70,13 @@ def whole_plan(plan: Plan, spec: JobSpec, replicas: int, change: Change) -> Plan
 class ShortTraining:
     """One model in training with virtual replicas, and one change."""
 
-    def __init__(self, job: TrainingJob, spec: JobSpec, total_steps: int, plan: Plan, model: nn.Module) -> None:
+    def __init__(self, job: TrainingJob, spec: JobSpec, total_steps: int, plan: Plan, model: nn.Module, variant: Variant = PLAIN) -> None:
         """`plan` is that of all replicas, with what is changed; the learning rate falls over `total_steps`."""
-        self.job, self.spec, self.total_steps, self.plan, self.model = job, spec, total_steps, plan, model
+        self.job, self.spec, self.total_steps, self.plan, self.model, self.variant = job, spec, total_steps, plan, model, variant
         self.replicas = plan.data_parallel_degree
         self.averaged = 1 if plan.local_steps > 1 else self.replicas
         """Replicas whose mean loss is minimized together."""
-        self.stages = cut_stages(job, model, plan, range(plan.stage_count), CPU)
+        self.stages = cut_stages(job, model, plan, range(plan.stage_count), CPU, variant=variant)
         self.passes = [Passes(stage, None) for stage in self.stages]
         self.owned = [parameter for row in own_parameters(self.stages) for parameter in row]
         self._owner = {parameter.data_ptr(): parameter for parameter in self.owned}
@@ -93,7 +95,7 @@ class ShortTraining:
         """The same as it is."""
         if self.boundary:
             return Boundary(self.stages[0], "none").wire_bytes
-        return VirtualExchange("none", self.owned, self.replicas).wire_bytes
+        return VirtualExchange("none", list(self.model.parameters()), self.replicas).wire_bytes
 
     def step(self, inputs: Any, targets: Any, done: int) -> float:
         """One optimizer step on a global batch, after so many others; returns its mean loss."""
@@ -112,9 +114,15 @@ class ShortTraining:
         self.steps.end(done)
         return loss
 
-    def settle(self) -> None:
-        """Let the model's weights be what a run would end with: the mean, where replicas have their own."""
+    def whole(self) -> nn.Module:
+        """The model with the weights of a run that ends here: the mean of replicas that have their own; all that a variant lacks too."""
         self.steps.settle()
+        if self.variant == PLAIN:
+            return self.model
+        state = {name: tensor for stage in self.stages for name, tensor in stage.state().items()}
+        whole = deepcopy(self.model)
+        whole.load_state_dict(whole.state_dict() | self.stages[0].expand(state))
+        return whole
 
     def _pass(self, inputs: tuple[Tensor, ...], targets: Any) -> float:
         """Forward and backward of one replica's share."""

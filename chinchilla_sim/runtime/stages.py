@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -28,16 +29,20 @@ from chinchilla_sim.graph.compress import AS_IT_IS, Variant
 from chinchilla_sim.graph.contract import TrainingJob
 from chinchilla_sim.graph.shard import shard_graph
 from chinchilla_sim.graph.task import LOSS_OP, Task, TaskGraph
-from chinchilla_sim.graph.trace import DTYPE_OF, as_tuple, export_module, graph_of, shape_of
+from chinchilla_sim.graph.trace import as_tuple, export_module, graph_of, shape_of
 from chinchilla_sim.planner.buckets import bucket_ends, trained_sizes
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.recompute import Blocks
 from chinchilla_sim.planner.sharing import shared_names
+from chinchilla_sim.runtime.batches import calibration_inputs
 from chinchilla_sim.runtime.codecs import TensorSpec
 from chinchilla_sim.runtime.deferred import WeightTape, defer
 from chinchilla_sim.runtime.division import Divider, Placed
+from chinchilla_sim.runtime.dtypes import cast_floating, weights_dtype
 from chinchilla_sim.runtime.lanes import Lanes
-from chinchilla_sim.runtime.variants import MADE_OF_WEIGHTS, make_variant
+from chinchilla_sim.runtime.quantized import MADE_OF_WEIGHTS
+from chinchilla_sim.runtime.surgery import has, value_of
+from chinchilla_sim.runtime.variants import State, make_variant
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,8 @@ class Stage:
     weight gradients are on `tape` after I. `shared` are its parameters that other stages train too, by number of their set.
     Weights have `dtype`. `modules` have the model's names for what is in the segments, where those do not (empty: the segments do).
     A `dynamic` stage takes any number of samples; the specs are those of a full microbatch.
-    With tensor parallelism `divider` says how this lane's parts of weights and tensors are cut.
+    With tensor parallelism `divider` says how this lane's parts of weights and tensors are cut. `expand` makes weights of the whole
+    model of those of all stages, where they are a variant's.
     """
 
     segments: tuple[Segment, ...]
@@ -84,6 +90,7 @@ class Stage:
     input_divided: tuple[bool, ...] = ()
     output_divided: tuple[bool, ...] = ()
     divider: Divider | None = None
+    expand: Callable[[State], State] = dict
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         tensors = inputs
@@ -138,29 +145,27 @@ def cut_stages(
     with `lanes` (tensor parallelism) they hold this lane's parts of what is divided.
     """
     size, model = plan.microbatch_size, model.train(plan.training)
-    exported, dynamic = _export(model, example_inputs(job, model, size, device), dynamic, size)
+    exported, dynamic = export_for_run(model, example_inputs(job, model, size, device), dynamic, size)
     nodes = list(exported.graph.nodes)
     graph = graph_of(model, nodes, size, plan.training, name="run")
+    expand: Callable[[State], State] = dict
     if variant != AS_IT_IS:
-        exported, graph = make_variant(exported, graph, variant)
+        made = make_variant(exported, graph, variant, partial(calibration_inputs, job, model, size, device))
+        exported, graph, expand = made.exported, made.graph, made.expand
     _check(plan, graph)
     divider = Divider(exported, model, graph, lanes) if lanes else None
     cutter = _Cutter(exported, graph, plan, weights_dtype(model), dynamic, divider)
-    stages = [cutter.cut(number) for number in numbers]
+    stages = [replace(cutter.cut(number), expand=expand) for number in numbers]
     _separate_gradients(stages)
-    parameters = divider.parameters if divider else dict(model.named_parameters(remove_duplicate=False))
+    parameters = divider.parameters if divider else _parameters_of(exported, model, graph)
     _find_shared(stages, parameters, plan, graph)
     return stages
 
 
-def variant_module(job: TrainingJob, model: nn.Module, plan: Plan, device: torch.device, variant: Variant) -> nn.Module:
-    """The whole variant of a model in one module, which takes any number of samples; RunError where torch.export cannot trace it so."""
-    size = max(2, plan.microbatch_size)
-    exported, dynamic = _export(model.eval(), example_inputs(job, model, size, device), True, size)
-    if not dynamic:
-        raise RunError("torch.export traces this model for one number of samples only: its variant cannot be evaluated")
-    made, _ = make_variant(exported, graph_of(model, list(exported.graph.nodes), size, False, name="run"), variant)
-    return GraphModule(made, made.graph)
+def _parameters_of(exported: GraphModule, model: nn.Module, graph: TaskGraph) -> dict[str, nn.Parameter]:
+    """Parameters by all names that the model and the task graph have for them; those of a variant are its own."""
+    made = {name: value_of(exported, name) for name in graph.weights if has(exported, name)}
+    return dict(model.named_parameters(remove_duplicate=False)) | {k: v for k, v in made.items() if isinstance(v, nn.Parameter)}
 
 
 def example_inputs(job: TrainingJob, model: nn.Module, size: int, device: torch.device) -> tuple[Tensor, ...]:
@@ -169,12 +174,7 @@ def example_inputs(job: TrainingJob, model: nn.Module, size: int, device: torch.
     return tuple(cast_floating(tensor.to(device), weights_dtype(model)) for tensor in as_tuple(inputs))
 
 
-def weights_dtype(model: nn.Module) -> torch.dtype:
-    """What the model computes with: the type of its first parameter that is no whole number."""
-    return next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
-
-
-def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool, size: int) -> tuple[GraphModule, bool]:
+def export_for_run(model: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool, size: int) -> tuple[GraphModule, bool]:
     """The exported model, and whether it takes any number of samples."""
     if dynamic and size > 1:
         try:
@@ -197,16 +197,6 @@ def _drop_empty_slices(exported: GraphModule) -> None:
 
 def _keeps_all(node: Node) -> bool:
     return tuple(map(str, node.meta["val"].shape)) == tuple(map(str, node.all_input_nodes[0].meta["val"].shape))
-
-
-def cast_floating(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor at another precision, unless it holds whole numbers."""
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
-def run_dtype(precision: str) -> torch.dtype:
-    """What a job of this precision computes with."""
-    return DTYPE_OF[precision]
 
 
 def _check(plan: Plan, graph: TaskGraph) -> None:

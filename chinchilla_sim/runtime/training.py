@@ -28,6 +28,7 @@ from chinchilla_sim.runtime.batches import Shares, batch_length, global_batches
 from chinchilla_sim.runtime.checkpoint import Checkpoints
 from chinchilla_sim.runtime.clock import clock_name, read_offset
 from chinchilla_sim.runtime.continuation import Position, restore_random, take_up
+from chinchilla_sim.runtime.dtypes import run_dtype
 from chinchilla_sim.runtime.engines import Engine, plan_of_plain_stages
 from chinchilla_sim.runtime.fully_sharded import shard_stage
 from chinchilla_sim.runtime.groups import Groups, make_groups, process_of, seat_of
@@ -38,8 +39,10 @@ from chinchilla_sim.runtime.memory import MemoryProbe, batch_bytes, optimizer_te
 from chinchilla_sim.runtime.optimizers import make_optimizer, set_learning_rate
 from chinchilla_sim.runtime.parts import first_names
 from chinchilla_sim.runtime.recorder import Recorder
-from chinchilla_sim.runtime.stages import Stage, cut_stages, own_parameters, run_dtype, variant_module
+from chinchilla_sim.runtime.sparsity import Masks
+from chinchilla_sim.runtime.stages import Stage, cut_stages, own_parameters
 from chinchilla_sim.runtime.updates import StageUpdate, stage_update
+from chinchilla_sim.runtime.whole_variant import variant_module
 
 if TYPE_CHECKING:
     from chinchilla_sim.runtime.torch_engine import TorchEngine
@@ -57,7 +60,7 @@ class RankRun:
         self.job: TrainingJob = load_job(*factory_of(file.scenario), to_run=True)
         self.model = self._model()
         self.names = first_names(self.model)
-        self.variant = Variant(**file.scenario.model.compression.model_dump())
+        self.variant = Variant(**file.scenario.model.compression.changes)
         self.recorder = Recorder(self.plan.group_width)
         degree = self.plan.tensor_parallel_degree
         self.lanes = Lanes(self.groups.lanes, degree, self.seat.lane) if degree > 1 else None
@@ -67,6 +70,7 @@ class RankRun:
         self.interpreter = self._make_engine()
         self.shares = Shares(self.plan, self.seat.replica, device, run_dtype(self.spec.precision))
         self.total_steps = self._total_steps()
+        self.masks = self._make_masks()
         self.losses: list[float] = []
         self.epoch_s: list[float] = []
         self.metrics: dict[str, float] = {}
@@ -121,11 +125,18 @@ class RankRun:
         return updates
 
     def _total_steps(self) -> int:
-        """Steps of the whole run, which learning rates fall over; 0 where they do not fall."""
-        if self.spec.learning_rate_schedule == "constant" or not self.plan.training:
+        """Steps of all epochs, which learning rates fall over and zeros spread over; 0 where nobody asks."""
+        if not self.plan.training or (self.spec.learning_rate_schedule == "constant" and not self.variant.sparsity):
             return 0
         samples = sum(batch_length(inputs) for inputs, _ in self.job.batches("train", self.spec.seed, 0))
         return samples // self.spec.global_batch_size * self.spec.epochs
+
+    def _make_masks(self) -> Masks | None:
+        """What keeps values at zero, where a sparse variant is trained."""
+        if not self.plan.training or not self.variant.sparsity:
+            return None
+        parameters = [parameter for owned in own_parameters(self.stages) for parameter in owned]
+        return Masks(parameters, self.variant.sparsity, min(self.total_steps, self.spec.total_steps or self.total_steps))
 
     @property
     def steps(self) -> int:
@@ -183,6 +194,8 @@ class RankRun:
             if not self.plan.exchanges_in(self.steps):
                 step = partial(step, exchanging=False)
             loss = self.memory.play(step, partial(self._held_bytes, inputs, targets))
+            if self.masks:
+                self.masks.after_step(self.steps)
             if self.interpreter.last and self.plan.training:
                 self.losses.append(loss)
 
@@ -242,6 +255,7 @@ class RankRun:
             return {}
         for owner in filter(None, owners):
             ours |= dict(self._receive_weights(owner))
+        ours = self.stages[0].expand(ours)
         # A tied weight has the name that its stage uses. What no stage uses, such as a frozen buffer, stays as it was.
         found = {self.names.get(path, path): tensor for path, tensor in ours.items()}
         return {path: found.get(self.names.get(path, path), tensor) for path, tensor in self.model.state_dict().items()}

@@ -18,19 +18,26 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 
+from chinchilla_sim.graph.compress import AS_IT_IS, Variant
 from chinchilla_sim.graph.contract import TrainingJob
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.trace import as_tuple, export_module, graph_of
 from chinchilla_sim.planner.action import Action, Op
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.program import lower
+from chinchilla_sim.runtime.batches import calibration_inputs
+from chinchilla_sim.runtime.format_probe import swept_median_s
 from chinchilla_sim.runtime.groups import Groups, seat_of
 from chinchilla_sim.runtime.interlude import Interlude
+from chinchilla_sim.runtime.interlude import timed as elapsed
 from chinchilla_sim.runtime.interpreter import Interpreter
+from chinchilla_sim.runtime.passes import Passes
 from chinchilla_sim.runtime.recorder import Recorder
 from chinchilla_sim.runtime.stages import cut_stages, own_parameters
 from chinchilla_sim.runtime.updates import stage_update
+from chinchilla_sim.runtime.variants import make_variant
 
 STAGES = 3
 WARM_UP = 2
@@ -44,36 +51,40 @@ LEAST_SHARE = 0.2
 Rows = list[dict[str, Any]]
 
 
-def in_context(rows: Rows, job: TrainingJob, size: int, training: bool) -> tuple[Rows, tuple[float, float]]:
-    """Rows of all tasks, scaled so that they add up to what whole passes take but for their start; and that, forward and backward."""
-    whole = pass_seconds(job, size, training, 1)
-    cut = pass_seconds(job, size, training, STAGES) if training else None
-    scaled, starts = rows, []
-    for index, key in enumerate(("forward_s", "backward_s")):
-        start_s = max(0.0, (cut[0][index] - whole[0][index]) / (cut[1] - 1)) if cut and cut[1] > 1 else 0.0
-        total_s, whole_s = sum(row[key] for row in rows), whole[0][index]
-        scale = max(whole_s - start_s, LEAST_SHARE * whole_s) / total_s if total_s and whole_s else 1.0
-        scaled = [row | {key: row[key] * scale} for row in scaled]
+def in_context(rows: Rows, job: TrainingJob, size: int, training: bool, variant: Variant = AS_IT_IS) -> tuple[Rows, tuple[float, ...]]:
+    """Rows of all tasks, scaled so that they add up to what whole passes take but for their start; and that, forward and backward.
+
+    In inference a pass begins as it does on any device: no start is told.
+    """
+    if not training:
+        return _scaled(rows, "forward_s", inference_seconds(job, size, variant)), ()
+    whole, _ = pass_seconds(job, size, 1, variant)
+    cut, stage_count = pass_seconds(job, size, STAGES, variant)
+    starts = []
+    for key, whole_s, cut_s in zip(("forward_s", "backward_s"), whole, cut, strict=True):
+        start_s = max(0.0, (cut_s - whole_s) / (stage_count - 1)) if stage_count > 1 else 0.0
+        rows = _scaled(rows, key, max(whole_s - start_s, LEAST_SHARE * whole_s))
         starts.append(start_s)
-    return scaled, (starts[0], starts[1])
+    return rows, tuple(starts)
 
 
-def pass_seconds(job: TrainingJob, size: int, training: bool, stage_count: int) -> tuple[tuple[float, float], int]:
+def _scaled(rows: Rows, key: str, whole_s: float) -> Rows:
+    total_s = sum(row[key] for row in rows)
+    return [row | {key: row[key] * whole_s / total_s} for row in rows] if total_s else rows
+
+
+def pass_seconds(job: TrainingJob, size: int, stage_count: int, variant: Variant = AS_IT_IS) -> tuple[tuple[float, float], int]:
     """Median seconds of a forward and a backward pass of one microbatch through all stages, and how many stages there are."""
     torch.manual_seed(0)
-    model, cpu = job.model().train(training), torch.device("cpu")
+    model, cpu = job.model().train(), torch.device("cpu")
     inputs, targets = job.example_batch(size)
-    graph = graph_of(model, list(export_module(model, as_tuple(inputs)).graph.nodes), size, training, "profile")
-    names = cut_evenly(graph, stage_count)
+    names = cut_evenly(variant_of(job, model, size, True, variant)[1], stage_count)
     count = len(names)
-    schedule = "looped-bfs" if training else "forward"
-    plan = Plan(names, ((0,),) * count, (0,), 2 * size, 2, schedule, ("none",) * count, ("none",) * (count - 1))
+    plan = Plan(names, ((0,),) * count, (0,), 2 * size, 2, "looped-bfs", ("none",) * count, ("none",) * (count - 1))
     seat, groups = seat_of(plan, 0), Groups()
-    stages = cut_stages(job, model, plan, tuple(range(count)), cpu)
-    updates = {}
-    if training:
-        pairs = zip(stages, own_parameters(stages), strict=True)
-        updates = {stage.number: stage_update(plan, stage, owned, seat, groups, _plain_descent) for stage, owned in pairs}
+    stages = cut_stages(job, model, plan, tuple(range(count)), cpu, variant=variant)
+    pairs = zip(stages, own_parameters(stages), strict=True)
+    updates = {stage.number: stage_update(plan, stage, owned, seat, groups, _plain_descent) for stage, owned in pairs}
     rank = Interpreter(plan, lower(plan).actions[0], seat, stages, job.loss, updates, groups, Recorder(), cpu)
     timed = _Timed(rank, idle_s=IDLE_S if count > 1 else 0.0)
     begun_s = monotonic()
@@ -84,6 +95,27 @@ def pass_seconds(job: TrainingJob, size: int, training: bool, stage_count: int) 
             timed.seconds.clear()
         rank.step([as_tuple(inputs)] * 2, [targets] * 2)
     return (timed.total_s(Op.F), timed.total_s(Op.B)), count
+
+
+def inference_seconds(job: TrainingJob, size: int, variant: Variant = AS_IT_IS) -> float:
+    """Median seconds of a forward pass of so many samples through the whole model, which requests wait for."""
+    torch.manual_seed(0)
+    model, inputs = job.model().eval(), as_tuple(job.example_batch(size)[0])
+    names = tuple(task.name for task in variant_of(job, model, size, False, variant)[1].compute_tasks)
+    plan = Plan((names,), ((0,),), (0,), size, 1, "forward", ("none",), ())
+    (stage,) = cut_stages(job, model, plan, (0,), torch.device("cpu"), variant=variant)
+    passes = Passes(stage, None)
+    return swept_median_s(lambda _: elapsed(lambda: passes.infer(inputs)))
+
+
+def variant_of(job: TrainingJob, model: nn.Module, size: int, training: bool, variant: Variant) -> tuple[GraphModule, TaskGraph]:
+    """The exported model and its graph, compressed."""
+    exported = export_module(model, as_tuple(job.example_batch(size)[0]))
+    graph = graph_of(model, list(exported.graph.nodes), size, training, "profile")
+    if variant == AS_IT_IS:
+        return exported, graph
+    made = make_variant(exported, graph, variant, lambda: calibration_inputs(job, model, size, torch.device("cpu")))
+    return made.exported, made.graph
 
 
 def _plain_descent(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:

@@ -34,13 +34,6 @@ def find_mistakes(scenario: Table) -> Iterator[Mistake]:
     yield from _check_quotas(_table(scenario, "cluster"), _table(scenario, "search"))
     yield from _check_spot(_table(scenario, "cluster"), _table(scenario, "job"), _table(scenario, "search"))
     yield from _check_variants(_table(scenario, "model"), _table(scenario, "search"))
-    formats = [("model.compression", _table(_table(scenario, "model"), "compression"))]
-    formats += [(f"search.{place}", variant) for place, variant in _tables(_table(scenario, "search"), "variants")]
-    for where, compression in formats:
-        weight_format = compression.get("quantize")
-        if weight_format in ("int8", "int4") and _table(scenario, "job").get("kind", "training") == "training":
-            what = f"is {weight_format!r}, but integer weights have no gradient and cannot be trained"
-            yield Mistake(f"{where}.quantize", what, 'write job.kind = "inference", or quantize = "bf16"')
 
 
 def suggest(name: str, known: Collection[str], cutoff: float = 0.6) -> str:

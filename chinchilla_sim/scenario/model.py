@@ -1,7 +1,7 @@
 """[model]: the neural network, given in one of four ways, and a smaller variant of it."""
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import Field
 
@@ -10,7 +10,7 @@ from chinchilla_sim.scenario.table import Table
 
 ModelKind = Literal["builtin", "factory", "formula", "graph"]
 Builtin = Literal["mnist_mlp", "huggingface", "bert", "dlrm", "fraud", "gpt", "resnet", "translation", "unet"]
-WeightFormat = Literal["bf16", "int8", "int4"]
+WeightFormat = Literal["bf16", "int8", "int8-static", "int8-weights", "int4"]
 Formula = Literal[
     "mlp",
     "chain",
@@ -53,9 +53,31 @@ class CompressionSpec(Table):
     low_rank: float = Field(
         default=0.0, ge=0, lt=1, description="Share of the values of each layer's weight that two low-rank factors save.", examples=[0.5]
     )
-    quantize: WeightFormat | None = Field(
-        default=None, description="Format of the weights; int8 and int4 for inference only.", examples=["int8"]
+    sparsity: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the values of every matrix that is zero, the least ones. It makes the file smaller, and nothing faster; "
+        "in training it rises step by step over the first half of the run.",
+        examples=[0.8],
     )
+    quantize: WeightFormat | None = Field(
+        default=None,
+        description="Format of the weights; training only rounds to integers. Linear layers compute in bf16 or int8 (int8 quantizes inputs "
+        "as they come, int8-static by scales from training data); int8-weights and int4 store integers and compute in bf16.",
+        examples=["int8"],
+    )
+    fine_tune_epochs: int = Field(
+        default=0,
+        ge=0,
+        description="Epochs that `validate variants` trains on behind this compression, before it measures accuracy.",
+        examples=[5],
+    )
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What is done to the model, by key; how it is trained afterwards is no part of it."""
+        return self.model_dump(exclude={"fine_tune_epochs"})
 
     def describe(self) -> str:
         """A few words, such as `pruned 50 %, int8 weights`; `as it is` where nothing is done.
@@ -66,6 +88,7 @@ class CompressionSpec(Table):
         words = ["shared weights"] * self.share_weights + ["tied embeddings"] * self.tie_embeddings
         words += [f"pruned {self.prune:.0%}".replace("%", " %")] * (self.prune > 0)
         words += [f"low rank, {self.low_rank:.0%} of values saved".replace("%", " %")] * (self.low_rank > 0)
+        words += [f"{self.sparsity:.0%} of values zero".replace("%", " %")] * (self.sparsity > 0)
         words += [f"{self.quantize} weights"] * (self.quantize is not None)
         return ", ".join(words) or "as it is"
 

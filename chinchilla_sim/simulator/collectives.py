@@ -14,7 +14,7 @@ from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.collective import interpolate_s, window_excess_s
 from chinchilla_sim.cost.rounds import MESSAGES, hop_s, rounds_of
 from chinchilla_sim.planner.prices import Exchange
-from chinchilla_sim.simulator.activities import ActivityGraph, FlowSpec
+from chinchilla_sim.simulator.activities import NO_ACTIVITY, ActivityGraph, FlowSpec
 
 MOST_FLOWS = 4096
 
@@ -92,14 +92,17 @@ def _add_messages(
     payload: float,
     entry: int,
 ) -> int:
-    """Every member's messages to the others, one behind the other."""
+    """Every member's messages to the others, one behind the other; receives that are posted were so when the step began."""
     flows: list[int] = []
+    posted = algorithm == "posted" and cluster.backend.rendezvous
     sent: dict[int, int] = {}
     for transfers in rounds_of(kind, algorithm, len(order), payload):
         for source, target, size in transfers:
             slots = order[source], order[target]
             flow = _add_flow(graph, cluster, slots, size, rank_of_slot)
             graph.link(entry, flow, hop_s(cluster, algorithm, *slots))
+            if posted:
+                graph.link(NO_ACTIVITY, flow, cluster.latency_s(*reversed(slots)) + cluster.latency_s(*slots))
             if source in sent:
                 graph.link(sent[source], flow)
             sent[source] = flow

@@ -167,7 +167,16 @@ def _scaled(names: tuple[str, ...], factor: float) -> Callable[[Device], Device]
 
 def _fewer_launches(device: Device) -> Device:
     curve = replace(device.products, launch_s=device.products.launch_s / 2) if device.products else None
-    return replace(_scaled(LAUNCHES, 0.5)(device), products=curve)
+    return replace(_scaled(LAUNCHES, 0.5)(device), products=curve, linear=tuple(one.scaled(launch=0.5) for one in device.linear))
+
+
+def _faster_products(device: Device) -> Device:
+    return replace(_scaled(RATES, 1.1)(device), linear=tuple(one.scaled(flop=1 / 1.1) for one in device.linear))
+
+
+def _wider_memory(device: Device) -> Device:
+    reread = tuple((size, seconds / 1.1) for size, seconds in device.reread)
+    return replace(_scaled(MEMORY_RATES, 1.1)(device), linear=tuple(one.scaled(byte=1 / 1.1) for one in device.linear), reread=reread)
 
 
 def _links(inside: bool, latency: float = 1.0, bandwidth: float = 1.0) -> Callable[[Cluster], Cluster | None]:
@@ -204,8 +213,8 @@ def _tables(tables: CollectiveTables, latency: float, bandwidth: float) -> Colle
 
 
 WHAT_IFS: dict[str, Callable[[Cluster], Cluster | None]] = {
-    "flop/s + 10 %": _devices(_scaled(RATES, 1.1)),
-    "memory bandwidth + 10 %": _devices(_scaled(MEMORY_RATES, 1.1)),
+    "flop/s + 10 %": _devices(_faster_products),
+    "memory bandwidth + 10 %": _devices(_wider_memory),
     "kernel launch / 2": _devices(_fewer_launches),
     "host program / 2": _devices(_scaled(HOST, 0.5)),
     "fixed time per step gone": _devices(_scaled(("step_fixed_s",), 0.0)),

@@ -18,6 +18,7 @@ from chinchilla_sim.cluster.calibration import (
     save_calibration,
     stale_entries,
 )
+from chinchilla_sim.cluster.curves import LinearCurve
 from chinchilla_sim.cluster.topology import Device
 from chinchilla_sim.errors import ScenarioError
 
@@ -159,3 +160,15 @@ def test_figures_in_a_file_are_numbers(calibration: Calibration) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"transfer_latency_s": "fast"}))
     with pytest.raises(ScenarioError):
         load_calibration(path)
+
+
+def test_formats_are_kept_and_may_be_missing() -> None:
+    """A stored calibration has its linear layers in every format; one from before has none, and inference its old fixed time."""
+    curve = LinearCurve("int8", 1e-6, 1e-11, 2e-11, 3e-11, (1, 8), (64,), (16,), (1.0, 1.1))
+    measured = replace(PLANTED, linear=(curve,), inference_fixed_s=9e-6, reread=((1e6, 1e-11), (2e6, 2e-11)))
+    before, now = (
+        Calibration(MachineKey("cpu", 2, "torch", 1), "2026-11-28", {1: device}, 1e-6, 1e9, {}) for device in (PLANTED, measured)
+    )
+    assert Calibration.from_dict(json.loads(json.dumps(now.to_dict()))) == now
+    assert Calibration.from_dict(before.to_dict()).device(1) == PLANTED and "linear" not in before.to_dict()["devices"]["1"]
+    assert measured.for_inference().forward_fixed_s == 9e-6 and PLANTED.for_inference() == PLANTED

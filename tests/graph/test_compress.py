@@ -17,6 +17,7 @@ from chinchilla_sim.graph.compress.prune import prune
 from chinchilla_sim.graph.compress.quantize import packed_bytes, quantizable, quantize
 from chinchilla_sim.graph.compress.rebuild import Change, rebuild
 from chinchilla_sim.graph.compress.share import share_weights, tie_embeddings
+from chinchilla_sim.graph.compress.sparse import stored_bytes
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.trace import trace_job
 from chinchilla_sim.graph.zoo import FORMULAS, chain, mlp
@@ -276,13 +277,13 @@ def test_packed_bytes_are_those_of_torchs_packed_weights() -> None:
     assert packed_bytes((rows, columns), "bf16") == torch.zeros(rows, columns, dtype=torch.bfloat16).nbytes
 
 
-@pytest.mark.parametrize("weight_format", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("weight_format", ["bf16", "int8", "int8-static", "int8-weights", "int4"])
 @pytest.mark.parametrize("formula", PUBLISHED)
 def test_quantized_weights_are_read_packed(formula: str, weight_format: str) -> None:
     """Flop stay, each product reads exactly the bytes that its weights lose less; norms and biases stay."""
     graph = published(formula, training=False)
     small = quantize(graph, weight_format)
-    names = quantizable(graph)
+    names = quantizable(graph, weight_format)
     assert small.forward_flop == graph.forward_flop
     expected = sum(packed_bytes(graph.weights[name].shape, weight_format) for name in names)
     rest = sum(weight.bytes for name, weight in graph.weights.items() if name not in names and not weight.buffer)
@@ -291,6 +292,25 @@ def test_quantized_weights_are_read_packed(formula: str, weight_format: str) -> 
     linear = next(task for task in graph.tasks if task.op == "linear")
     lost = sum(graph.weights[name].bytes - small.weights[name].bytes for name in linear.parameters)
     assert lost > 0 and linear.read_bytes - small.tasks[small.position[linear.name]].read_bytes == pytest.approx(lost)
+
+
+def test_training_for_integers_keeps_the_weights() -> None:
+    """A trained graph rounds as it computes: bytes, flop and gradients stay, and the tasks say what they round to; bf16 is stored."""
+    graph = mlp([784, 512, 10], 64)
+    rounded = quantize(graph, "int8")
+    assert totals(rounded) == totals(graph)
+    assert [dict(task.attributes).get("rounds_to") for task in rounded.tasks if task.op == "linear"] == ["int8", "int8"]
+    assert quantize(graph, "bf16").total_parameter_bytes < graph.total_parameter_bytes
+
+
+def test_zeros_make_only_the_file_smaller() -> None:
+    """By hand: of 784 x 512 + 512 x 10 values 80 % are zero; a file has a bit for each and the rest, memory and flop stay."""
+    graph = mlp([784, 512, 10], 64)
+    sparse = compress(graph, Variant(sparsity=0.8))
+    assert sparse.digest == graph.digest and "no faster" in sparse.notes[-2]
+    values = 784 * 512 + 512 * 10
+    assert stored_bytes(graph, 0.8) == pytest.approx(values * (0.2 * 4 + 1 / 8) + 4 * (512 + 10))
+    assert stored_bytes(graph, 0.0) == graph.total_parameter_bytes
 
 
 def test_compression_ratio_is_eta() -> None:

@@ -45,7 +45,7 @@ def test_what_cannot_be_played_is_named(change: dict[str, object], words: str) -
 
 def test_all_that_is_too_wide_is_told_at_once() -> None:
     """Values that the runtime cannot play need executable = false, and every one is named."""
-    wide = SearchSpec(expert_parallel_degrees=(1, 2), activation_priorities=(4.0,), variants=(CompressionSpec(prune=0.5),))
+    wide = SearchSpec(expert_parallel_degrees=(1, 2), activation_priorities=(4.0,), variants=(CompressionSpec(prune=0.5, quantize="bf16"),))
     with pytest.raises(ScenarioError) as caught:
         find_plans(chain(2, 8, 1e9, 8.0, 8), cluster_of({}, {}), JobSpec(global_batch_size=8), wide, simulate)
     text = str(caught.value)
@@ -67,8 +67,9 @@ def test_the_search_leaves_out_what_cannot_be_played_together() -> None:
 
 
 def test_variants_that_run_may_be_searched() -> None:
-    """In inference all but int4 weights; in training none yet."""
-    search = SearchSpec(variants=(CompressionSpec(prune=0.5), CompressionSpec(quantize="int8"), CompressionSpec(quantize="int4")))
-    (inference,), (training,) = variant_mistakes(search, training=False), variant_mistakes(search, training=True)
-    assert "asks for int4 weights, which" in str(inference) and "asks for pruned 50 %, int8 weights, int4 weights, which" in str(training)
+    """In inference all; in training all but bf16 weights, which job.precision trains."""
+    search = SearchSpec(variants=(CompressionSpec(prune=0.5), CompressionSpec(quantize="int8"), CompressionSpec(quantize="bf16")))
+    assert variant_mistakes(search, training=False) == []
+    (mistake,) = variant_mistakes(search, training=True)
+    assert "asks for bf16 weights, which" in str(mistake)
     assert variant_mistakes(search.model_copy(update={"executable": False}), training=True) == []

@@ -17,6 +17,7 @@ from chinchilla_sim.planner.accuracy import AS_IT_IS, Protocol, ShortRun, load_t
 from chinchilla_sim.planner.executable import ACTIVATION_CODECS
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_file import PlanFile
+from chinchilla_sim.runtime import accuracy_probe
 from chinchilla_sim.runtime.accuracy_probe import AccuracyProbe, CodedModel, halves_of, one_thread
 from chinchilla_sim.runtime.launch import launch_ranks
 from chinchilla_sim.runtime.short_training import Change
@@ -171,13 +172,20 @@ def test_given_weights_are_evaluated_as_they_are(scenario: Scenario, tmp_path: P
     assert drop is not None and drop.low == drop.estimate == drop.high
 
 
-def test_what_cannot_be_measured_says_why(scenario: Scenario, write_scenario: Callable[..., Scenario], tmp_path: Path) -> None:
-    """A variant that cannot be trained is left out with its reason; a batch that replicas cannot share, and too few seeds, are mistakes."""
+def test_what_cannot_be_measured_says_why(
+    scenario: Scenario, write_scenario: Callable[..., Scenario], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the model cannot be made of is left out with its reason; a batch that replicas cannot share, and too few seeds, are mistakes."""
     search = scenario.search.model_copy(update={"gradient_codecs": ("none",), "activation_codecs": ("none",)})
     told: list[str] = []
-    variants = load_scenario(tmp_path / "own.toml", ["search.variants=[{prune=0.5}]"]) if write_scenario() else scenario
-    table, _ = measure_accuracy(variants, Amount(seeds=3, steps=1), tell=told.append)
-    assert list(table.refused) == ["variant: pruned 50 %"] and len(told) == 1
+    lists = ["search.variants=[{prune=0.5}]", "search.activation_codecs=['int8']"]
+    variants = load_scenario(tmp_path / "own.toml", lists) if write_scenario() else scenario
+    with monkeypatch.context() as patch:
+        patch.setattr(accuracy_probe, "allowed_cuts", lambda graph, _: [False] * len(graph.compute_tasks))
+        table, _ = measure_accuracy(variants, Amount(seeds=3, steps=2), tell=told.append)
+    assert list(table.refused) == ["activations: int8"] and len(told) == 1
+    pruned, plain = table.by_change["variant: pruned 50 %"][0], table.by_change[AS_IT_IS][0]
+    assert pruned.sent_bytes < plain.sent_bytes == pruned.plain_bytes
     with pytest.raises(ScenarioError, match="5 virtual replicas cannot share 24 samples"):
         measure_accuracy(scenario.model_copy(update={"search": search}), Amount(seeds=3, replicas=5))
     with pytest.raises(ScenarioError, match="must be at least 3"):

@@ -62,14 +62,13 @@ def test_a_wrong_model_is_refused_with_a_cure(model: Tables, mistake: str) -> No
 @pytest.mark.parametrize(
     ("compression", "mistake"),
     [
-        ({"quantize": "int8"}, "model.compression.quantize: is 'int8', but integer weights have no gradient and cannot be trained; "
-         'write job.kind = "inference", or quantize = "bf16"'),
-        ({"quantize": "int3"}, 'model.compression.quantize: must be "bf16", "int8" or "int4", not "int3"'),
+        ({"quantize": "int3"}, 'model.compression.quantize: must be "bf16", "int8", "int8-static", "int8-weights" or "int4", not "int3"'),
+        ({"sparsity": 1.0}, "model.compression.sparsity: must be less than 1, not 1.0"),
         ({"prune": 1.0}, "model.compression.prune: must be less than 1, not 1.0"),
     ],
 )  # fmt: skip
 def test_a_wrong_compression_is_refused_with_a_cure(compression: Tables, mistake: str) -> None:
-    """Integer weights cannot be trained, and nothing can be pruned whole."""
+    """Formats are named, and nothing can be pruned whole."""
     (found,) = mistakes_of(tables(model={"builtin": "mnist_mlp", "compression": compression}))
     assert found.startswith(mistake)
 

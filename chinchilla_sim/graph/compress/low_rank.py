@@ -12,7 +12,7 @@ from math import floor, prod
 
 from chinchilla_sim.graph.builder import GraphBuilder
 from chinchilla_sim.graph.compress.rebuild import Change, rebuild
-from chinchilla_sim.graph.task import WEIGHT_PREFIX, Shape, Task, TaskGraph
+from chinchilla_sim.graph.task import NARROW, WEIGHT_PREFIX, Shape, Task, TaskGraph
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 
@@ -73,7 +73,7 @@ class _Factor(Change):
         shape = list(task.shapes[0])
         shape[axis] = rank
         inner = builder.apply(
-            task.op, (operands[0], narrow), (tuple(shape),), name=f"{task.name}_narrow", module=task.module,
+            task.op, (operands[0], narrow), (tuple(shape),), name=task.name + NARROW, module=task.module,
             attributes=dict(task.attributes), output_bytes=task.output_bytes * rank / outputs, value_bytes=values,
         )  # fmt: skip
         biases = [self._moved(builder, operand) for operand in task.operands[2:]]

@@ -1,0 +1,74 @@
+"""Compressed variants of a scenario's model, simulated and then measured on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.graph.compress.sparse import stored_bytes
+from chinchilla_sim.planner.action import Op
+from chinchilla_sim.planner.plan import Plan
+from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.running import check_runnable
+from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.scenario.model import CompressionSpec
+from chinchilla_sim.scenario.schema import Scenario
+from chinchilla_sim.setting import CALIBRATION_VARIABLE, find_calibration, prepare
+from chinchilla_sim.validation.variants import SimulatedVariant, VariantCheck, check_variants
+from chinchilla_sim.workflow import calibrate
+
+
+def ensure_formats() -> tuple[str, ...]:
+    """Calibrate this machine if no calibration holds that has linear layers in all number formats; returns what there is to say."""
+    found, _ = find_calibration(1)
+    if found and found.device(1).linear:
+        return ()
+    if os.environ.get(CALIBRATION_VARIABLE):
+        return (f"${CALIBRATION_VARIABLE} names a calibration without number formats: they are simulated as smaller, not as faster",)
+    calibration, path = calibrate(max(found.devices) if found else 1)
+    return (f"measured this machine; calibration of {calibration.date} stored in {path}",)
+
+
+def compare_variants(scenario: Scenario, train: bool) -> VariantCheck:
+    """Every variant of [search], and the model as it is, on one rank of this machine."""
+    from chinchilla_sim.runtime.variant_race import race_variants
+
+    alone = _alone(scenario)
+    check_runnable(alone)
+    variants = _variants(scenario)
+    simulated = [_simulate(alone, variant) for variant in variants]
+    return check_variants(alone.job.global_batch_size, simulated, race_variants(alone, variants, train))
+
+
+def _alone(scenario: Scenario) -> Scenario:
+    """One forward pass on one rank of this machine; in fp32, the precision that variants are relative to."""
+    if scenario.job.precision != "fp32":
+        raise ScenarioError([Mistake("job.precision", "variants are compared with the model in fp32", 'write precision = "fp32"')])
+    job = scenario.job.model_copy(update={"kind": "inference", "arrivals_per_s": None, "concurrency": None, "clip_gradient_norm": None})
+    model = scenario.model.model_copy(update={"compression": CompressionSpec()})
+    return scenario.model_copy(update={"job": job, "model": model, "cluster": ClusterSpec(kind="this-machine", ranks=1)})
+
+
+def _variants(scenario: Scenario) -> Sequence[CompressionSpec]:
+    found = tuple(dict.fromkeys((CompressionSpec(), scenario.model.compression, *scenario.search.variants)))
+    if len(found) == 1:
+        cure = 'write for example variants = [{ prune = 0.5 }, { quantize = "int8" }]'
+        raise ScenarioError([Mistake("search.variants", "names no variant to compare the model with", cure)])
+    return found
+
+
+def _simulate(scenario: Scenario, variant: CompressionSpec) -> SimulatedVariant:
+    setting = prepare(scenario.model_copy(update={"model": scenario.model.model_copy(update={"compression": variant})}))
+    graph, size = setting.graph, scenario.job.global_batch_size
+    names = tuple(task.name for task in graph.compute_tasks)
+    plan = Plan((names,), ((0,),), (0,), size, 1, "forward", ("none",), ())
+    price = Pricer(graph, setting.cluster, scenario.job, setting.profile).price(plan).stages[0][0]
+    return SimulatedVariant(
+        _name(variant), graph.forward_flop, graph.total_parameter_bytes, stored_bytes(graph, variant.sparsity), price.compute_s(Op.F)
+    )
+
+
+def _name(variant: CompressionSpec) -> str:
+    tuned = f", {variant.fine_tune_epochs} epochs more" if variant.fine_tune_epochs else ""
+    return f"{variant.describe()}{tuned}"
