@@ -101,12 +101,13 @@ class AccuracyProbe:
         if not steps:
             return model, self._short_run(change, seed, [(0, self._evaluate(model))])
         trainer = self.trainer(model, change)
-        seen = [(0, self._evaluate(self._variant_of(trainer.whole(), change)))]
+        seen = [(0, self._evaluate(self._whole(trainer)))]
         marks = {round(steps * number / self.protocol.evaluations) for number in range(1, self.protocol.evaluations + 1)}
         for done, (inputs, targets) in enumerate(self.batches(seed, steps), start=1):
             trainer.step(inputs, targets, done - 1)
             if done in marks:
-                seen.append((done, self._evaluate(self._variant_of(trainer.whole(), change))))
+                trainer.settle()
+                seen.append((done, self._evaluate(self._whole(trainer))))
         return model, replace(self._short_run(change, seed, seen), sent_bytes=trainer.sent_bytes, plain_bytes=trainer.plain_bytes)
 
     def trainer(self, model: nn.Module, change: Change) -> ShortTraining:
@@ -116,12 +117,14 @@ class AccuracyProbe:
         whole = whole_plan(plan, self.spec, replicas, change)
         return ShortTraining(self.job, self.spec, self.protocol.steps, whole, model, change.variant)
 
-    def _variant_of(self, model: nn.Module, change: Change) -> nn.Module:
-        """The model, or its variant with the same weights."""
-        if change.variant == PLAIN:
-            return model
-        plan = self.plan(False, self.spec.global_batch_size, training=False)
-        return variant_module(self.job, model, plan, CPU, change.variant)
+    def _whole(self, trainer: ShortTraining) -> nn.Module:
+        """What is evaluated: the model, or its variant with the weights that it has by now."""
+        if trainer.variant == PLAIN:
+            return trainer.model
+        state = {name: tensor for stage in trainer.stages for name, tensor in stage.state().items()}
+        whole = deepcopy(trainer.model)
+        whole.load_state_dict(whole.state_dict() | trainer.stages[0].expand(state))
+        return variant_module(self.job, whole, self.plan(False, self.spec.global_batch_size, training=False), CPU, trainer.variant)
 
     def batches(self, seed: int, steps: int) -> Iterator[tuple[Any, Any]]:
         """As many global batches as there are steps, over as many epochs as that takes."""
