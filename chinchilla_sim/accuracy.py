@@ -194,5 +194,5 @@ def listed_changes(scenario: Scenario) -> list[Any]:
         changes += [Change(delay_change(delay), gradient_delay=delay) for delay in search.gradient_delays]
     changes += [Change(activation_change(codec), activations=codec) for codec in search.activation_codecs]
     variants = (scenario.model.compression, *search.variants)
-    changes += [Change(variant_change(one), variant=Variant(**one.model_dump())) for one in variants]
+    changes += [Change(variant_change(one), variant=Variant(**one.changes)) for one in variants]
     return list({change.name: change for change in changes}.values())

@@ -177,7 +177,8 @@ class AccuracyProbe:
         """A trained model, with a change of inference made to it."""
         model = deepcopy(model)
         if change.variant != PLAIN:
-            return self._variant_of(model, change)
+            plan = self.plan(False, self.spec.global_batch_size, training=False)
+            return variant_module(self.job, model, plan, CPU, change.variant)
         plan = self.plan(True, max(2, self.spec.global_batch_size), training=False)
         return CodedModel(cut_stages(self.job, model, plan, (0, 1), CPU, dynamic=True), change.activations)
 

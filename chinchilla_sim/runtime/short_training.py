@@ -8,7 +8,6 @@ ways. Stages, passes, codecs, optimizers and data are those of real runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,15 +113,9 @@ class ShortTraining:
         self.steps.end(done)
         return loss
 
-    def whole(self) -> nn.Module:
-        """The model with the weights of a run that ends here: the mean of replicas that have their own; all that a variant lacks too."""
+    def settle(self) -> None:
+        """Let the model's weights be what a run would end with: the mean, where replicas have their own."""
         self.steps.settle()
-        if self.variant == PLAIN:
-            return self.model
-        state = {name: tensor for stage in self.stages for name, tensor in stage.state().items()}
-        whole = deepcopy(self.model)
-        whole.load_state_dict(whole.state_dict() | self.stages[0].expand(state))
-        return whole
 
     def _pass(self, inputs: tuple[Tensor, ...], targets: Any) -> float:
         """Forward and backward of one replica's share."""

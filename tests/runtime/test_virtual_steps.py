@@ -55,7 +55,7 @@ def trained(scenario: Scenario, change: Change, replicas: int) -> tuple[ShortTra
     with one_thread():
         trainer = probe.trainer(probe.fresh_model(scenario.job.seed), change)
         losses = [trainer.step(*batch, done) for done, batch in enumerate(probe.batches(scenario.job.seed, STEPS))]
-    trainer.whole()
+    trainer.settle()
     return trainer, losses
 
 
