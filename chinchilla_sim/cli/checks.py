@@ -217,7 +217,7 @@ def calibrate(
     if scenario:
         calibrate_tasks(scenario, overrides, ranks, as_json)
         return
-    with busy("measuring this machine (about a minute)"):
+    with busy("measuring this machine (about 40 s)"):
         calibration, path = measure(ranks or core_count())
     for reason in stale_entries(calibration.key):
         log(f"stale calibration: {reason}")

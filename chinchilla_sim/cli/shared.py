@@ -84,7 +84,7 @@ def plan_to_run(
     scenario = file.scenario if file else load_scenario_file(source, overrides)
     with named(source):
         check_runnable(scenario)
-    with busy("measuring this machine (about a minute, once)"):
+    with busy("measuring this machine (about 40 s, once)"):
         for note in ensure_calibration(scenario):
             log(note)
     if file:

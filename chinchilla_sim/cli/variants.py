@@ -19,7 +19,8 @@ def validate_variants(
     """Make every variant of [search] on this machine, and print simulated against measured seconds of a forward pass of the global batch.
 
     Variants take turns on one rank; ratios are medians of rounds. Accuracies are those of the job's evaluate(), where the model has
-    trained weights (model.weights, or --train); a variant with fine_tune_epochs is trained on first.
+    trained weights (model.weights, or --train); a variant with fine_tune_epochs is trained on first. What is no linear layer follows from
+    plain formulas, unless `chinchilla calibrate SCENARIO` has measured the tasks of the model as it is.
 
     Parameters
     ----------
@@ -32,7 +33,7 @@ def validate_variants(
     from chinchilla_sim.variants import compare_variants, ensure_formats
 
     loaded = load_scenario_file(scenario, overrides)
-    with busy("measuring this machine (about a minute, once)"):
+    with busy("measuring this machine (about 40 s, once)"):
         for note in ensure_formats():
             log(note)
     with named(scenario), busy("measuring variants"):

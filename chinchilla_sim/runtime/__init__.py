@@ -6,11 +6,13 @@ starting it            launch, agent, start, rendezvous, parent, supervision, no
 emulated machines      testbed, namespaces, fabric, guardian
 one rank's run         training, batches, optimizers, clipping, memory, records,
                        recorder, clock, alignment
-the program            interpreter, messages, gradients, updates, agreement, groups; passes, stages, deferred
+the program            interpreter, messages, gradients, updates, agreement, groups; passes, stages, deferred, dtypes
 exchanges              exchange, posted, codecs, gradient_codecs, low_rank; sharding, fully_sharded (ZeRO)
 tensor parallelism     division, lanes
 nothing lost           checkpoint, checkpoint_files, checkpoint_reader, continuation, parts, pieces, rank_state, kills
-requests               serving, requests, line, variants
+requests               serving, requests, line
+smaller models         variants, quantized, number_formats, sparsity, surgery; whole_variant
 other forms            engines, torch_engine, engine_race; export
-measuring              probe, profiler, recording_cost; accuracy_probe, short_training, virtual_replicas, virtual_steps
+measuring              probe, format_probe, emulation, profiler, interlude, whole_passes, variant_race, recording_cost;
+                       accuracy_probe, short_training, virtual_replicas, virtual_steps
 """

@@ -19,7 +19,7 @@ from chinchilla_sim.runtime.number_formats import LINEAR
 FORMATS = (FP32, *LINEAR)
 LINEAR_ROWS, LINEAR_INPUTS, LINEAR_OUTPUTS = (1, 4, 16, 64, 256), (64, 512, 2048), (16, 128, 512, 2048)
 """Sizes of linear layers that are measured in every number format."""
-LINEAR_REPEATS = 7
+LINEAR_REPEATS, LINEAR_BUDGET_S = 7, 0.003
 REREAD_BYTES = tuple(1 << power for power in range(20, 27))
 REREAD_INPUTS = 1024
 SWEPT_VALUES = 1 << 20
@@ -40,7 +40,7 @@ def format_rows() -> Iterator[LinearRow]:
                 apply = _layer_of(number_format, weight, bias)
                 for rows in LINEAR_ROWS:
                     source = torch.rand(rows, inputs)
-                    seconds = swept_median_s(lambda _: timed(lambda: apply(source)), LINEAR_REPEATS)  # noqa: B023
+                    seconds = swept_median_s(lambda _: timed(lambda: apply(source)), LINEAR_REPEATS, LINEAR_BUDGET_S)  # noqa: B023
                     yield LinearRow(number_format, rows, inputs, outputs, seconds)
 
 
@@ -59,13 +59,13 @@ def reread_s_per_byte(size: int) -> float:
         return swept_median_s(lambda _: timed(lambda: linear(source, weight))) / size
 
 
-def swept_median_s(run: Callable[[int], float], minimum: int = 15) -> float:
-    """Median of what `run(i)` returns, after a warm-up, for at least `minimum` times and KERNEL_BUDGET_S."""
+def swept_median_s(run: Callable[[int], float], minimum: int = 15, budget_s: float = KERNEL_BUDGET_S) -> float:
+    """Median of what `run(i)` returns, after a warm-up, for at least `minimum` times and `budget_s`."""
     sweep = torch.zeros(SWEPT_VALUES)
     for index in range(5):
         run(index)
     times: list[float] = []
-    while len(times) < minimum or sum(times) < KERNEL_BUDGET_S:
+    while len(times) < minimum or sum(times) < budget_s:
         sweep.add_(1.0)
         times.append(run(len(times)))
     return median(times)
