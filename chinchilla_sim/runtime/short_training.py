@@ -25,6 +25,7 @@ from chinchilla_sim.runtime.codecs import MessageCodec
 from chinchilla_sim.runtime.dtypes import run_dtype
 from chinchilla_sim.runtime.optimizers import set_learning_rate
 from chinchilla_sim.runtime.passes import Passes
+from chinchilla_sim.runtime.sparsity import Masks
 from chinchilla_sim.runtime.stages import Stage, cut_stages, own_parameters
 from chinchilla_sim.runtime.virtual_replicas import VirtualExchange
 from chinchilla_sim.runtime.virtual_steps import virtual_steps
@@ -81,6 +82,7 @@ class ShortTraining:
         self._owner = {parameter.data_ptr(): parameter for parameter in self.owned}
         self.exchange = VirtualExchange(plan.gradient_codecs[0], self.owned, self.replicas)
         self.steps = virtual_steps(plan, spec, self.exchange)
+        self.masks = Masks(self.owned, variant.sparsity, total_steps) if variant.sparsity else None
         self.boundary = Boundary(self.stages[0], plan.activation_codecs[0]) if len(self.stages) > 1 else None
         self.shares = [Shares(plan, replica, CPU, run_dtype(spec.precision)) for replica in range(self.replicas)]
 
@@ -111,6 +113,8 @@ class ShortTraining:
         for buffer, own in zip(self.model.buffers(), kept, strict=False):
             buffer.copy_(own)
         self.steps.end(done)
+        if self.masks:
+            self.masks.after_step(done + 1)
         return loss
 
     def settle(self) -> None:

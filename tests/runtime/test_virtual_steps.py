@@ -8,6 +8,7 @@ import torch
 from chinchilla_sim.accuracy import Amount, job_of, listed_changes, measure_accuracy
 from chinchilla_sim.cost.codec import CODECS
 from chinchilla_sim.errors import RunError
+from chinchilla_sim.graph.compress import Variant
 from chinchilla_sim.planner.accuracy import Protocol
 from chinchilla_sim.runtime.accuracy_probe import AccuracyProbe, one_thread
 from chinchilla_sim.runtime.short_training import Change, ShortTraining
@@ -90,6 +91,13 @@ def test_bf16_has_masters_of_its_own_on_each_replica(scenario: Scenario) -> None
     assert {one.dtype for one in local.owned} == {torch.bfloat16} and losses[:1] == others[:1] and losses[2:] != others[2:]
     assert others == pytest.approx(trained(scenario, Change("local", **LOCAL), 2)[1], rel=0.03)
     assert local.sent_bytes == local.plain_bytes / 4 and plain.sent_bytes == plain.plain_bytes
+
+
+def test_sparse_variants_are_thinned_while_they_train(scenario: Scenario) -> None:
+    """Behind the last step the share of zeros is the variant's own, as in a run: not only what is evaluated is thinned."""
+    trainer, losses = trained(scenario, Change("sparse", variant=Variant(sparsity=0.75)), 2)
+    assert [float((one == 0).double().mean()) for one in trainer.owned if one.dim() > 1] == pytest.approx([0.75] * 3)
+    assert losses[:1] == (dense := trained(scenario, Change("as it is"), 2)[1])[:1] and losses[-1] != dense[-1]
 
 
 def test_lists_of_the_search_are_measured(scenario: Scenario, tmp_path: Path) -> None:
