@@ -67,7 +67,8 @@ def prepare(scenario: Scenario, calibration: Calibration | None = None) -> Setti
         notes = (*notes, _share_measured(graph, profile))
     cluster = _with_pass_start(build_cluster(scenario.cluster, scenario.job.precision, calibration), profile)
     notes = (*notes, *_without_formats(scenario, busy_here, calibration))
-    cluster = cluster.for_inference(bool(profile.times) and not profile.tasks) if scenario.job.kind == "inference" else cluster
+    alone = scenario.job.kind == "inference"
+    cluster = cluster.for_inference(bool(profile.times) and not profile.tasks) if alone else cluster.for_training()
     taught = find_recalibration(graph) if scenario.cluster.kind == THIS_MACHINE else None
     if taught:
         # A profile has measured by itself how long getting a batch takes.

@@ -128,7 +128,7 @@ def _figures_of(device: Device) -> dict[str, Any]:
     return figures | (_formats_of(device) if device.linear else {})
 
 
-_MEASURED_FORMATS = ("linear", "inference_fixed_s", "reread")
+_MEASURED_FORMATS = ("linear", "inference_fixed_s", "inference_launch_s", "reread")
 """What older calibrations do not have."""
 
 
@@ -136,6 +136,7 @@ def _formats_of(device: Device) -> dict[str, Any]:
     return {
         "linear": [curve.to_dict() for curve in device.linear],
         "inference_fixed_s": device.inference_fixed_s,
+        "inference_launch_s": device.inference_launch_s,
         "reread": [list(row) for row in device.reread],
     }
 

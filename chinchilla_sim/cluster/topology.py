@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -57,9 +57,9 @@ class Device:
     `quantized_flop_per_s` is the peak of products with weights where they run in fp8
     (0: they do not). A device with a `core_share` below 1 is a core that the kernel gives out in portions: full speed until its share
     of a period is used up, then none until the next; its rates are what it sustains, what was measured on a whole core takes 1 / that.
-    `linear` are measured linear layers, by number format, on a whole core. `inference_fixed_s` takes the place of `forward_fixed_s`
-    where nothing is kept for a backward pass (0: not measured). `reread` are (bytes, seconds per byte) of weights of so many bytes that
-    are read again and again: more than fit into a cache come from farther away.
+    `linear` are measured linear layers, by number format, on a whole core. `inference_fixed_s` and `inference_launch_s` take the place of
+    `forward_*` where nothing is kept for a backward pass, and nothing else runs in between (0: not measured). `reread` are (bytes, seconds
+    per byte) of weights of so many bytes that are read again and again: more than fit into a cache come from farther away.
     """
 
     name: str
@@ -91,6 +91,7 @@ class Device:
     core_share: float = 1.0
     linear: tuple[LinearCurve, ...] = ()
     inference_fixed_s: float = 0.0
+    inference_launch_s: float = 0.0
     reread: Table = ()
 
     def curve_of(self, number_format: str) -> LinearCurve | None:
@@ -110,8 +111,13 @@ class Device:
 
     def for_inference(self, profiled: bool = False) -> Device:
         """The same device where nothing is kept for a backward pass; measured tasks (`profiled`) add up to whole passes already."""
-        fixed_s = 0.0 if profiled else self.inference_fixed_s
-        return replace(self, forward_fixed_s=fixed_s) if self.inference_fixed_s else self
+        if not self.inference_fixed_s:
+            return self
+        return replace(self, forward_fixed_s=0.0 if profiled else self.inference_fixed_s, forward_launch_s=self.inference_launch_s)
+
+    def for_training(self) -> Device:
+        """The same device between whose forward passes other kernels run, which linear layers were not measured behind."""
+        return replace(self, linear=(), reread=()) if self.linear or self.reread else self
 
     @property
     def usable_memory_bytes(self) -> float:
@@ -125,6 +131,7 @@ _CORE_SECONDS = (
     "backward_launch_s",
     "forward_fixed_s",
     "inference_fixed_s",
+    "inference_launch_s",
     "backward_fixed_s",
     "step_fixed_s",
     "optimizer_launch_s",
@@ -211,9 +218,16 @@ class Cluster:
 
     def for_inference(self, profiled: bool = False) -> Cluster:
         """The same cluster where nothing is kept for a backward pass; `profiled` as of its devices."""
-        crowded = {count: device.for_inference(profiled) for count, device in self.crowded.items()}
-        same = {id(device): device.for_inference(profiled) for device in self.devices}
-        return replace(self, devices=tuple(same[id(device)] for device in self.devices), crowded=crowded)
+        return self._with_devices(lambda device: device.for_inference(profiled))
+
+    def for_training(self) -> Cluster:
+        """The same cluster with devices for training."""
+        return self._with_devices(Device.for_training)
+
+    def _with_devices(self, change: Callable[[Device], Device]) -> Cluster:
+        changed = {id(device): change(device) for device in self.devices}
+        crowded = {count: change(device) for count, device in self.crowded.items()}
+        return replace(self, devices=tuple(changed[id(device)] for device in self.devices), crowded=crowded)
 
     @property
     def rank_count(self) -> int:

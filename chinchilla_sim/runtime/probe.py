@@ -46,7 +46,7 @@ from chinchilla_sim.runtime.stages import cut_stages
 from chinchilla_sim.runtime.updates import StageUpdate
 from chinchilla_sim.runtime.worker import prepare_process
 
-INFERENCE_WIDTHS = (64, 512, 16)
+INFERENCE_WIDTHS, SMALLEST_VALUES = (64, 512, 16), 64
 LAYERS = ((784, 512), (512, 10), (256, 256), (1024, 1024), (64, 64))
 BATCHES = (8, 16, 32, 64, 256)
 OPTIMIZER_SIZES = (1_000, 100_000, 400_000, 2_000_000)
@@ -72,8 +72,8 @@ def measure_machine(rank_count: int) -> Calibration:
         steps = {m: median(record["steps"][str(count)][str(m)] for record in records[:count]) for m in REFERENCE_COUNTS}
         curves = linear_curves([record["linear"][str(count)] for record in records[:count]])
         reread = tuple(zip(REREAD_BYTES, _medians([record["reread"][str(count)] for record in records[:count]]), strict=True))
-        pass_s = median(record["passes"][str(count)] for record in records[:count])
-        devices[count] = fit_inference(fit_fixed_times(replace(device, linear=curves, reread=reread), steps), pass_s)
+        launch_s, pass_s = _medians([record["passes"][str(count)] for record in records[:count]])
+        devices[count] = fit_inference(replace(fit_fixed_times(device, steps), linear=curves, reread=reread), launch_s, pass_s)
     if rank_count > 1:
         message_s = median(record["program_message_s"] for record in records[:2])
         devices = {count: replace(device, host_message_s=message_s) for count, device in devices.items()}
@@ -127,10 +127,14 @@ def fit_fixed_times(device: Device, reference_step_s: dict[int, float]) -> Devic
     return replace(device, forward_fixed_s=forward_s, backward_fixed_s=backward_s, step_fixed_s=step_s)
 
 
-def fit_inference(device: Device, pass_s: float) -> Device:
-    """Fixed seconds of a forward pass alone: what one sample takes through a network of the measured sizes beyond its kernels."""
-    graph = mlp(INFERENCE_WIDTHS, 1, training=False)
-    return replace(device, inference_fixed_s=max(1e-9, pass_s - sum(forward_s(task, 1.0, device) for task in graph.compute_tasks)))
+def fit_inference(device: Device, launch_s: float, pass_s: float) -> Device:
+    """Fixed seconds of a forward pass alone: what one sample takes through a network of the measured sizes beyond its kernels.
+
+    `launch_s` is what the smallest kernel takes between two passes.
+    """
+    graph, bare = mlp(INFERENCE_WIDTHS, 1, training=False), replace(device, forward_launch_s=launch_s)
+    fixed_s = pass_s - sum(forward_s(task, 1.0, bare) for task in graph.compute_tasks)
+    return replace(device, inference_launch_s=launch_s, inference_fixed_s=max(1e-9, fixed_s))
 
 
 def _medians(by_rank: Sequence[Sequence[float]]) -> list[float]:
@@ -165,7 +169,7 @@ def _measure_rank(folder: Path) -> None:
             record["kernels"][count] = [asdict(row) for row in _kernels()]
             record["linear"][count] = [asdict(row) for row in format_rows()]
             record["reread"][count] = [reread_s_per_byte(size) for size in REREAD_BYTES]
-            record["passes"][count] = _pass_s()
+            record["passes"][count] = [_launch_s(), _pass_s()]
             record["steps"][count] = {m: _reference_step_s(m) for m in REFERENCE_COUNTS}
     for count in [count for count in busy_counts(rank_count) if count > 1]:
         group = dist.new_group(list(range(count)))
@@ -311,6 +315,12 @@ def _program_message_s(rank: int) -> float:
     for _ in range(MESSAGE_STEPS):
         step()
     return sum(median(times) for times in seconds.values()) / len(seconds)
+
+
+def _launch_s() -> float:
+    """Seconds of a kernel with next to nothing to do, between two forward passes."""
+    x = torch.randn(SMALLEST_VALUES)
+    return swept_median_s(lambda _: timed(lambda: relu(x)))
 
 
 def _pass_s() -> float:

@@ -197,7 +197,7 @@ def _check_spot(cluster: Table, job: Table, search: Table) -> Iterator[Mistake]:
 
 
 def _check_variants(model: Table, search: Table) -> Iterator[Mistake]:
-    """Only a model whose tasks say their shapes can be made smaller."""
+    """Only a model whose tasks say their shapes can be made smaller; replicas that differ do not agree on which weights are zero."""
     shapeless = model.get("formula") == "chain" or (
         _has(model, "graph") and model.get("format") in ("pipedream", "dnn-partitioning", "piper")
     )
@@ -205,6 +205,15 @@ def _check_variants(model: Table, search: Table) -> Iterator[Mistake]:
         title = 'formula "chain"' if model.get("formula") == "chain" else f"a graph file of format {show_value(model['format'])}"
         what = f"makes smaller variants, but {title} does not say the shapes of its tasks"
         yield Mistake("search.variants", what, "leave it out, or give the model as a builtin, factory or another formula")
+    variants = [
+        ("model.compression", _table(model, "compression")),
+        *((f"search.{place}", one) for place, one in _tables(search, "variants")),
+    ]
+    local = any(isinstance(steps, int) and steps > 1 for steps in search.get("local_steps") or ())
+    for place, variant in variants:
+        if local and variant.get("sparsity"):
+            what = "has zeros that all replicas train around, but with search.local_steps each has weights of its own"
+            yield Mistake(f"{place}.sparsity", what, "leave one of the two out")
 
 
 def _check_names(cluster: Table) -> Iterator[Mistake]:

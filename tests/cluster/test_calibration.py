@@ -165,10 +165,12 @@ def test_figures_in_a_file_are_numbers(calibration: Calibration) -> None:
 def test_formats_are_kept_and_may_be_missing() -> None:
     """A stored calibration has its linear layers in every format; one from before has none, and inference its old fixed time."""
     curve = LinearCurve("int8", 1e-6, 1e-11, 2e-11, 3e-11, (1, 8), (64,), (16,), (1.0, 1.1))
-    measured = replace(PLANTED, linear=(curve,), inference_fixed_s=9e-6, reread=((1e6, 1e-11), (2e6, 2e-11)))
+    measured = replace(PLANTED, linear=(curve,), inference_fixed_s=9e-6, inference_launch_s=2e-6, reread=((1e6, 1e-11), (2e6, 2e-11)))
     before, now = (
         Calibration(MachineKey("cpu", 2, "torch", 1), "2026-11-28", {1: device}, 1e-6, 1e9, {}) for device in (PLANTED, measured)
     )
     assert Calibration.from_dict(json.loads(json.dumps(now.to_dict()))) == now
     assert Calibration.from_dict(before.to_dict()).device(1) == PLANTED and "linear" not in before.to_dict()["devices"]["1"]
-    assert measured.for_inference().forward_fixed_s == 9e-6 and PLANTED.for_inference() == PLANTED
+    alone = measured.for_inference()
+    assert (alone.forward_fixed_s, alone.forward_launch_s) == (9e-6, 2e-6) and PLANTED.for_inference() == PLANTED
+    assert measured.for_inference(profiled=True).forward_fixed_s == 0.0 and measured.for_training().linear == ()

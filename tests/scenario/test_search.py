@@ -41,6 +41,11 @@ from tests.scenario.tables import SERVING, Tables, mistakes_of, tables
             "write none, fp16, bf16 or int8 here, and allow it in gradient_codecs",
         ),
         (
+            {"local_steps": [1, 4], "variants": [{"prune": 0.5}, {"sparsity": 0.9}]},
+            "search.variants.1.sparsity: has zeros that all replicas train around, but with search.local_steps each has weights "
+            "of its own; leave one of the two out",
+        ),
+        (
             {"microbatch_counts": [1, 0]},
             "search.microbatch_counts.1: must be at least 1, not 0; write for example microbatch_counts = [1, 4]",
         ),
