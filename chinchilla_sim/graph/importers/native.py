@@ -54,6 +54,7 @@ A task (`tasks`, in topological order, the model's inputs, op "input", first):
                             forward_sync_bytes [[]], backward_sync_bytes [[]] (pairs [neighbouring task, bytes])}
     source [""]             where the figures come from
     input_s [0]             seconds in which a rank gets its part of a batch, before each step
+    pass_start_s [[]]       [forward, backward] seconds with which each pass of a stage begins, beside its tasks
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ from chinchilla_sim.graph.task import GRAPH_FORMAT, GRAPH_VERSION, INPUT_OP, WEI
 from chinchilla_sim.scenario.check import suggest
 
 _GRAPH_KEYS = ("format", "version", "name", "batch_size", "source", "value_bytes", "notes", "weights", "tasks", "edges", "profile")
-_PROFILE_KEYS = tuple(item.name for item in fields(Profile))
+_NOT_IN_FILES = ("scales", "tasks", "held_bytes")
+_PROFILE_KEYS = tuple(item.name for item in fields(Profile) if item.name not in _NOT_IN_FILES)
 _AT_LEAST_ONE = ("microbatch_size", "tensor_parallel_degree")
 _TRAVERSED = ("members",)
 _DEEPEST = 20
@@ -132,6 +134,7 @@ def _check_profile_kinds(profile: Fields) -> None:
     profile.refuse_unknown(_PROFILE_KEYS)
     _check_value(profile, "source", "str")
     _check_value(profile, "input_s", "float")
+    _check_value(profile, "pass_start_s", "pair of seconds")
     if "times" in profile.data:
         for row in profile.tables("times"):
             _check_record(row, TaskTime)
@@ -202,6 +205,10 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "tuple[tuple[str, float], ...]": (
         lambda value: _is_list(value, lambda pair: _is_pair(pair, is_amount)),
         "a list of pairs [task, bytes]",
+    ),
+    "pair of seconds": (
+        lambda value: _is_list(value, is_amount) and len(value) in (0, 2),
+        "two numbers >= 0: forward and backward",
     ),
     "edges": (lambda value: _is_list(value, lambda pair: _is_pair(pair, _is_text)), "a list of pairs [producer, consumer]"),
 }
