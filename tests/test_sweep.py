@@ -104,7 +104,7 @@ def test_a_process_that_is_killed_fails_alone(tmp_path: Path) -> None:
 
 def test_an_interrupt_leaves_what_is_done(tmp_path: Path) -> None:
     """Ctrl-C while a long search runs: exit 130 at once, the finished plan is written, the other is listed as interrupted."""
-    slow = ROOT / "scenarios" / "finance.toml"
+    slow = ROOT / "scenarios" / "racks_of_gpus.toml"
     command = [*COMMAND, str(slow), str(SCENARIOS[0]), "--jobs", "2", "-o", "plans"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         assert process.stderr and process.stderr.readline().startswith("1/2  edge_5g")
@@ -113,7 +113,7 @@ def test_an_interrupt_leaves_what_is_done(tmp_path: Path) -> None:
         table, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and time.monotonic() - started_s < 20
     assert [path.name for path in (tmp_path / "plans").iterdir()] == ["edge_5g.json"]
-    assert re.search(r"finance +interrupted", table) and re.search(r"edge_5g +one rank", table) and "Traceback" not in errors
+    assert re.search(r"racks_of_gpus +interrupted", table) and re.search(r"edge_5g +one rank", table) and "Traceback" not in errors
 
 
 def test_plans_of_one_name_are_refused(tmp_path: Path) -> None:

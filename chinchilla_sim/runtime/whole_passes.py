@@ -30,8 +30,7 @@ from chinchilla_sim.planner.program import lower
 from chinchilla_sim.runtime.batches import calibration_inputs
 from chinchilla_sim.runtime.format_probe import swept_median_s
 from chinchilla_sim.runtime.groups import Groups, seat_of
-from chinchilla_sim.runtime.interlude import Interlude
-from chinchilla_sim.runtime.interlude import timed as elapsed
+from chinchilla_sim.runtime.interlude import Interlude, timed
 from chinchilla_sim.runtime.interpreter import Interpreter
 from chinchilla_sim.runtime.passes import Passes
 from chinchilla_sim.runtime.recorder import Recorder
@@ -86,15 +85,15 @@ def pass_seconds(job: TrainingJob, size: int, stage_count: int, variant: Variant
     pairs = zip(stages, own_parameters(stages), strict=True)
     updates = {stage.number: stage_update(plan, stage, owned, seat, groups, _plain_descent) for stage, owned in pairs}
     rank = Interpreter(plan, lower(plan).actions[0], seat, stages, job.loss, updates, groups, Recorder(), cpu)
-    timed = _Timed(rank, idle_s=IDLE_S if count > 1 else 0.0)
+    clocked = _Timed(rank, idle_s=IDLE_S if count > 1 else 0.0)
     begun_s = monotonic()
     for step in range(WARM_UP + STEPS):
         if step >= WARM_UP + FEWEST_STEPS and monotonic() - begun_s > BUDGET_S:
             break
         if step == WARM_UP:
-            timed.seconds.clear()
+            clocked.seconds.clear()
         rank.step([as_tuple(inputs)] * 2, [targets] * 2)
-    return (timed.total_s(Op.F), timed.total_s(Op.B)), count
+    return (clocked.total_s(Op.F), clocked.total_s(Op.B)), count
 
 
 def inference_seconds(job: TrainingJob, size: int, variant: Variant = AS_IT_IS) -> float:
@@ -105,7 +104,7 @@ def inference_seconds(job: TrainingJob, size: int, variant: Variant = AS_IT_IS) 
     plan = Plan((names,), ((0,),), (0,), size, 1, "forward", ("none",), ())
     (stage,) = cut_stages(job, model, plan, (0,), torch.device("cpu"), variant=variant)
     passes = Passes(stage, None)
-    return swept_median_s(lambda _: elapsed(lambda: passes.infer(inputs)))
+    return swept_median_s(lambda _: timed(lambda: passes.infer(inputs)))
 
 
 def variant_of(job: TrainingJob, model: nn.Module, size: int, training: bool, variant: Variant) -> tuple[GraphModule, TaskGraph]:
@@ -151,7 +150,7 @@ class _Timed:
             rank.replace_player(op, self._around)
 
     def _around(self, play: Callable[[Action], None]) -> Callable[[Action], None]:
-        def timed(action: Action) -> None:
+        def play_timed(action: Action) -> None:
             self._interlude()
             if self._idle_s:
                 sleep(self._idle_s)
@@ -159,7 +158,7 @@ class _Timed:
             play(action)
             self.seconds.setdefault((action.op, action.stage), []).append(monotonic() - start_s)
 
-        return timed
+        return play_timed
 
     def total_s(self, op: Op) -> float:
         """Sum over the stages of their medians."""
