@@ -206,10 +206,6 @@ def calibrate(
     output
         With --accuracy: keep the result in this file, for search.accuracy_table (default: beside the calibrations of this machine).
     """
-    from chinchilla_sim.cluster.calibration import core_count, stale_entries
-    from chinchilla_sim.report.machine import calibration_table
-    from chinchilla_sim.workflow import calibrate as measure
-
     if accuracy:
         calibrate_accuracy(scenario, overrides, seeds, steps, replicas, output, as_json)
         return
@@ -217,6 +213,14 @@ def calibrate(
     if scenario:
         calibrate_tasks(scenario, overrides, ranks, as_json)
         return
+    _calibrate_machine(ranks, as_json)
+
+
+def _calibrate_machine(ranks: int | None, as_json: bool) -> None:
+    from chinchilla_sim.cluster.calibration import core_count, stale_entries
+    from chinchilla_sim.report.machine import calibration_table
+    from chinchilla_sim.workflow import calibrate as measure
+
     with busy("measuring this machine (about 40 s)"):
         calibration, path = measure(ranks or core_count())
     for reason in stale_entries(calibration.key):

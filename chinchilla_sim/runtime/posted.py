@@ -51,11 +51,6 @@ class PostedExchange:
         self.received[self.place].copy_(payloads[self.place])
         self._works += [dist.isend(payloads[other], dst=self.ranks[other], group=self.group, tag=self.tag) for other in self.others]
 
-    @property
-    def under_way(self) -> bool:
-        """Whether there is something to wait for."""
-        return bool(self._works)
-
     def wait(self) -> None:
         """Wait until everything is here, and what is sent has left."""
         for work in self._works:

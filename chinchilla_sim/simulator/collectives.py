@@ -8,11 +8,13 @@ rounds as one flow, which takes as long where links are alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import chain
 
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.collective import interpolate_s, window_excess_s
-from chinchilla_sim.cost.rounds import MESSAGES, hop_s, rounds_of
+from chinchilla_sim.cost.rounds import MESSAGES, Round, hop_s, rounds_of
 from chinchilla_sim.planner.prices import Exchange
 from chinchilla_sim.simulator.activities import NO_ACTIVITY, ActivityGraph, FlowSpec
 
@@ -49,9 +51,10 @@ def add_rounds(
     """Flows of one collective among slots in ring order behind `entry`; returns its end."""
     if algorithm == "hierarchical":
         return _add_hierarchical(graph, cluster, kind, order, rank_of_slot, payload, entry)
-    if algorithm in MESSAGES:
-        return _add_messages(graph, cluster, kind, algorithm, order, rank_of_slot, payload, entry)
     rounds = rounds_of(kind, algorithm, len(order), payload)
+    add_flow = partial(_add_flow, graph, cluster, order, rank_of_slot)
+    if algorithm in MESSAGES:
+        return _add_messages(graph, cluster, algorithm, order, rounds, add_flow, entry)
     hops = 1
     if algorithm == "ring" and sum(map(len, rounds)) > MOST_FLOWS:
         hops = len(rounds)
@@ -60,11 +63,10 @@ def add_rounds(
     for transfers in rounds:
         now: dict[int, list[int]] = {}
         for source, target, size in transfers:
-            slots = order[source], order[target]
-            flow = _add_flow(graph, cluster, slots, size, rank_of_slot)
+            flow = add_flow(source, target, size)
             # The receiver takes part when it is through with its round before, too.
             for before in dict.fromkeys((*last[source], *last[target])):
-                graph.link(before, flow, hops * hop_s(cluster, algorithm, *slots))
+                graph.link(before, flow, hops * hop_s(cluster, algorithm, order[source], order[target]))
             now.setdefault(source, []).append(flow)
             now.setdefault(target, []).append(flow)
         for member, flows in now.items():
@@ -74,39 +76,37 @@ def add_rounds(
     return graph.add(excess_s, after=end) if excess_s else end
 
 
-def _add_flow(graph: ActivityGraph, cluster: Cluster, slots: tuple[int, int], size: float, rank_of_slot: Mapping[int, int]) -> int:
+def _add_flow(
+    graph: ActivityGraph, cluster: Cluster, order: Sequence[int], rank_of_slot: Mapping[int, int], source: int, target: int, size: float
+) -> int:
+    """A flow of `size` payload bytes between two members."""
+    a, b = order[source], order[target]
     wire_bytes = size * cluster.backend.header_factor
-    source, target = slots
-    return graph.add_flow(
-        cluster, FlowSpec(source, target, wire_bytes, rank_of_slot[source], rank_of_slot[target], cluster.gradient_priority)
-    )
+    return graph.add_flow(cluster, FlowSpec(a, b, wire_bytes, rank_of_slot[a], rank_of_slot[b], cluster.gradient_priority))
 
 
 def _add_messages(
     graph: ActivityGraph,
     cluster: Cluster,
-    kind: str,
     algorithm: str,
     order: Sequence[int],
-    rank_of_slot: Mapping[int, int],
-    payload: float,
+    rounds: Sequence[Round],
+    add_flow: Callable[[int, int, float], int],
     entry: int,
 ) -> int:
     """Every member's messages to the others, one behind the other; receives that are posted were so when the step began."""
-    flows: list[int] = []
     posted = algorithm == "posted" and cluster.backend.rendezvous
     sent: dict[int, int] = {}
-    for transfers in rounds_of(kind, algorithm, len(order), payload):
-        for source, target, size in transfers:
-            slots = order[source], order[target]
-            flow = _add_flow(graph, cluster, slots, size, rank_of_slot)
-            graph.link(entry, flow, hop_s(cluster, algorithm, *slots))
-            if posted:
-                graph.link(NO_ACTIVITY, flow, cluster.latency_s(*reversed(slots)) + cluster.latency_s(*slots))
-            if source in sent:
-                graph.link(sent[source], flow)
-            sent[source] = flow
-            flows.append(flow)
+    flows: list[int] = []
+    for source, target, size in chain.from_iterable(rounds):
+        flow, slots = add_flow(source, target, size), (order[source], order[target])
+        graph.link(entry, flow, hop_s(cluster, algorithm, *slots))
+        if posted:
+            graph.link(NO_ACTIVITY, flow, cluster.latency_s(*reversed(slots)) + cluster.latency_s(*slots))
+        if source in sent:
+            graph.link(sent[source], flow)
+        sent[source] = flow
+        flows.append(flow)
     return graph.join(flows, always=True)
 
 
