@@ -58,7 +58,11 @@ def export(
     setting = open_plan(file, str(plan), force=force)
     if to in CONFIGURATIONS:
         _write_configuration(file, setting, to, equal_layers, output, as_json)
-        return
+    else:
+        _write_folder(file, setting, to, output, as_json)
+
+
+def _write_folder(file: PlanFile, setting: Setting, to: str, output: Path | None, as_json: bool) -> None:
     from chinchilla_sim.running import check_exportable
     from chinchilla_sim.runtime.export.folder import export_folder
 

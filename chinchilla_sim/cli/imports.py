@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,27 +58,26 @@ def import_configuration(
 
     if not files:
         raise ScenarioError([Mistake("", "no file named", "chinchilla import config.json -o scenario.toml")])
-    if plan and not output:
-        raise ScenarioError([Mistake("--plan", "needs the scenario in a file", "add -o scenario.toml")])
-    counts = {"--count": count, "--devices-per-node": devices_per_node, "--tokens": tokens}
-    for option, number in counts.items():
-        if number is not None:
-            at_least(option, number)
-    for option, file in (("--output", output), ("--plan", plan)):
-        if file:
-            writable_file(file, option)
+    _check_options({"--count": count, "--devices-per-node": devices_per_node, "--tokens": tokens}, output, plan)
     machines = Machines(device, count, devices_per_node, network)
     imported = import_files(files, machines, tokens, overrides or (), str(output or "scenario.toml"))
     if plan:
         _write_exact_plan(imported, plan)
     if output:
         output.write_text(imported.text, encoding="utf-8")
-    if as_json:
-        written = {"scenario": str(output) if output else None, "plan": str(plan) if plan else None, "toml": imported.text}
-        print_json(written | imported.to_dict())
-        return
-    print(output or imported.text, end="\n" if output else "")
-    _tell(imported)
+    _show(imported, output, plan, as_json)
+
+
+def _check_options(counts: Mapping[str, int | None], output: Path | None, plan: Path | None) -> None:
+    """Counts of at least 1, and files that can be written."""
+    if plan and not output:
+        raise ScenarioError([Mistake("--plan", "needs the scenario in a file", "add -o scenario.toml")])
+    for option, number in counts.items():
+        if number is not None:
+            at_least(option, number)
+    for option, file in (("--output", output), ("--plan", plan)):
+        if file:
+            writable_file(file, option)
 
 
 def _write_exact_plan(imported: Imported, file: Path) -> None:
@@ -89,6 +89,15 @@ def _write_exact_plan(imported: Imported, file: Path) -> None:
     counts, replicas_first = imported.parts[0].layer_counts, imported.parts[0].replicas_first
     chosen = exact_plan(setting.scenario, setting.graph, counts, replicas_first)
     PlanFile(chosen, setting.scenario, setting.hashes).save(file)
+
+
+def _show(imported: Imported, output: Path | None, plan: Path | None, as_json: bool) -> None:
+    if as_json:
+        written = {"scenario": str(output) if output else None, "plan": str(plan) if plan else None, "toml": imported.text}
+        print_json(written | imported.to_dict())
+        return
+    print(output or imported.text, end="\n" if output else "")
+    _tell(imported)
 
 
 def _tell(imported: Imported) -> None:

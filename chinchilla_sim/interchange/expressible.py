@@ -99,7 +99,8 @@ def common_mistakes(source: Exportable) -> list[Mistake]:
         "model.compression": (scenario.model.compression.changes != CompressionSpec().changes, "makes the model smaller"),
     }
     cure = "plan without it, or export --to torchrun where `chinchilla run` plays it"
-    return [Mistake(where, what, cure) for where, (is_so, what) in refused.items() if is_so]
+    cures = {"plan.recompute": 'plan with search.recompute = ["full"], or another one kind'}
+    return [Mistake(where, what, cures.get(where, cure)) for where, (is_so, what) in refused.items() if is_so]
 
 
 def refuse(mistakes: list[Mistake], form: str) -> None:

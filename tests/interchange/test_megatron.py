@@ -57,6 +57,33 @@ def test_a_published_run_simulates_as_measured() -> None:
     assert low < measured_s / simulate_plan(prepare(imported.scenario), file).step_s < high
 
 
+@pytest.mark.parametrize(
+    ("layers", "width", "heads", "ranks", "per_rank", "devices", "batch", "size", "parameters", "measured_s"),
+    [
+        (48, 8192, 64, 2, 1, 512, 1536, 4, 39.1e9, 14.4535),
+        (105, 20480, 128, 35, 3, 2520, 2520, 1, 529.6e9, 54.085),
+        (128, 25600, 160, 64, 1, 3072, 3072, 1, 1008e9, 102.63),
+    ],
+)
+def test_other_rows_of_the_same_table(
+    layers: int, width: int, heads: int, ranks: int, per_rank: int, devices: int, batch: int, size: int, parameters: float,
+    measured_s: float, tmp_path: Path,
+) -> None:  # fmt: skip
+    """Up to a trillion parameters on 3072 A100, tensor parallel 8, full recompute, fp16."""
+    text = (
+        f"--num-layers {layers} --hidden-size {width} --num-attention-heads {heads} --seq-length 2048 --max-position-embeddings 2048 "
+        f"--vocab-size 51200 --tensor-model-parallel-size 8 --pipeline-model-parallel-size {ranks} --micro-batch-size {size} "
+        f"--global-batch-size {batch} --recompute-granularity full --fp16 "
+    )
+    if per_rank > 1:
+        text += f"--num-layers-per-virtual-pipeline-stage {layers // ranks // per_rank}"
+    imported = read(text, tmp_path, device="a100-sxm-80gb", count=devices)
+    assert imported.parameter_count == pytest.approx(parameters, rel=5e-3)
+    low, high = SPREAD[True]
+    file, _ = plan_file(imported)
+    assert low < measured_s / simulate_plan(prepare(imported.scenario), file).step_s < high
+
+
 def test_a_vocabulary_is_padded_as_megatron_pads_it(tmp_path: Path) -> None:
     """In whole multiples for every device of a tensor-parallel group; 50257 become 51200 on eight."""
     text = SMALL.replace("--vocab-size 512", "--tokenizer-type GPT2BPETokenizer") + "--tensor-model-parallel-size 8 --num-attention-heads 8"
