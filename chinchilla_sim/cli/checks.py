@@ -339,8 +339,22 @@ def catalogue(name: str | None = None, *, as_json: AsJson = False) -> None:
 
 
 @app.command
-def schema() -> None:
-    """Print the JSON schema of scenario files; editors complete from it."""
-    from chinchilla_sim.scenario.load import json_schema
+def schema(*, markdown: Annotated[bool, Parameter(negative=())] = False) -> None:
+    """Print the JSON schema of scenario files; editors complete from it.
 
-    print_json(json_schema())
+    Parameters
+    ----------
+    markdown
+        Print the same for people: a page with every key, and the example scenarios (scenarios/README.md).
+    """
+    if not markdown:
+        from chinchilla_sim.scenario.load import json_schema
+
+        print_json(json_schema())
+        return
+    from chinchilla_sim.examples import SUFFIX, example_folder, list_examples
+    from chinchilla_sim.report.reference import reference_page
+
+    folder = example_folder()
+    places = ((one.name if (folder / one.name).is_dir() else f"{one.name}{SUFFIX}", one.line) for one in list_examples())
+    print(reference_page(places), end="")

@@ -17,14 +17,16 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import inf
 from pathlib import Path
+from sys import float_info
 from typing import Any
 
 import numpy as np
 
 from chinchilla_sim.cluster.curves import LinearCurve, Table
 from chinchilla_sim.cluster.topology import Device
-from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.errors import Mistake, ScenarioError, why_unreadable
 
 FORMAT = "chinchilla-calibration"
 VERSION = 1
@@ -99,19 +101,21 @@ class Calibration:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Calibration:
-        """Inverse of `to_dict`."""
+        """Inverse of `to_dict`; ValueError, KeyError, TypeError or AttributeError where it is something else."""
         collectives = {}
         for name, table in data["collective_s"].items():
             collective, _, count = name.rpartition("/")
-            collectives[(collective, int(count))] = tuple((float(size), float(seconds)) for size, seconds in table)
+            collectives[(collective, int(count))] = tuple((_number(size), _number(seconds)) for size, seconds in table)
+        if not data["devices"]:
+            raise ValueError("it has no devices")
         return Calibration(
-            key=MachineKey(**data["key"]),
-            date=data["date"],
+            key=_key_of(data["key"]),
+            date=str(data["date"]),
             devices={int(count): _device_of(device) for count, device in data["devices"].items()},
             transfer_latency_s=_number(data["transfer_latency_s"]),
             transfer_bandwidth_bytes_per_s=_number(data["transfer_bandwidth_bytes_per_s"]),
             collective_s=collectives,
-            fit_error={int(count): error for count, error in data.get("fit_error", {}).items()},
+            fit_error={int(count): _number(error) for count, error in data.get("fit_error", {}).items()},
             fabric_s_per_byte=_number(data.get("fabric_s_per_byte", 0.0)),
             socket_s_per_byte=_number(data.get("socket_s_per_byte", 0.0)),
         )
@@ -149,9 +153,18 @@ def _device_of(data: Mapping[str, Any]) -> Device:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{value!r} is not a number")
+    """A number >= 0; a rate may be infinite."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= (value if value == inf else float_info.max):
+        raise ValueError(f"{str(value)[:40]!r} is not a number >= 0")
     return float(value)
+
+
+def _key_of(data: Mapping[str, Any]) -> MachineKey:
+    key = MachineKey(**data)
+    for name, value in asdict(key).items():
+        if not isinstance(value, str if name in ("cpu", "torch") else int):
+            raise ValueError(f"{name} of its machine is {str(value)[:40]!r}")
+    return key
 
 
 def fit_device(rows: Sequence[KernelRow], name: str, memory_bytes: float) -> tuple[Device, float]:
@@ -226,9 +239,9 @@ def load_calibration(path: Path) -> Calibration:
         if data.get("format") != FORMAT or data.get("version") != VERSION:
             raise ValueError(f"not a {FORMAT} file of version {VERSION}")
         return Calibration.from_dict(data)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         cure = "delete it and run chinchilla calibrate"
-        raise ScenarioError([Mistake("calibration", f"cannot be read: {error}", cure)], source=str(path)) from error
+        raise ScenarioError([Mistake("calibration", f"cannot be read: {why_unreadable(error)}", cure)], source=str(path)) from error
 
 
 def save_calibration(calibration: Calibration) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from typing import Any
 
 Table = tuple[tuple[float, float], ...]
@@ -65,6 +66,22 @@ class LinearCurve:
         """Inverse of `to_dict`; ValueError where the grid and its factors do not fit."""
         values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
         curve = LinearCurve(**values)
+        figures = (
+            curve.launch_s,
+            curve.flop_s,
+            curve.weight_byte_s,
+            curve.value_byte_s,
+            *curve.rows,
+            *curve.inputs,
+            *curve.outputs,
+            *curve.off,
+        )
+        if (
+            not curve.off
+            or not isinstance(curve.format, str)
+            or not all(isinstance(one, int | float) and 0 <= one < inf for one in figures)
+        ):
+            raise ValueError(f"the curve of {curve.format} is not one of numbers >= 0")
         if len(curve.off) != len(curve.rows) * len(curve.inputs) * len(curve.outputs):
             raise ValueError(f"the curve of {curve.format} has {len(curve.off)} factors for another grid")
         return curve

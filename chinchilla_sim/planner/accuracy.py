@@ -237,7 +237,13 @@ class AccuracyTable:
         if values.pop("format", None) != FORMAT or values.pop("version", None) != VERSION:
             raise ValueError(f"not a {FORMAT} file of version {VERSION}")
         runs = tuple(_run(row) for row in values.pop("runs"))
-        return AccuracyTable(protocol=Protocol(**values.pop("protocol")), runs=runs, **values)
+        if any(run.metrics.keys() != runs[0].metrics.keys() for run in runs):
+            raise ValueError("its runs evaluate different metrics")
+        table = AccuracyTable(protocol=Protocol(**values.pop("protocol")), runs=runs, **values)
+        texts = (table.date, table.source, *table.refused.keys(), *table.refused.values(), *table.job.keys())
+        if not all(isinstance(text, str) for text in texts) or not all(_is_count(value) for value in asdict(table.protocol).values()):
+            raise ValueError("its date, source, refusals, job or protocol is not what was written")
+        return table
 
 
 def accuracy_among(metrics: Iterable[str]) -> str | None:
@@ -265,18 +271,32 @@ def _steps(run: ShortRun, plain: ShortRun, target: Target) -> float:
 
 
 def _run(row: Mapping[str, Any]) -> ShortRun:
-    metrics = {name: tuple(float(value) for value in values) for name, values in row["metrics"].items()}
-    run = ShortRun(**{**row, "steps": tuple(row["steps"]), "metrics": metrics})
+    metrics = {name: tuple(map(_number, values)) for name, values in row["metrics"].items()}
+    sent = {key: _number(row[key]) for key in ("sent_bytes", "plain_bytes") if key in row}
+    run = ShortRun(**{**row, **sent, "steps": tuple(row["steps"]), "metrics": metrics})
+    if not isinstance(run.change, str) or not _is_count(run.seed) or not all(map(_is_count, run.steps)):
+        raise ValueError("a run has no name, seed or steps")
     if not run.steps or any(len(values) != len(run.steps) for values in metrics.values()):
         raise ValueError(f"the run of {run.change}, seed {run.seed}, has other numbers of steps and values")
     return run
+
+
+def _number(value: Any) -> float:
+    """A number; a loss that has diverged is none that is finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{str(value)[:40]!r} is not a number")
+    return float(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def load_table(path: Path) -> AccuracyTable:
     """Read one file; a damaged one is a ScenarioError."""
     try:
         return AccuracyTable.from_dict(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         cure = "make it with chinchilla calibrate --accuracy SCENARIO"
         raise ScenarioError([Mistake("accuracy table", f"cannot be read: {why_unreadable(error)}", cure)], str(path)) from error
 

@@ -119,7 +119,7 @@ class _FileSpec(BaseModel):
     format: Literal["chinchilla-plan"]
     version: Literal[1]
     summary: str = ""
-    simulated_step_s: float | None = None
+    simulated_step_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     plan: _PlanSpec
     hashes: dict[str, str] = Field(default_factory=dict)
     scenario: dict[str, Any]
@@ -139,6 +139,8 @@ def load_plan(path: Path) -> PlanFile:
             raise ScenarioError([Mistake("", "is a scenario, not a plan", cure)], source) from error
         what = f"line {error.lineno}: {error.msg}; the file is not whole"
         raise ScenarioError([Mistake("", what, MAKE_AGAIN)], source) from error
+    except (ValueError, RecursionError) as error:
+        raise ScenarioError([Mistake("", f"holds what no plan holds: {error}", MAKE_AGAIN)], source) from error
     return parse_plan(data, source)
 
 

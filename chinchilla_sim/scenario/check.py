@@ -58,14 +58,19 @@ def write_example(key: str, value: object) -> str:
     >>> write_example("variants", [{"prune": 0.5}])
     'write for example variants = [{ prune = 0.5 }]'
     """
-    return f"write for example {key} = {_toml(value)}"
+    return f"write for example {key} = {show_toml(value)}"
 
 
-def _toml(value: object) -> str:
+def show_toml(value: object) -> str:
+    """A value as it stands in a file, on one line.
+
+    >>> show_toml(["1f1b", 2, {"prune": 0.5}])
+    '["1f1b", 2, { prune = 0.5 }]'
+    """
     if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
+        return f"[{', '.join(map(show_toml, value))}]"
     if isinstance(value, dict) and value:
-        return f"{{ {', '.join(f'{key} = {_toml(item)}' for key, item in value.items())} }}"
+        return f"{{ {', '.join(f'{key} = {show_toml(item)}' for key, item in value.items())} }}"
     return show_value(value)
 
 

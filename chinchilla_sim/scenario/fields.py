@@ -55,7 +55,7 @@ def _quantity(kind: QuantityKind, positive: bool = False) -> tuple[BeforeValidat
             raise ValueError(Mistake("", f"must be more than 0, not {show_value(value)}", cure))
         return number
 
-    schema = {"type": "string", "examples": [kind.example], "x-units": list(kind.factors)}
+    schema = {"type": "string", "examples": [kind.example], "x-units": list(kind.factors), "x-above-zero": positive}
     return BeforeValidator(parse), PlainSerializer(kind.write, return_type=str, when_used="json"), WithJsonSchema(schema)
 
 

@@ -157,5 +157,6 @@ def _polish(schema: Any) -> Any:
     polished = {key: _polish(value) for key, value in schema.items()}
     if "x-units" in polished:
         units = ", ".join(polished.pop("x-units"))
-        polished["description"] = f"{polished.get('description', 'A quantity.')} Text with one of the units {units}."
+        more = ", more than 0" if polished.pop("x-above-zero") else ""
+        polished["description"] = f"{polished.get('description', 'A quantity.')} Text with one of the units {units}{more}."
     return polished

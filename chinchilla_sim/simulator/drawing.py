@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 from chinchilla_sim.errors import Mistake, ScenarioError, why_unreadable
+from chinchilla_sim.planner.action import parse_action
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.program import read_order
@@ -19,8 +21,14 @@ from chinchilla_sim.timeline import Timeline
 def read_order_file(path: Path) -> tuple[str, ...]:
     """Rows of a CSV in PyTorch's notation; ScenarioError where it cannot be read."""
     try:
-        return read_order(path.read_text())
-    except (OSError, ValueError) as error:
+        rows = read_order(path.read_text())
+        passes = [parse_action(word) for row in rows for word in row.split()]
+        # A stage number is an index: one far beyond the passes is a slip, and would take its memory.
+        far = next((action for action in passes if action.stage >= len(passes)), None)
+        if far:
+            raise ValueError(f"{far} names a stage beyond what its {len(passes)} passes can fill")
+        return rows
+    except (OSError, ValueError, csv.Error) as error:
         cure = "give one row of actions per rank, such as 0F0,0F1,0B0,0B1"
         raise ScenarioError([Mistake("", f"cannot be read: {why_unreadable(error)}", cure)], str(path)) from error
 
