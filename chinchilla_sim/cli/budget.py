@@ -75,12 +75,6 @@ def budget(
 def _show(study: BudgetStudy, output: Path | None, as_json: bool) -> None:
     from chinchilla_sim.report.budget import budget_answer, budget_dict, budget_remarks, budget_table, unfit_table
 
-    if as_json:
-        print_json(budget_dict(study))
-    else:
-        print(*budget_answer(study), "", sep="\n")
-        print_tables(budget_table(study), *([unfit_table(study)] if study.unfit else []))
-        print(*(f"- {remark}" for remark in budget_remarks(study)), sep="\n")
     if output:
         from chinchilla_sim.report.budget_figure import budget_svg
 
@@ -88,6 +82,12 @@ def _show(study: BudgetStudy, output: Path | None, as_json: bool) -> None:
         save_json(output / "budget.json", budget_dict(study))
         study.best.file.save(output / "plan.json")
         log(f"figure and plan of the best size written to {output}")
+    if as_json:
+        print_json(budget_dict(study))
+    else:
+        print(*budget_answer(study), "", sep="\n")
+        print_tables(budget_table(study), *([unfit_table(study)] if study.unfit else []))
+        print(*(f"- {remark}" for remark in budget_remarks(study)), sep="\n")
 
 
 def _budget(days: float | None, time: str | None, usd: float | None) -> Budget:
