@@ -62,7 +62,7 @@ def draw_cluster(study: Study) -> Drawing:
             (0.0, "network and nodes"),
             (CELLS_PT, "devices and stages"),
             (WORDS_PT, "its link, in a step"),
-            (ARCS_PT, "talk"),
+            (ARCS_PT, "who talks to whom"),
         ):
             axes.text(x, -8, words, fontsize=SMALL, alpha=0.75)
         _draw_trunk(axes, rows)

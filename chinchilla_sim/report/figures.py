@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_BARS = 32
+NAME_LETTERS = {True: 84, False: 98}
+"""How much of a plan's name fits into the figure, bold or not; the table has all of it."""
 CUT = 2.5
 """One rank alone may take many times as long as the plans: its bar ends at so many times the longest of theirs."""
 MEMORY_PT, ALTERNATIVE_PT, CHANGE_PT = 15.0, 30.0, 15.0
@@ -120,7 +122,9 @@ def draw_alternatives(search: SearchResult, objective: str = "step_time") -> Dra
             color = COLOR["forward"] if candidate is best else GREY
             end = min(amount, longest)
             axes.add_patch(rectangle(0, end, y + 13, y + 24, color))
-            axes.text(0, y + 10, name, weight="bold" if candidate is best else "normal")
+            letters = NAME_LETTERS[candidate is best]
+            shown = name if len(name) <= letters else f"{name[: letters - 2]}.."
+            axes.text(0, y + 10, shown, weight="bold" if candidate is best else "normal")
             value = f"{words(amount)}, {note}"
             told.append(f"{name}: {value}")
             value += " (bar cut)" if amount > longest else ""

@@ -106,7 +106,8 @@ def key_figures(study: Study) -> Facts:
         found.append(("error of the simulation", signed_percent(study.comparison.relative_error)))
     if best.step_s:
         found.append(("samples per second, simulated", f"{float(f'{study.plan.global_batch_size / best.step_s:.3g}'):,g}"))
-    found.append(("devices in use", f"{len(study.plan.slots):,} of {study.cluster.rank_count:,}"))
+    used, there = len(study.plan.slots), study.cluster.rank_count
+    found.append(("devices in use", f"all {used:,}" if used == there else f"{used:,} of {there:,}"))
     found.append(("idle share of all ranks", percent(best.timeline.bubble_fraction)))
     if study.measurement:
         metrics = sorted(study.measurement.metrics.items())

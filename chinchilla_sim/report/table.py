@@ -77,10 +77,17 @@ def fold_rows(table: Table, names: tuple[int, ...] = (0,)) -> Table:
     for row in table.rows:
         groups.setdefault(tuple(cell for column, cell in enumerate(row) if column not in names), []).append(row)
     folded = tuple(
-        tuple(shorten([row[column] for row in rows]) if column in names else cell for column, cell in enumerate(rows[0]))
+        tuple(_folded_names([row[column] for row in rows]) if column in names else cell for column, cell in enumerate(rows[0]))
         for rows in groups.values()
     )
     return replace(table, rows=folded, text_columns=tuple(sorted({*table.text_columns, *names})))
+
+
+def _folded_names(cells: Sequence[str]) -> str:
+    """Names in one cell; of cells that are lists themselves the first stands for all."""
+    if len(cells) > 1 and any(", " in cell for cell in cells):
+        return f"{cells[0]} and {len(cells) - 1} like it"
+    return shorten(cells)
 
 
 def percent(fraction: float) -> str:

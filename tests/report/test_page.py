@@ -174,3 +174,13 @@ def test_costs_are_told_of_step_epoch_and_job_with_co2(racks: Study) -> None:
     text = " ".join(_Outline(render_page(racks)).text)
     for part in ("one step", "one epoch of 3907 steps", "whole job: 10000 steps, 2560000 samples", "CO2 (modelled)", "kWh"):
         assert part in text
+
+
+def test_long_tables_wait_behind_their_title(pipeline: Study) -> None:
+    """More rows than a reader goes through open on demand; a short table is always there."""
+    best = pipeline.search.best
+    names = [f"plan {number}" for number in range(20)]
+    many = replace(pipeline.search, runner_ups=tuple(replace(best, variant=name) for name in names))
+    page = render_page(replace(pipeline, search=many))
+    assert "<summary>Plans by split: 22 rows</summary>" in page
+    assert "<summary>Cost of the chosen plan" not in page and _Outline(page).tags.count("details") >= 3
