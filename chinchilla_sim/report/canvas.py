@@ -36,8 +36,8 @@ GREY = "#8a8f98"
 INK = "#010203"  # stands for currentColor until the SVG is finished
 WIDTH_PT = 560.0
 LEFT_PT, RIGHT_PT = 78.0, 8.0
-LETTER_PT = 5.2
-"""About the width of a letter of the default size."""
+LETTER_PT, KEY_LETTER_PT = 5.2, 4.8
+"""About the width of a letter of the default size: at most, and in short words."""
 PNG_DPI = 192
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -176,4 +176,4 @@ def show_keys(figure: Figure, entries: Sequence[tuple[str, str]], down: float = 
         figure.add_artist(patch)
         x += width + 4
         figure.text(x / WIDTH_PT, 1 - (14.5 + down) / height, text)
-        x += LETTER_PT * len(text) + 14
+        x += KEY_LETTER_PT * len(text) + 14

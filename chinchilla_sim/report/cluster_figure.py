@@ -97,7 +97,8 @@ def _draw_trunk(axes: Axes, rows: Sequence[Branch]) -> None:
         parent, x = last[branch.depth - 1], INDENT_PT * (branch.depth - 1) + 5
         y = ROW_PT * at + 11
         width = THINNEST_PT + (THICKEST_PT - THINNEST_PT) * min(1.0, branch.load.busy_share)
-        axes.plot([x, x], [ROW_PT * parent + 18, y], color=INK, linewidth=THINNEST_PT, alpha=0.4, clip_on=False)
+        start = ROW_PT * parent + (29 if _count_words(rows[parent]) else 18)
+        axes.plot([x, x], [start, y], color=INK, linewidth=THINNEST_PT, alpha=0.4, clip_on=False)
         color = COLOR["collective"] if branch.load.busy_share >= 0.5 else COLOR["forward"] if branch.load.busy_share else GREY
         axes.plot([x, x + INDENT_PT - 4], [y, y], color=color, linewidth=width, solid_capstyle="butt", clip_on=False)
 

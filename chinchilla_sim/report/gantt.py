@@ -116,8 +116,8 @@ def _wait_keys(figure: Figure, kinds: Sequence[WaitKind]) -> None:
     """Colours of idle time, in a line of their own."""
     if kinds:
         height = figure.get_figheight() * 72
-        figure.text(LEFT_PT / WIDTH_PT, 1 - 29.5 / height, "idle, waits for:")
-        show_keys(figure, [(WAIT_COLOR[kind], WAITS[kind]) for kind in kinds], down=15.0, left=LEFT_PT + 72)
+        figure.text(8.0 / WIDTH_PT, 1 - 29.5 / height, "idle, waits for:")
+        show_keys(figure, [(WAIT_COLOR[kind], WAITS[kind]) for kind in kinds], down=15.0)
 
 
 def _panel_height(timeline: Timeline, shown: Sequence[Sequence[int]]) -> float:

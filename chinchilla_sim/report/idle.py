@@ -12,8 +12,8 @@ WAITS: dict[WaitKind, str] = {
     "peer": "another rank",
     "transfer": "data on the way",
     "collective": "a collective",
-    "end": "the end of the step",
-    "unknown": "something else",
+    "end": "the end",
+    "unknown": "any (measured)",
 }
 
 

@@ -146,7 +146,7 @@ def test_strips_tell_what_idle_ranks_wait_for() -> None:
     """A gap of half the step has a strip of half its width in the colour of its cause, which the legend names."""
     span, wait = Span(0, "compute", "forward", "0F0", 0.0, 1.0), Wait(0, 1.0, 2.0, "done", kind="end")
     svg = draw_gantt(Timeline(1, (span, Span(0, "send", "transfer", "0SEND_F0", 1.0, 2.0)), waits=(wait,))).svg()
-    assert {"idle, waits for:", "the end of the step"} <= set(_texts(svg))
+    assert {"idle, waits for:", "the end"} <= set(_texts(svg))
     paths = [e.attrib["d"] for e in ElementTree.fromstring(svg).iter(f"{SVG}path") if WAIT_COLOR["end"] in e.attrib.get("style", "")]
     xs = [float(number) for number in re.findall(r"-?[\d.]+", paths[0])][::2]
     assert max(xs) - min(xs) == pytest.approx(474.0 / 2, abs=0.1)
