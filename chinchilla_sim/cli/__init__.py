@@ -4,7 +4,21 @@ Results go to stdout or a named file, logs to stderr. Exit codes: 0 done, 1 no f
 2 bad input.
 """
 
-from chinchilla_sim.cli import budget, checks, codecs, engines, export, imports, kills, plans, testbed, trials, validate_run, variants
+from chinchilla_sim.cli import (
+    budget,
+    checks,
+    codecs,
+    engines,
+    export,
+    imports,
+    kills,
+    plans,
+    report,
+    testbed,
+    trials,
+    validate_run,
+    variants,
+)
 from chinchilla_sim.cli.app import app, main
 
 __all__ = [
@@ -18,6 +32,7 @@ __all__ = [
     "kills",
     "main",
     "plans",
+    "report",
     "testbed",
     "trials",
     "validate_run",
