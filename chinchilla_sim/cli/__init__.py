@@ -4,11 +4,27 @@ Results go to stdout or a named file, logs to stderr. Exit codes: 0 done, 1 no f
 2 bad input.
 """
 
-from chinchilla_sim.cli import checks, codecs, engines, export, fuzz, imports, kills, plans, testbed, trials, validate_run, variants
+from chinchilla_sim.cli import (
+    budget,
+    checks,
+    codecs,
+    engines,
+    export,
+    fuzz,
+    imports,
+    kills,
+    plans,
+    report,
+    testbed,
+    trials,
+    validate_run,
+    variants,
+)
 from chinchilla_sim.cli.app import app, main
 
 __all__ = [
     "app",
+    "budget",
     "checks",
     "codecs",
     "engines",
@@ -18,6 +34,7 @@ __all__ = [
     "kills",
     "main",
     "plans",
+    "report",
     "testbed",
     "trials",
     "validate_run",

@@ -12,7 +12,8 @@ from chinchilla_sim.validation.fuzz import Failure, Tally
 
 def fuzz_table(tallies: Sequence[Tally]) -> Table:
     """Counts by parser and outcome."""
-    rows = [(t.parser.name, str(t.inputs), str(t.valid), str(t.refused), str(t.failed), format_seconds(t.slowest_s)) for t in tallies]
+    rows: list[tuple[str, ...]] = []
+    rows += [(t.parser.name, str(t.inputs), str(t.valid), str(t.refused), str(t.failed), format_seconds(t.slowest_s)) for t in tallies]
     sums = [str(sum(counts)) for counts in zip(*((t.inputs, t.valid, t.refused, t.failed) for t in tallies), strict=True)]
     rows.append(("all", *sums, format_seconds(max(t.slowest_s for t in tallies))))
     note = "valid: what was read can be used and stored; refused: a mistake with its place and cure; failed: anything else"

@@ -28,8 +28,8 @@ job = { global_batch_size = 64 }
 cluster = { kind = "this-machine" }
 ```
 
-`chinchilla plan S.toml` answers it. A key that is not listed here is a mistake; all mistakes of a file are told at once, each with its cure,
-and so are the rules that join several keys (a deadline needs the number of steps). Paths start at the folder of the file.
+`chinchilla plan S.toml` answers it. A key that is not listed here is a mistake, and so is a break of rules that join several keys (a deadline
+needs the number of steps); all mistakes of a file are told at once, each with its cure. Paths start at the folder of the file.
 `--set job.global_batch_size=128` replaces a value from the command line. Editors complete from `chinchilla schema`.
 
 This page is what `chinchilla schema --markdown` prints; it is generated from the code that reads scenarios, and a test compares the two.
@@ -166,9 +166,9 @@ def _belonging(path: str) -> list[str]:
         return []
     kinds: dict[tuple[str, ...], list[str]] = {}
     for kind, keys in keys_of.items():
-        is_formula = path == "model" and kind in FORMULAS
-        own = f'formula = "{kind}"' if is_formula else kind if path == "model" else f'kind = "{kind}"'
-        kinds.setdefault(tuple(sorted(keys - {own.partition(" ")[0]})), []).append(_code(own))
+        own = "formula" if path == "model" and kind in FORMULAS else kind if path == "model" else "kind"
+        names = kinds.setdefault(tuple(sorted(keys - {own})), [])
+        names.append(_code(own if own == kind else f'"{kind}"' if names else f'{own} = "{kind}"'))
     rows = [f"| {', '.join(names)} | {', '.join(map(_code, keys))} |" for keys, names in kinds.items()]
     return ["", "Which keys go together; those of another row are refused:", "", "| with | keys |", "|---|---|", *rows]
 

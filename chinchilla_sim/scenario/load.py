@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def parse_scenario(data: dict[str, Any], source: str) -> Scenario:
         return _parse(data, source, [])
 
 
+@cache
 def json_schema() -> dict[str, Any]:
     """JSON schema of scenario files, for completion in editors: a quantity is a string with examples and its units."""
     schema = Scenario.model_json_schema(by_alias=True)

@@ -33,7 +33,7 @@ from chinchilla_sim.simulator.drawing import draw_schedule
 from chinchilla_sim.validation import fuzz_seeds as seeds
 from chinchilla_sim.validation.mutation import Form, shrink, spoil
 
-LONGEST_S = 60
+LONGEST_S = 30
 """A file that takes so long to read, on whatever machine, hangs."""
 
 

@@ -143,7 +143,8 @@ DNN_PARTITIONING = """\
  "nodes": [
   {"id": 1, "name": "a", "supportedOnFpga": 1, "cpuLatency": 10.0, "fpgaLatency": 1.0, "isBackwardNode": 0, "colorClass": 1, "size": 10.0},
   {"id": 2, "name": "b", "supportedOnFpga": 0, "cpuLatency": 20.0, "fpgaLatency": 0.0, "isBackwardNode": 0, "size": 20.0},
-  {"id": 7, "name": "a_grad", "supportedOnFpga": 1, "cpuLatency": 4.0, "fpgaLatency": 4.0, "isBackwardNode": true, "colorClass": 1, "size": 3.0}],
+  {"id": 7, "name": "a_grad", "supportedOnFpga": 1, "cpuLatency": 4.0, "fpgaLatency": 4.0, "isBackwardNode": true, "colorClass": 1,
+   "size": 3.0}],
  "edges": [{"sourceId": 1, "destId": 2, "cost": 0.5, "size": 64.0}, {"sourceId": 2, "destId": 7, "cost": 0.25}]}
 """
 
@@ -156,6 +157,8 @@ PIPER = """\
    "2": [{"id": "vanilla", "timePerSample": 0.2, "parameterSize": 40.0, "memoryUsageA": 5.0, "memoryUsageB": 80.0,
           "syncTimeFw": {"0": 8.0}, "syncTimeBw": {}}],
    "1": [{"id": "activation recomp", "timePerSample": 1.0, "parameterSize": 80.0, "memoryUsageA": 1.0, "memoryUsageB": 160.0,
+          "syncTimeFw": {"0": 0.0}, "syncTimeBw": {}},
+         {"id": "vanilla", "timePerSample": 0.75, "parameterSize": 80.0, "memoryUsageA": 9.0, "memoryUsageB": 160.0,
           "syncTimeFw": {"0": 0.0}, "syncTimeBw": {}}]}}],
  "edges": [{"sourceId": 0, "destId": 1, "communicationCost": 100.0}]}
 """
@@ -216,8 +219,17 @@ def plans() -> tuple[bytes, ...]:
         replica_microbatch_counts=(2, 2),
     )
     rows = ("0F0 0F1 0B0 0B1", "1F0 1B0 1F1 1I1 1W1")
-    line = {"placement": ((0,), (1,)), "slots": (2, 3), "gradient_codecs": ("none", "none"), "replica_microbatch_counts": ()}
-    custom: Plan = replace(replicated, schedule="custom", order=rows, zero_stage=0, gradient_buckets=1, **line)
+    custom = replace(
+        replicated,
+        placement=((0,), (1,)),
+        slots=(2, 3),
+        gradient_codecs=("none", "none"),
+        replica_microbatch_counts=(),
+        schedule="custom",
+        order=rows,
+        zero_stage=0,
+        gradient_buckets=1,
+    )
     files = (PlanFile(plan, scenario_tables(), {"graph": "0" * 64}, 0.5) for plan in (replicated, custom))
     return tuple(_as_json(file.to_dict()) for file in files)
 
@@ -253,10 +265,10 @@ def onnx_model() -> bytes | None:
 
     weight = helper.make_tensor("w", TensorProto.FLOAT, [3, 4], [0.5] * 12)
     nodes = [helper.make_node("Gemm", ["x", "w"], ["h"], transB=0), helper.make_node("Relu", ["h"], ["y"])]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", ["batch", 3]), ("y", ["batch", 4]))]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width]) for name, width in (("x", 3), ("y", 4))]
     graph = helper.make_graph(nodes, "small", ends[:1], ends[1:], [weight])
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def calibration() -> bytes:

@@ -18,7 +18,7 @@ from chinchilla_sim.interchange.toml_text import write_toml
 Form = Literal["json", "toml", "text", "binary"]
 Place = tuple[str | int, ...]
 
-MOST_CHANGES = 3
+HOW_MANY_CHANGES = (1, 1, 1, 2, 3)
 SHARE_OF_TEXT = 0.35
 """How many of the files that hold values are changed as texts."""
 
@@ -77,7 +77,7 @@ PIECES = (
 
 def spoil(content: bytes, form: Form, random: Random) -> bytes:
     """The file with one to three changes."""
-    count = random.randint(1, MOST_CHANGES)
+    count = random.choice(HOW_MANY_CHANGES)
     if form in ("json", "toml") and random.random() >= SHARE_OF_TEXT:
         text = content.decode()
         tables = json.loads(text) if form == "json" else tomllib.loads(text)
