@@ -167,7 +167,7 @@ def command_lines(file: Path) -> Iterator[list[str]]:
         first, _, rest = code.partition(" ")
         if first == "chinchilla" and rest:
             yield from commands_in(code)
-        elif first in known_commands() and re.search(r"[A-Z]{2,}|--\w|\bS\.toml|\.toml\b", rest):
+        elif first in known_commands() and " = " not in code and re.search(r"[A-Z]{2,}|--\w|\bS\.toml|\.toml\b", rest):
             yield from commands_in(f"chinchilla {code}")
 
 

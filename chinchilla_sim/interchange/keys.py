@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from sys import float_info
 from typing import Any
 
 from chinchilla_sim.errors import Mistake
@@ -111,7 +111,7 @@ class Keys:
         value = self._parsed(key, float)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -float_info.max <= value <= float_info.max:
             self.wrong(key, f"must be a number, not {show_value(value)}", self._cure(value, 0.1))
             return None
         return float(value)

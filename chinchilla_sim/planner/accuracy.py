@@ -289,7 +289,7 @@ def _number(value: Any) -> float:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def load_table(path: Path) -> AccuracyTable:

@@ -94,7 +94,8 @@ def _layout_mistakes(plan: Plan) -> Found:
     if sum(map(len, pipelines)) != plan.rank_count or any(len(line) != ranks for line in pipelines):
         yield "placement", f"each replica needs {ranks} ranks of its own"
         return
-    if plan.schedule == CUSTOM:
+    counts = plan.replica_microbatch_counts
+    if plan.schedule == CUSTOM or (counts and len(counts) != plan.data_parallel_degree):
         return
     if plan.stage_count % ranks:
         yield "placement", f"{plan.stage_count} stages do not divide into {ranks} ranks"

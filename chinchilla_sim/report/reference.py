@@ -28,8 +28,8 @@ job = { global_batch_size = 64 }
 cluster = { kind = "this-machine" }
 ```
 
-`chinchilla plan S.toml` answers it. A key that is not listed here is a mistake, and so is a break of rules that join several keys (a deadline
-needs the number of steps); all mistakes of a file are told at once, each with its cure. Paths start at the folder of the file.
+`chinchilla plan S.toml` answers it. A key that is not listed here is a mistake. All mistakes are told at once, each with its cure;
+rules that join several keys (a deadline needs the number of steps) are among them. Paths start at the folder of the file.
 `--set job.global_batch_size=128` replaces a value from the command line. Editors complete from `chinchilla schema`.
 
 This page is what `chinchilla schema --markdown` prints; it is generated from the code that reads scenarios, and a test compares the two.

@@ -214,7 +214,8 @@ def _check_variants(model: Table, search: Table) -> Iterator[Mistake]:
         ("model.compression", _table(model, "compression")),
         *((f"search.{place}", one) for place, one in _tables(search, "variants")),
     ]
-    local = any(isinstance(steps, int) and steps > 1 for steps in search.get("local_steps") or ())
+    listed = search.get("local_steps")
+    local = isinstance(listed, list | tuple) and any(isinstance(steps, int) and steps > 1 for steps in listed)
     for place, variant in variants:
         if local and variant.get("sparsity"):
             what = "has zeros that all replicas train around, but with search.local_steps each has weights of its own"

@@ -6,7 +6,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from chinchilla_sim.errors import Mistake, ScenarioError, why_unreadable
+from chinchilla_sim.errors import Mistake, RunError, ScenarioError, why_unreadable
 from chinchilla_sim.planner.action import parse_action
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
@@ -64,5 +64,8 @@ def draw_schedule(
         raise ScenarioError([Mistake("", f"there is no schedule {name!r}", suggest(name, list(SCHEDULES)))])
     if found:
         raise ScenarioError([Mistake(where, what) for where, what in found], name)
-    timeline = play_equal_stages(plan, passes, transfer_s)
+    try:
+        timeline = play_equal_stages(plan, passes, transfer_s)
+    except RunError as error:
+        raise ScenarioError([Mistake("", str(error), "put every pass behind those that it needs")], name) from error
     return DrawnSchedule(plan, rows_of(plan), timeline, plan.microbatch_count * (sum(seconds) if plan.training else seconds[0]))
