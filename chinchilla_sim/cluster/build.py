@@ -9,7 +9,7 @@ from itertools import combinations
 
 import networkx as nx
 
-from chinchilla_sim.cluster.calibration import Calibration, core_count
+from chinchilla_sim.cluster.calibration import Calibration, EmulatedLinks, core_count
 from chinchilla_sim.cluster.catalogue import (
     CPU_CORE,
     find_backend,
@@ -164,14 +164,16 @@ def _core(spec: ClusterSpec, precision: str, calibration: Calibration | None) ->
     if calibration is None:
         return find_device(CPU_CORE, precision, "cluster")
     core = calibration.device(min(calibration.key.cores, math.ceil(emulated_cores(spec) - 1e-9)))
-    return replace(core, communication_s_per_byte=calibration.socket_s_per_byte)
+    links = calibration.emulation
+    return replace(core, communication_s_per_byte=links.socket_s_per_byte, communication_s_per_message=links.socket_s_per_message)
 
 
 def _hosts(spec: ClusterSpec, calibration: Calibration | None) -> tuple[Host, ...]:
     """This machine's cores, each with the devices of emulated nodes that run on it."""
     placed = emulated_core_of(spec, calibration.key.cores if calibration else core_count())
-    cost_s = calibration.fabric_s_per_byte if calibration else 0.0
-    return tuple(Host(tuple(slot for slot, core in placed.items() if core == one), 1.0, cost_s) for one in sorted({*placed.values()}))
+    links = calibration.emulation if calibration else EmulatedLinks()
+    costs = links.fabric_s_per_byte, links.fabric_s_per_message
+    return tuple(Host(tuple(slot for slot, core in placed.items() if core == one), 1.0, *costs) for one in sorted({*placed.values()}))
 
 
 def _inner_link(node: NodeSpec, calibration: Calibration | None) -> Link:

@@ -40,12 +40,13 @@ def process_of(plan: Plan, rank: int, lane: int) -> int:
 class Groups:
     """Process groups: by their ranks in this process's lane, that of a rank's lanes, of a norm, and one for each direction of messages.
 
-    None stands for the default group of all processes.
+    None stands for the default group of all processes. `falling` are second groups of the same ranks (`posted`).
     """
 
     forward: Any = None
     backward: Any = None
     among: dict[tuple[int, ...], Any] = field(default_factory=dict)
+    falling: dict[tuple[int, ...], Any] = field(default_factory=dict)
     lanes: Any = None
     norm: Any = None
 
@@ -62,9 +63,9 @@ def make_groups(plan: Plan, seat: Seat, ordered_messages: bool) -> Groups:
     for ranks in _exchanging(plan):
         for lane in range(plan.group_width):
             members = [process_of(plan, rank, lane) for rank in ranks]
-            group = dist.new_group(members)
+            pair = [dist.new_group(members) for _ in range(2 if plan.zero_stage == 3 else 1)]
             if lane == seat.lane:
-                groups.among[ranks] = group
+                groups.among[ranks], groups.falling[ranks] = pair[0], pair[-1]
     if plan.group_width > 1:
         for rank in range(plan.rank_count):
             group = dist.new_group([process_of(plan, rank, lane) for lane in range(plan.group_width)])

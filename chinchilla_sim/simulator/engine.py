@@ -15,7 +15,7 @@ from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.program import Program
-from chinchilla_sim.simulator.activities import ActivityGraph, Times, timeline_of
+from chinchilla_sim.simulator.activities import ActivityGraph, FlowSpec, Times, timeline_of
 from chinchilla_sim.simulator.causes import with_causes
 from chinchilla_sim.simulator.lowering import activities_of
 from chinchilla_sim.simulator.network import Disturbed, FairNetwork
@@ -60,7 +60,7 @@ class _Engine:
         shared = cluster.hosts if devices else ()
         self.streams = SlowedStreams(self.env, graph, devices, self._finish, shared) if slowed or shared else None
         rates_changed = self.streams.rates_changed if self.streams else None
-        self.network = FairNetwork(self.env, cluster, self._finish, rates_changed)
+        self.network = FairNetwork(self.env, cluster, self._arrived, rates_changed)
         if disturbed:
             self.network.disturb(disturbed)
 
@@ -93,23 +93,44 @@ class _Engine:
         self._begin(event.value)  # type: ignore[arg-type]
 
     def _begin(self, number: int) -> None:
-        self.start_s[number] = self.env.now
         flow = self.graph.flows.get(number)
         if flow:
-            self.network.start(flow.source, flow.target, flow.wire_bytes, number, flow.weight)
-            if self.streams:
-                self.streams.communicate(flow.source_rank, flow.target_rank)
-        elif self.streams and self.graph.ranks[number] >= 0:
+            turn_s = self.streams.turn_s(flow.source_rank, flow.source, flow.messages) if self.streams else 0.0
+            if turn_s:
+                simpy.Timeout(self.env, turn_s, number).callbacks.append(self._turn_has_come)
+            else:
+                self._send(number, flow)
+            return
+        self.start_s[number] = self.env.now
+        if self.streams and self.graph.ranks[number] >= 0:
             self.streams.compute(number)
         else:
             simpy.Timeout(self.env, self.graph.seconds[number], number).callbacks.append(self._time_is_over)
 
+    def _turn_has_come(self, event: simpy.Event) -> None:
+        number: int = event.value  # type: ignore[assignment]
+        self._send(number, self.graph.flows[number])
+
+    def _send(self, number: int, flow: FlowSpec) -> None:
+        self.start_s[number] = self.env.now
+        self.network.start(flow.source, flow.target, flow.wire_bytes, number, flow.weight)
+        if self.streams:
+            self.streams.communicate(flow.source_rank, flow.target_rank)
+
     def _time_is_over(self, event: simpy.Event) -> None:
         self._finish(event.value)  # type: ignore[arg-type]
 
-    def _finish(self, number: int) -> None:
-        self.finish_s[number] = self.env.now
-        if self.streams and number in self.graph.flows:
+    def _arrived(self, number: int) -> None:
+        """The last byte of a flow is there; its rank takes it in when it can."""
+        if self.streams:
             flow = self.graph.flows[number]
             self.streams.fall_silent(flow.source_rank, flow.target_rank)
+            turn_s = self.streams.turn_s(flow.target_rank, flow.target, flow.messages)
+            if turn_s:
+                simpy.Timeout(self.env, turn_s, number).callbacks.append(self._time_is_over)
+                return
+        self._finish(number)
+
+    def _finish(self, number: int) -> None:
+        self.finish_s[number] = self.env.now
         self._release(number)
