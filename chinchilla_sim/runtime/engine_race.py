@@ -25,6 +25,7 @@ from chinchilla_sim.runtime.batches import global_batches
 from chinchilla_sim.runtime.engines import ENGINES, Engine
 from chinchilla_sim.runtime.launch import launch_ranks
 from chinchilla_sim.runtime.training import RankRun
+from chinchilla_sim.runtime.threads import hurry_network_threads
 from chinchilla_sim.runtime.worker import choose_device, prepare_process
 from chinchilla_sim.validation.engine_race import EngineRace, race_of
 
@@ -91,6 +92,7 @@ def main(folder: Path, rounds: int, round_steps: int) -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
         path = folder / "plan.json"
         race = _Race(load_plan(path).allow_factory(False, str(path)), folder)
+        hurry_network_threads()
         race.run(rounds, round_steps)
         (folder / f"rank{rank}.json").write_text(json.dumps(race.ends))
         dist.barrier()

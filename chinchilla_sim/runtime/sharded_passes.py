@@ -24,6 +24,7 @@ from chinchilla_sim.runtime.interlude import Interlude
 from chinchilla_sim.runtime.interpreter import Interpreter
 from chinchilla_sim.runtime.recorder import Recorder
 from chinchilla_sim.runtime.stages import cut_stages, own_parameters
+from chinchilla_sim.runtime.threads import hurry_network_threads
 from chinchilla_sim.runtime.updates import stage_update
 from chinchilla_sim.runtime.whole_passes import plain_descent, variant_of
 
@@ -38,6 +39,7 @@ def sharding_seconds(job: TrainingJob, size: int, rank: int, variant: Variant = 
     alone = Plan((names,), ((0,),), (0,), size, 1, "1f1b", ("none",), ())
     divided = Plan((names,), ((0, 1),), (0, 1), 2 * size, 1, "1f1b", ("none",), (), zero_stage=3)
     groups = make_groups(divided, seat_of(divided, rank % 2), ordered_messages=False)
+    hurry_network_threads()
     if rank > 1:
         return 0.0, 0.0
     with_it, without = (

@@ -6,7 +6,7 @@ communicates is slowed (`streams.py`) where a device says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import simpy
@@ -15,7 +15,7 @@ from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.program import Program
-from chinchilla_sim.simulator.activities import ActivityGraph, FlowSpec, Times, timeline_of
+from chinchilla_sim.simulator.activities import ActivityGraph, Times, timeline_of
 from chinchilla_sim.simulator.causes import with_causes
 from chinchilla_sim.simulator.lowering import activities_of
 from chinchilla_sim.simulator.network import Disturbed, FairNetwork
@@ -95,11 +95,7 @@ class _Engine:
     def _begin(self, number: int) -> None:
         flow = self.graph.flows.get(number)
         if flow:
-            turn_s = self.streams.turn_s(flow.source_rank, flow.source, flow.messages) if self.streams else 0.0
-            if turn_s:
-                simpy.Timeout(self.env, turn_s, number).callbacks.append(self._turn_has_come)
-            else:
-                self._send(number, flow)
+            self._when_possible(flow.source_rank, flow.source, flow.messages, number, self._send)
             return
         self.start_s[number] = self.env.now
         if self.streams and self.graph.ranks[number] >= 0:
@@ -107,11 +103,20 @@ class _Engine:
         else:
             simpy.Timeout(self.env, self.graph.seconds[number], number).callbacks.append(self._time_is_over)
 
-    def _turn_has_come(self, event: simpy.Event) -> None:
-        number: int = event.value  # type: ignore[assignment]
-        self._send(number, self.graph.flows[number])
+    def _when_possible(self, rank: int, slot: int, messages: int, number: int, then: Callable[[int], None]) -> None:
+        """Go on with a flow when one end's rank may run, and its host has handled messages that came before."""
+        if self.streams is None:
+            then(number)
+        elif held_s := self.streams.held_s(rank):
+            held = simpy.Timeout(self.env, held_s)
+            held.callbacks.append(lambda _: self._when_possible(rank, slot, messages, number, then))
+        elif turn_s := self.streams.queue_s(rank, slot, messages):
+            simpy.Timeout(self.env, turn_s).callbacks.append(lambda _: then(number))
+        else:
+            then(number)
 
-    def _send(self, number: int, flow: FlowSpec) -> None:
+    def _send(self, number: int) -> None:
+        flow = self.graph.flows[number]
         self.start_s[number] = self.env.now
         self.network.start(flow.source, flow.target, flow.wire_bytes, number, flow.weight)
         if self.streams:
@@ -122,14 +127,10 @@ class _Engine:
 
     def _arrived(self, number: int) -> None:
         """The last byte of a flow is there; its rank takes it in when it can."""
+        flow = self.graph.flows[number]
         if self.streams:
-            flow = self.graph.flows[number]
             self.streams.fall_silent(flow.source_rank, flow.target_rank)
-            turn_s = self.streams.turn_s(flow.target_rank, flow.target, flow.messages)
-            if turn_s:
-                simpy.Timeout(self.env, turn_s, number).callbacks.append(self._time_is_over)
-                return
-        self._finish(number)
+        self._when_possible(flow.target_rank, flow.target, flow.messages, number, self._finish)
 
     def _finish(self, number: int) -> None:
         self.finish_s[number] = self.env.now

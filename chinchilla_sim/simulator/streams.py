@@ -189,20 +189,23 @@ class SlowedStreams:
         stream.left_s += stream.speed * max((pool.backlog_s(self.env.now) for pool in stream.pools), default=0.0)
         self._set_alarm(stream)
 
-    def turn_s(self, rank: int, slot: int, messages: int) -> float:
-        """Seconds until a rank can send, or take in, messages: it has some of its quota left, and the host has handled others."""
+    def held_s(self, rank: int) -> float:
+        """Seconds until a rank that has used up its quota can send, or take in, anything."""
+        stream = self.streams[rank]
+        stream.advance(self.env.now)
+        return stream.held_s()
+
+    def queue_s(self, rank: int, slot: int, messages: int) -> float:
+        """Seconds until the host of a slot has handled what came before these messages of a rank, which it handles next."""
         stream, pool = self.streams[rank], self.pool_of.get(slot)
         own_s = messages * stream.device.communication_s_per_message
-        stream.advance(self.env.now)
-        held_s = stream.held_s()
         stream.budget_s -= own_s / stream.device.core_share
-        if pool is None:
-            return held_s
-        work_s = own_s + messages * pool.host.fabric_s_per_message / 2
-        if work_s:
-            held_s += pool.queue(work_s, self.env.now + held_s)
-            self._delay(pool, work_s)
-        return held_s
+        work_s = own_s + messages * pool.host.fabric_s_per_message / 2 if pool else 0.0
+        if pool is None or not work_s:
+            return 0.0
+        turn_s = pool.queue(work_s, self.env.now)
+        self._delay(pool, work_s)
+        return turn_s
 
     def _delay(self, pool: _Pool, work_s: float) -> None:
         """What a host's ranks compute loses so many seconds of a core, where none is idle."""
