@@ -79,16 +79,13 @@ def prepare(scenario: Scenario, calibration: Calibration | None = None) -> Setti
 
 
 def _with_pass_start(cluster: Cluster, profile: Profile) -> Cluster:
-    """The cluster with what begins the first passes of a step as it was measured with the tasks, on this machine."""
+    """The cluster with what begins a pass as it was measured with the tasks, on this machine."""
     if not profile.pass_start_s:
         return cluster
     forward_s, backward_s = profile.pass_start_s
 
     def started(device: Device) -> Device:
-        share = device.core_share
-        # Measured tasks add up to whole passes.
-        fixed = replace(device, forward_fixed_s=0.0, backward_fixed_s=0.0)
-        return replace(fixed, forward_start_s=forward_s / share, backward_start_s=backward_s / share)
+        return replace(device, forward_fixed_s=forward_s / device.core_share, backward_fixed_s=backward_s / device.core_share)
 
     crowded = {count: started(device) for count, device in cluster.crowded.items()}
     return replace(cluster, devices=tuple(map(started, cluster.devices)), crowded=crowded)

@@ -47,7 +47,7 @@ class Device:
     """What one rank computes with: sustained rates and fixed times, at one precision.
 
     `forward_launch_s` and `backward_launch_s` are per kernel, `forward_fixed_s` and `backward_fixed_s` per microbatch and stage,
-    `forward_start_s` and `backward_start_s` for the first one of a step, `step_fixed_s` per step. `optimizer_bandwidth_bytes_per_s` and
+    `step_fixed_s` per step. `optimizer_bandwidth_bytes_per_s` and
     `optimizer_launch_s` (per step) describe the parameter update, `elementwise_bandwidth_bytes_per_s` and `elementwise_launch_s` (per
     kernel) the passes of a codec. While a rank communicates its computation takes `1 + overlap_slowdown` times as long, and every byte
     that it sends or receives takes `communication_s_per_byte` from its cores, every message `communication_s_per_message`. Where
@@ -70,8 +70,6 @@ class Device:
     backward_launch_s: float = 0.0
     forward_fixed_s: float = 0.0
     backward_fixed_s: float = 0.0
-    forward_start_s: float = 0.0
-    backward_start_s: float = 0.0
     step_fixed_s: float = 0.0
     optimizer_bandwidth_bytes_per_s: float = float("inf")
     optimizer_launch_s: float = 0.0
@@ -136,8 +134,6 @@ _CORE_SECONDS = (
     "inference_fixed_s",
     "inference_launch_s",
     "backward_fixed_s",
-    "forward_start_s",
-    "backward_start_s",
     "step_fixed_s",
     "optimizer_launch_s",
     "elementwise_launch_s",

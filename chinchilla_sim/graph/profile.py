@@ -62,7 +62,7 @@ class Profile:
     `scales` are factors on a task's forward and backward seconds, wherever those are from: what runs taught, kept in a file of its own.
     `memory_bytes` is what a task occupies on its device, `colocated` puts tasks of the same class on one device,
     `variants` are choices per task, `source` says where the figures come from. Before a step a rank takes `input_s` to get its part of the
-    global batch; the first pass of a stage begins with `pass_start_s` (forward, backward; empty: not measured), and
+    global batch; each pass of a stage begins with `pass_start_s` (forward, backward; empty: not measured), and
     ZeRO 3 adds `sharding_s` to those of all weights (the same). `tasks` are the ones that were
     measured, where those that are planned are of a variant of that model, and `held_bytes` the parameters of that model.
     """

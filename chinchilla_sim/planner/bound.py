@@ -52,7 +52,7 @@ def _replica_bound_s(plan: Plan, pricing: Pricing, cluster: Cluster, replica: in
         price, rank = pricing.stages[stage][replica], plan.rank_of(stage, replica)
         passes.append((forward_pass_s(plan, price, stage, replica), _backward_s(plan, price, stage, replica)))
         if stage:
-            head_s += passes[-2][0] + pricing.stages[stage - 1][replica].start_s.get(Op.F, 0.0)
+            head_s += passes[-2][0]
             tail_s += passes[-2][1]
             if plan.crosses(stage - 1, replica):
                 out_s, back_s = _transfers_s(plan, pricing, cluster, stage - 1, replica)
@@ -60,8 +60,8 @@ def _replica_bound_s(plan: Plan, pricing: Pricing, cluster: Cluster, replica: in
                 tail_s += back_s
         accumulation_s = (count - 1) * price.accumulation_s if plan.training else 0.0
         later_s = price.action_s.get(Op.W, 0.0) if plan.splits_backward else 0.0
-        own_s = count * (sum(passes[-1]) + later_s) + accumulation_s + price.starts_s
-        returned_s = count * sum(passes[-1]) + price.starts_s + (0.0 if plan.splits_backward else accumulation_s)
+        own_s = count * (sum(passes[-1]) + later_s) + accumulation_s
+        returned_s = count * sum(passes[-1]) + (0.0 if plan.splits_backward else accumulation_s)
         bound_s = max(bound_s, head_s + own_s)
         if plan.training:
             bound_s = max(bound_s, head_s + own_s + end_s[stage], head_s + returned_s + tail_s + end_s[0])

@@ -117,7 +117,7 @@ class Drafter:
         drawn = replace(plan, schedule="zb-h1")
         pricing = self.pricer.price(drawn)
         prices = [row[0] for row in pricing.stages]
-        seconds = [PassSeconds(*(price.compute_s(op, first=False) for op in (Op.F, Op.I, Op.W))) for price in prices]
+        seconds = [PassSeconds(price.compute_s(Op.F), price.compute_s(Op.I), price.compute_s(Op.W, first=False)) for price in prices]
         links = [self.cluster.idle_link(plan.slots_of(a)[0], plan.slots_of(b)[0]) for a, b in pairwise(plan.pipeline(0))]
         transfer_s = max(link.idle_transfer_s(size) for link, size in zip(links, pricing.boundary_bytes, strict=True))
         kept = max(price.kept_bytes / price.saved_bytes if price.saved_bytes else 1.0 for price in prices)

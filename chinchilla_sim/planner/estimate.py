@@ -130,12 +130,11 @@ def batch_of(plans: Sequence[tuple[Plan, Pricing]], cluster: Cluster) -> PlanBat
 
 def _stage_seconds(plan: Plan, pricing: Pricing, cluster: Cluster, stage: int) -> dict[str, float]:
     price = pricing.stages[stage][0]
-    count = plan.microbatches_of(0)
-    seconds = {"F": forward_pass_s(plan, price, stage, 0) + price.start_s.get(Op.F, 0.0) / count}
+    seconds = {"F": forward_pass_s(plan, price, stage, 0)}
     if plan.training:
+        later = (plan.microbatches_of(0) - 1) / plan.microbatches_of(0)
         codecs_s = codecs_around_s(plan, price, stage, 0, Op.ENCODE_B, Op.DECODE_B)
-        seconds["B"] = whole_s(price, Op.B) + codecs_s
-        seconds["B"] += ((count - 1) * price.accumulation_s + price.start_s.get(Op.B, 0.0)) / count
+        seconds["B"] = whole_s(price, Op.B) + codecs_s + later * price.accumulation_s
         seconds["W"] = price.action_s.get(Op.W, 0.0)
         seconds["E"] = end_of_step_s(plan, pricing, stage, 0)
         seconds["R"] = seconds["E"] + late_exchange_s(plan, pricing, stage) if plan.gradient_delay else 0.0

@@ -22,8 +22,7 @@ class Bucket:
 class StagePrice:
     """One stage of one replica on its rank.
 
-    `action_s` is per microbatch (or step); `accumulation_s` comes on top of every backward pass but the first, `start_s` on that of the
-    first pass of its kind, which finds nothing of it in the caches.
+    `action_s` is per microbatch (or step); `accumulation_s` comes on top of every backward pass but the first.
     `blocking_s` are collectives inside a pass, for which it waits (tensor, sequence, context and expert parallelism).
     `between_rounds_s` is the part of DECODE_GRAD that a second collective waits for.
     `held_parts` are there all the time, by what they are; a microbatch adds `saved_bytes` from its F on, of which `kept_bytes` stay from
@@ -39,7 +38,6 @@ class StagePrice:
     blocking_s: dict[Op, float] = field(default_factory=dict)
     buckets: tuple[Bucket, ...] = ()
     between_rounds_s: float = 0.0
-    start_s: Mapping[Op, float] = field(default_factory=dict)
 
     @property
     def held_bytes(self) -> float:
@@ -48,14 +46,7 @@ class StagePrice:
 
     def compute_s(self, op: Op, first: bool = True) -> float:
         """Seconds of a compute action; the `first` backward pass of a step has nothing to add its gradients to."""
-        if first:
-            return self.action_s[op] + self.start_s.get(op, 0.0)
-        return self.action_s[op] + (self.accumulation_s if op in (Op.B, Op.W) else 0.0)
-
-    @property
-    def starts_s(self) -> float:
-        """What the first passes of a step take longer, forward and backward together."""
-        return self.start_s.get(Op.F, 0.0) + self.start_s.get(Op.B, 0.0)
+        return self.action_s[op] + (self.accumulation_s if op in (Op.B, Op.W) and not first else 0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -233,7 +233,6 @@ class Pricer:
         share = len(self.graph.weights_of(tasks)) / max(1, len(self.graph.weights_of(self.graph.tasks)))
         for op, seconds in sharding_s(plan, stage, share, self.profile.sharding_s, device).items():
             action_s[op] += seconds
-        starts = {Op.F: device.forward_start_s, Op.B: device.backward_start_s, Op.I: device.backward_start_s}
         return StagePrice(
             action_s=action_s,
             accumulation_s=accumulation_s(parameters, device),
@@ -244,7 +243,6 @@ class Pricer:
             blocking_s={op: seconds for op, seconds in blocking_s.items() if seconds},
             buckets=self._buckets(plan, tasks, times),
             between_rounds_s=between_rounds_of(plan, stage, parameters, device, self.matrices(tasks)),
-            start_s={op: seconds for op, seconds in starts.items() if seconds},
         )
 
     def _blocking_s(self, plan: Plan, stage: int, tasks: Sequence[Task], again: frozenset[str]) -> dict[Op, float]:

@@ -112,7 +112,7 @@ def _with_rows(cutter: Cutter, plan: Plan, positions: Sequence[int]) -> Iterator
     for stage, row in enumerate(pricing.stages):
         crosses = stage < plan.stage_count - 1 and plan.crosses(stage)
         transfer_s = link.idle_transfer_s(pricing.boundary_bytes[stage] / plan.group_width) if crosses else 0.0
-        seconds.append(StageSeconds(row[0].compute_s(Op.F, first=False), row[0].compute_s(Op.B, first=False), transfer_s))
+        seconds.append(StageSeconds(row[0].compute_s(Op.F), row[0].compute_s(Op.B, first=False), transfer_s))
     best_s = float("inf")
     ranks = len(set(positions))
     for in_flight in accumulate([ranks, ranks, 2 * ranks]):

@@ -62,8 +62,7 @@ class _Whole(nn.Module):
 
 def shard_stage(plan: Plan, stage: Stage, groups: Groups, recorder: Recorder, dtype: torch.dtype) -> Stage:
     """The stage with its trained parameters (fp32) divided over its replicas; it computes in `dtype`."""
-    replicas = tuple(plan.placement[stage.number])
-    group, falling = groups.among[replicas], groups.falling[replicas]
+    group = groups.among[tuple(plan.placement[stage.number])]
     units = [_Unit(list(segments)) for _, segments in groupby(stage.segments, key=lambda segment: segment.bucket)]
     whole = _Whole(units)
     trained = [parameter for parameter in whole.parameters() if parameter.requires_grad]
@@ -79,7 +78,7 @@ def shard_stage(plan: Plan, stage: Stage, groups: Groups, recorder: Recorder, dt
     for row in together:
         fully_shard(row, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=frozen)
     fully_shard(whole, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=frozen)
-    _set_up(whole, [row[0] for row in together], stage.number, recorder, falling)
+    _set_up(whole, [row[0] for row in together], stage.number, recorder)
     for parameter in trained:
         # The model that the stages were cut from holds no second copy.
         parameter.data = parameter.data.new_empty(0)
@@ -112,15 +111,15 @@ def _found(where: dict[int, tuple[nn.Module, str]], parameter: nn.Parameter) -> 
     return found
 
 
-def _set_up(whole: Any, units: Sequence[Any], number: int, recorder: Recorder, falling: Any) -> None:
+def _set_up(whole: Any, units: Sequence[Any], number: int, recorder: Recorder) -> None:
     """Sums instead of means, as losses are shares of the global mean; gathers one unit ahead; collectives of ours."""
     turns = count()
     modules: list[FSDPModule] = [whole, *units]
     for module in modules:
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
-        module.set_custom_all_gather(_Gather(number, recorder, turns, falling))
-        module.set_custom_reduce_scatter(_Scatter(number, recorder, turns, falling))
+        module.set_custom_all_gather(_Gather(number, recorder, turns))
+        module.set_custom_reduce_scatter(_Scatter(number, recorder, turns))
     whole._set_unshard_async_op(True)
     for before, behind in pairwise(units):
         before.set_modules_to_forward_prefetch([behind])
@@ -130,8 +129,8 @@ def _set_up(whole: Any, units: Sequence[Any], number: int, recorder: Recorder, f
 class _Recorded:
     """A collective of one stage; all its replicas count them in the same order."""
 
-    def __init__(self, number: int, recorder: Recorder, turns: count[int], falling: Any) -> None:
-        self.number, self.recorder, self.turns, self.falling = number, recorder, turns, falling
+    def __init__(self, number: int, recorder: Recorder, turns: count[int]) -> None:
+        self.number, self.recorder, self.turns = number, recorder, turns
 
     def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """A buffer."""
@@ -162,7 +161,7 @@ class _Gathering(dist.Work):
 class _Gather(_Recorded, AllGather):
     def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False) -> dist.Work | None:
         key = self._join("weights", Op.UNSHARD, "all_gather", input_tensor, group)
-        exchange = PostedExchange(output_tensor.view(group.size(), -1).unbind(), group, 2 * self.number, self.falling)
+        exchange = PostedExchange(output_tensor.view(group.size(), -1).unbind(), group, 2 * self.number)
         exchange.gather(input_tensor.view(-1))
         work = _Gathering(exchange, self.recorder, key)
         if async_op:
@@ -178,7 +177,7 @@ class _Scatter(_Recorded, ReduceScatter):
         """Every rank's part goes straight to it: half the bytes of gloo's own, which is an all-reduce (see sharding.py)."""
         key = self._join("gradients", Op.REDUCE_GRAD, "reduce_scatter", input_tensor, group)
         arriving = torch.empty_like(input_tensor).view(group.size(), -1)
-        exchange = PostedExchange(arriving.unbind(), group, 2 * self.number + 1, self.falling)
+        exchange = PostedExchange(arriving.unbind(), group, 2 * self.number + 1)
         exchange.scatter(input_tensor.view(group.size(), -1).unbind())
         exchange.wait()
         output_tensor.copy_(arriving.sum(0, dtype=torch.float32))

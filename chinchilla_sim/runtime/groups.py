@@ -40,13 +40,12 @@ def process_of(plan: Plan, rank: int, lane: int) -> int:
 class Groups:
     """Process groups: by their ranks in this process's lane, that of a rank's lanes, of a norm, and one for each direction of messages.
 
-    None stands for the default group of all processes. `falling` are second groups of the same ranks (`posted`).
+    None stands for the default group of all processes.
     """
 
     forward: Any = None
     backward: Any = None
     among: dict[tuple[int, ...], Any] = field(default_factory=dict)
-    falling: dict[tuple[int, ...], Any] = field(default_factory=dict)
     lanes: Any = None
     norm: Any = None
 
@@ -63,9 +62,9 @@ def make_groups(plan: Plan, seat: Seat, ordered_messages: bool) -> Groups:
     for ranks in _exchanging(plan):
         for lane in range(plan.group_width):
             members = [process_of(plan, rank, lane) for rank in ranks]
-            pair = [dist.new_group(members) for _ in range(2 if plan.zero_stage == 3 else 1)]
+            group = dist.new_group(members)
             if lane == seat.lane:
-                groups.among[ranks], groups.falling[ranks] = pair[0], pair[-1]
+                groups.among[ranks] = group
     if plan.group_width > 1:
         for rank in range(plan.rank_count):
             group = dist.new_group([process_of(plan, rank, lane) for lane in range(plan.group_width)])

@@ -18,14 +18,9 @@ from torch import Tensor
 class PostedExchange:
     """One message from every rank of a group to each other: `post`, then `gather` or `scatter`, then `wait`, once a step."""
 
-    def __init__(self, received: Sequence[Tensor], group: Any, tag: int, falling: Any = None) -> None:
-        """`received[i]` takes what the group's i-th rank sends; `tag` tells the exchange from others among the same ranks.
-
-        Messages to ranks that come before go through the group `falling` of the same ranks, where there is one: no connection then has data
-        in both directions, so no "ready" queues behind data of the exchange before.
-        """
+    def __init__(self, received: Sequence[Tensor], group: Any, tag: int) -> None:
+        """`received[i]` takes what the group's i-th rank sends; `tag` tells the exchange from others among the same ranks."""
         self.received, self.group, self.tag = list(received), group, tag
-        self.falling = group if falling is None else falling
         self.ranks = dist.get_process_group_ranks(group if group is not None else dist.group.WORLD)
         self.place = self.ranks.index(dist.get_rank())
         self.others = [(self.place + hop) % len(self.ranks) for hop in range(1, len(self.ranks))]
@@ -37,8 +32,7 @@ class PostedExchange:
         """Be ready for what the others send."""
         if self.early and not self._works:
             self._works = [
-                dist.irecv(self.received[other], src=self.ranks[other], group=self._group(other, self.place), tag=self.tag)
-                for other in reversed(self.others)
+                dist.irecv(self.received[other], src=self.ranks[other], group=self.group, tag=self.tag) for other in reversed(self.others)
             ]
 
     def gather(self, payload: Tensor) -> None:
@@ -55,12 +49,7 @@ class PostedExchange:
             return
         self.post()
         self.received[self.place].copy_(payloads[self.place])
-        self._works += [
-            dist.isend(payloads[other], dst=self.ranks[other], group=self._group(self.place, other), tag=self.tag) for other in self.others
-        ]
-
-    def _group(self, source: int, target: int) -> Any:
-        return self.group if source < target else self.falling
+        self._works += [dist.isend(payloads[other], dst=self.ranks[other], group=self.group, tag=self.tag) for other in self.others]
 
     def wait(self) -> None:
         """Wait until everything is here, and what is sent has left."""

@@ -32,7 +32,7 @@ class Row:
     stages: tuple[int, ...] = ()
     replica: int = 0
     expected: frozenset[tuple[Op, int, int | None]] = frozenset()
-    started: set[tuple[int, Op]] = field(default_factory=set)
+    started: set[int] = field(default_factory=set)
     last_backward: dict[int, int] = field(default_factory=dict)
     decoded: frozenset[int] = frozenset()
 
@@ -153,9 +153,10 @@ class Row:
         lowering, price = self.lowering, self._price(action.stage)
         stage, op, microbatch = action
         assert microbatch is not None
-        kind = stage, Op.B if op is Op.W else op
-        seconds = price.compute_s(op, first=kind not in self.started)
-        self.started.add(kind)
+        first = stage not in self.started
+        seconds = price.compute_s(op, first)
+        if op in (Op.B, Op.W):
+            self.started.add(stage)
         begin, end = self._parts(action, seconds, last)
         for needed in needs(action):
             self._await(begin, action, needed)

@@ -217,7 +217,7 @@ WHAT_IFS: dict[str, Callable[[Cluster], Cluster | None]] = {
     "memory bandwidth + 10 %": _devices(_wider_memory),
     "kernel launch / 2": _devices(_fewer_launches),
     "host program / 2": _devices(_scaled(HOST, 0.5)),
-    "fixed time per step gone": _devices(_scaled(("step_fixed_s", "forward_start_s", "backward_start_s"), 0.0)),
+    "fixed time per step gone": _devices(_scaled(("step_fixed_s",), 0.0)),
     "fixed time per microbatch gone": _devices(_scaled(MICROBATCH, 0.0)),
     "communication no longer slows computation": _devices(_scaled(("overlap_slowdown",), 0.0)),
     "communication takes no processor time": _devices(_scaled(("communication_s_per_byte", "communication_s_per_message"), 0.0)),

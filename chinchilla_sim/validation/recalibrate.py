@@ -141,13 +141,13 @@ def _pass_scale(simulated: Simulated, spans: Spans, expected: Spans, stage: int,
     for rank, price in _prices(simulated, stage):
         device = simulated.cluster.device(plan.slots_of(rank)[0], len(plan.slots))
         fixed_s = device.forward_fixed_s if Op.F in ops else device.backward_fixed_s
-        played: set[Op] = set()
+        first = True
         for action in simulated.program.actions[rank]:
             key = rank, str(action)
             if action.stage != stage or action.op not in ops or key not in spans:
                 continue
-            adding_s = price.compute_s(action.op, action.op not in played) - price.action_s[action.op]
-            played.add(action.op)
+            adding_s = price.compute_s(action.op, first) - price.action_s[action.op]
+            first = first and action.op not in (Op.B, Op.W)
             own_s, between_s = (0.0, 0.0) if action.op is Op.W else (fixed_s, fixed.between_s)
             measured += spans[key] - (own_s - between_s) - adding_s * fixed.codec_scale
             tasks += expected[key] - own_s - adding_s

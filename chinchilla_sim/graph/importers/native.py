@@ -54,7 +54,7 @@ A task (`tasks`, in topological order, the model's inputs, op "input", first):
                             forward_sync_bytes [[]], backward_sync_bytes [[]] (pairs [neighbouring task, bytes])}
     source [""]             where the figures come from
     input_s [0]             seconds in which a rank gets its part of a batch, before each step
-    pass_start_s [[]]       [forward, backward] seconds with which the first pass of a stage in a step begins, beside its tasks
+    pass_start_s [[]]       [forward, backward] seconds with which each pass of a stage begins, beside its tasks
     sharding_s [[]]         [forward, backward] seconds that ZeRO 3 adds to passes with all weights, where each pass gathers them once
 """
 
