@@ -4,11 +4,26 @@ Results go to stdout or a named file, logs to stderr. Exit codes: 0 done, 1 no f
 2 bad input.
 """
 
-from chinchilla_sim.cli import checks, codecs, engines, export, imports, kills, payoffs, plans, testbed, trials, validate_run, variants
+from chinchilla_sim.cli import (
+    budget,
+    checks,
+    codecs,
+    engines,
+    export,
+    imports,
+    kills,
+    payoffs,
+    plans,
+    testbed,
+    trials,
+    validate_run,
+    variants,
+)
 from chinchilla_sim.cli.app import app, main
 
 __all__ = [
     "app",
+    "budget",
     "checks",
     "codecs",
     "engines",
