@@ -14,8 +14,6 @@ from chinchilla_sim.cli.shared import (
     at_least,
     find_plan,
     load_plan_file,
-    load_scenario_file,
-    measurement_of,
     plan_to_run,
     print_plan,
     run_to_resume,
@@ -359,40 +357,3 @@ def _print_run(file: PlanFile, folder: Path, comparison: Comparison, measurement
         return
     print_tables(comparison_table(comparison), *attribution_table(comparison), metrics_table(measurement))
     log(f"weights, metrics and measurement are in {folder}; `chinchilla report` shows them")
-
-
-@app.command
-def report(source: Path, *, overrides: Overrides = None, output: Output = None, as_json: AsJson = False) -> None:
-    """Write one self-contained HTML page about a scenario, with a Chrome trace, a summary and JSON beside it.
-
-    Parameters
-    ----------
-    source
-        A scenario (TOML). What `chinchilla run` measured in the same folder is shown beside the simulation.
-    output
-        Folder to write to (default: reports/NAME).
-    """
-    from chinchilla_sim.report.front import front_dict
-    from chinchilla_sim.report.page import render_page
-    from chinchilla_sim.report.result import search_dict
-    from chinchilla_sim.report.summary import summary_text
-    from chinchilla_sim.report.trace import chrome_trace
-    from chinchilla_sim.workflow import plan_file, simulate_plan, study_of
-
-    scenario_name = load_scenario_file(source, overrides).name
-    folder = writable_folder(output or Path("reports") / scenario_name)
-    setting, search = find_plan(source, overrides, front=True)
-    file = plan_file(setting, search)
-    measurement = measurement_of(folder / "run", file)
-    study = study_of(setting, search, measurement)
-    timelines = {"simulated": simulate_plan(setting, file).timeline} | ({"measured": measurement.timeline} if measurement else {})
-    result = search_dict(study) | {"plan": file.to_dict()} | front_dict(study)
-    file.save(folder / "plan.json")
-    (folder / "report.html").write_text(render_page(study), encoding="utf-8")
-    (folder / "summary.txt").write_text(summary_text(study), encoding="utf-8")
-    save_json(folder / "trace.json", chrome_trace(timelines))
-    save_json(folder / "report.json", result)
-    if as_json:
-        print_json(result)
-    else:
-        print(folder / "report.html")
