@@ -43,5 +43,5 @@ def _shorten(call: int, thread: int) -> bool:
     with suppress(OSError):
         nice = os.getpriority(os.PRIO_PROCESS, thread)
         attributes = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, 0, nice, 0, SLICE_NS, 0, 0)
-        return ctypes.CDLL(None, use_errno=True).syscall(call, thread, attributes, 0) == 0
+        return bool(ctypes.CDLL(None, use_errno=True).syscall(call, thread, attributes, 0) == 0)
     return False

@@ -182,7 +182,7 @@ class ClusterSpec(Table):
     nodes: tuple[NodeSpec, ...] = Field(default=(), strict=False, description="The machines.")
     elsewhere: bool = Field(
         default=False,
-        description="true: nodes whose device is this-machine are other machines like this one, planned and simulated but not emulated here.",
+        description="true: nodes whose device is this-machine are other machines like this one: simulated, not emulated here.",
         examples=[True],
     )
     network: NetworkSpec = Field(default_factory=NetworkSpec, description="What joins the nodes.")
