@@ -60,8 +60,7 @@ def calibrate(rank_count: int) -> tuple[Calibration, Path]:
 
     calibration = measure_machine(rank_count)
     if why_unavailable() is None:
-        cost = measure_emulation()
-        calibration = replace(calibration, socket_s_per_byte=cost.rank_s, fabric_s_per_byte=cost.fabric_s)
+        calibration = replace(calibration, emulation=measure_emulation())
     return calibration, save_calibration(calibration)
 
 

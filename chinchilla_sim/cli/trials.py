@@ -35,7 +35,7 @@ def bench_testbed(scenarios: list[Path], *, output: Output = None, steps: int = 
 
     at_least("--steps", steps, FEWEST_STEPS + 5)
     at_least("--first", first)
-    paths = _files(scenarios)
+    paths = scenario_files(scenarios)
     measure_once(paths, log)
     if first > 1:
         choices = []
@@ -63,7 +63,8 @@ def bench_testbed(scenarios: list[Path], *, output: Output = None, steps: int = 
         print_tables(*cases_tables(cases))
 
 
-def _files(named: list[Path]) -> list[Path]:
+def scenario_files(named: list[Path]) -> list[Path]:
+    """Every file that is named, and those of folders; there is at least one."""
     found = [path for one in named for path in (sorted(one.glob("*.toml")) if one.is_dir() else [one])]
     if not found:
         raise ScenarioError([Mistake("", "holds no scenario (*.toml)", "name scenarios/testbed")], ", ".join(map(str, named)))

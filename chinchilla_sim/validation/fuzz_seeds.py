@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from chinchilla_sim.cluster.calibration import Calibration, MachineKey
+from chinchilla_sim.cluster.calibration import Calibration, EmulatedLinks, MachineKey
 from chinchilla_sim.cluster.curves import LinearCurve
 from chinchilla_sim.cluster.topology import Device
 from chinchilla_sim.graph.importers import graph_file
@@ -280,7 +280,7 @@ def calibration() -> bytes:
     tables = {("all_reduce", 2): ((1024.0, 3e-4), (65536.0, 5e-4)), ("all_gather", 2): ((1024.0, 3e-4),)}
     key = MachineKey("some processor", 2, "2.13.0+cpu", 1)
     devices = {1: device, 2: replace(device, name="core, 2 busy", linear=(), reread=())}
-    return _as_json(Calibration(key, "2026-11-23", devices, 1e-4, 4e9, tables, {1: 0.09, 2: 0.08}, 1e-9, 1e-9).to_dict())
+    return _as_json(Calibration(key, "2026-11-23", devices, 1e-4, 4e9, tables, {1: 0.09, 2: 0.08}, EmulatedLinks(1e-9, 1e-5)).to_dict())
 
 
 def accuracy_table() -> bytes:

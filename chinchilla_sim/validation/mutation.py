@@ -200,7 +200,7 @@ def shrink(content: bytes, fails: Callable[[bytes], bool], tries: int = 400) -> 
     """A smaller file that still fails: ever smaller pieces are left out, as long as there are tries.
 
     >>> shrink(b"some text with an x in it", lambda content: b"x" in content and b"i" in content)
-    b'ix'
+    b'xi'
     """
     size = max(1, len(content) // 2)
     while True:
