@@ -4,7 +4,10 @@ Results go to stdout or a named file, logs to stderr. Exit codes: 0 done, 1 no f
 2 bad input.
 """
 
-from chinchilla_sim.cli import checks, codecs, engines, export, kills, plans, testbed, trials, validate_run, variants
+from chinchilla_sim.cli import checks, codecs, engines, export, first, kills, plans, runs, testbed, trials, validate_run, variants
 from chinchilla_sim.cli.app import app, main
 
-__all__ = ["app", "checks", "codecs", "engines", "export", "kills", "main", "plans", "testbed", "trials", "validate_run", "variants"]
+__all__ = [
+    "app", "checks", "codecs", "engines", "export", "first", "kills", "main", "plans", "runs", "testbed", "trials", "validate_run",
+    "variants",
+]  # fmt: skip

@@ -72,6 +72,8 @@ class Calibration:
     fit_error: Mapping[int, float] = field(default_factory=dict)
     fabric_s_per_byte: float = 0.0
     socket_s_per_byte: float = 0.0
+    other_cores: float | None = None
+    """Cores that other programs kept busy meanwhile, where that was counted."""
 
     def device(self, busy_ranks: int) -> Device:
         """A rank's device while so many are busy: as measured with so many or the next higher count."""
@@ -95,6 +97,7 @@ class Calibration:
             "socket_s_per_byte": self.socket_s_per_byte,
             "transfer_bandwidth_bytes_per_s": self.transfer_bandwidth_bytes_per_s,
             "collective_s": {f"{name}/{count}": [list(row) for row in table] for (name, count), table in self.collective_s.items()},
+            **({} if self.other_cores is None else {"other_cores": self.other_cores}),
         }
 
     @staticmethod
@@ -114,6 +117,7 @@ class Calibration:
             fit_error={int(count): error for count, error in data.get("fit_error", {}).items()},
             fabric_s_per_byte=_number(data.get("fabric_s_per_byte", 0.0)),
             socket_s_per_byte=_number(data.get("socket_s_per_byte", 0.0)),
+            other_cores=_number(data["other_cores"]) if "other_cores" in data else None,
         )
 
     @property
