@@ -6,7 +6,7 @@
 >>> scenario = load_scenario("scenarios/seed_four_nodes.toml", ["search.minimum_ranks=2"])
 >>> best, *others = find_plans(scenario)
 >>> best
-FoundPlan('2 stages x 1 replica', step_s=0.004016)
+FoundPlan('2 stages, 2 microbatches of 32, 1f1b, activations int8', step_s=0.004023)
 
 The same plan on another network, and drawn (in a notebook as a figure):
 
@@ -14,7 +14,7 @@ The same plan on another network, and drawn (in a notebook as a figure):
 >>> faster.step_s < best.step_s
 True
 >>> print(show(faster).text.splitlines()[0])
-one step, 1.05 ms
+one step, 1.10 ms
 
 `run(best, steps=100)` measures it, where the scenario is of this machine, and `compare(best, measured)` says how far off that was.
 Nothing is printed; what commands tell of their input is in `FoundPlan.notes`, and more in the loggers of this package.

@@ -165,9 +165,10 @@ def _job_lines(wish: Wish, model: str, precision: str | None) -> list[_Line]:
     if kind == "inference":
         rate = wish.arrival_rate
         return [*lines, _line(JobSpec, "arrival_rate", rate or "200 requests/s", active=rate is not None)]
-    lines.append(_line(JobSpec, "epochs", 3))
-    lines.append(_line(JobSpec, "target_samples", 1_000_000, active=False))
-    return [*lines, _line(JobSpec, "optimizer", "adam"), _line(JobSpec, "learning_rate", 0.001), _line(JobSpec, "seed", 0)]
+    lines.append(_line(JobSpec, "optimizer", "adam"))
+    if resolve_model(model) in ("builtin", "factory"):  # those that run
+        lines += [_line(JobSpec, "epochs", 3), _line(JobSpec, "learning_rate", 0.001), _line(JobSpec, "seed", 0)]
+    return [*lines, _line(JobSpec, "target_samples", 1_000_000, active=False)]
 
 
 def _machine_lines(wish: Wish) -> dict[str, list[_Line]]:
@@ -216,13 +217,12 @@ def _search_lines(wish: Wish, model: str) -> list[_Line]:
 
 
 def _check_rates(wish: Wish, devices: Sequence[Any]) -> None:
-    """What is minimised must be known."""
-    fields = {"cost": ("usd_per_s", "--price", "0.2 USD/h"), "energy": ("power_watt", "--power", "65 W")}
-    field, option, example = fields.get(str(wish.objective), ("", "", ""))
-    if field and not any(getattr(device, field) for device in devices):
-        raise ScenarioError(
-            [Mistake("--objective", f"{wish.objective} is to be minimised, but nobody knows it", f'add {option} "{example}"')]
-        )
+    """What is minimised must be known; a calibration of this machine tells neither price nor power."""
+    fields = {"cost": ("price", "usd_per_s", "0.2 USD/h"), "energy": ("power", "power_watt", "65 W")}
+    option, field, example = fields.get(str(wish.objective), ("", "", ""))
+    if option and not (getattr(wish, option) if wish.here else any(getattr(device, field) for device in devices)):
+        cure = f'add --{option} "{example}"'
+        raise ScenarioError([Mistake("--objective", f"{wish.objective} is to be minimised, but the {option} is not known", cure)])
 
 
 def _precision_of(device: str) -> str:

@@ -5,11 +5,13 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from chinchilla_sim.cli.app import app
+from chinchilla_sim.graph.profile import Profile, TaskTime
 from tests.test_cli import ROOT, chinchilla, printed
 
 
@@ -106,15 +108,24 @@ def test_every_command_but_schema_takes_json() -> None:
     assert lacking == ["schema"]
 
 
-def test_a_calibration_says_how_busy_others_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside a program that computes, `calibrate` of a model warns before and after, and --json tells the cores."""
-    monkeypatch.delenv("CHINCHILLA_CALIBRATION")
-    spin = "while True: pass"
-    with subprocess.Popen([sys.executable, "-c", spin]) as neighbour:
+def test_a_calibration_says_how_busy_others_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside a program that computes, `calibrate` warns before and after, and --json tells the cores; what is measured is made up here."""
+    profile = Profile(times=(TaskTime("linear", 64, 1e-3, 2e-3),))
+
+    def measure(scenario: object) -> tuple[Profile, Path]:
+        time.sleep(1.0)
+        return profile, tmp_path / "profile.json"
+
+    monkeypatch.setattr("chinchilla_sim.workflow.profile_scenario", measure)
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
         try:
-            told = chinchilla("calibrate", str(ROOT / "scenarios" / "mnist_mlp.toml"), "--ranks", "1", "--json", cwd=tmp_path)
+            app(["calibrate", str(ROOT / "scenarios" / "mnist_mlp.toml"), "--json"], exit_on_error=False, result_action="return_value")
         finally:
             neighbour.kill()
-    found = json.loads(told.stdout)
+    printed_text = capsys.readouterr()
+    found = json.loads(printed_text.out)
     assert found["other_cores_before"] > 0.2 and found["other_cores"] > 0.2
-    assert "are busy with other programs" in told.stderr and "were busy with other programs while this was measured" in told.stderr
+    for words in ("are busy with other programs", "were busy with other programs while this was measured"):
+        assert words in printed_text.err

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -18,6 +19,7 @@ from chinchilla_sim.errors import Mistake, ScenarioError
 if TYPE_CHECKING:
     from chinchilla_sim.starter import Wish
 
+LINE_WIDTH = 110
 Replace = Annotated[bool, Parameter(name="--force", help="Replace files that are there.", negative=())]
 
 
@@ -194,7 +196,7 @@ def examples(*names: str, output: Output = None, force: Replace = False, as_json
     if as_json:
         print_json({"examples": [example.to_dict() for example in found]})
     else:
-        rows = tuple((example.name, example.line) for example in found)
+        rows = tuple((example.name, shorten(example.line, LINE_WIDTH, placeholder=" ...")) for example in found)
         note = "copy one by `chinchilla examples NAME -o DIR`"
         print_tables(Table("Scenarios that come with chinchilla_sim", ("name", "about"), rows, text_columns=(0, 1), note=note))
 
