@@ -1,13 +1,26 @@
 """The command line: every command is a plain function whose docstring is its help; heavy imports are inside.
 
 Results go to stdout or a named file, logs to stderr. Exit codes: 0 done, 1 no feasible plan or a run failed,
-2 bad input.
+2 bad input, 130 interrupted.
 """
 
-from chinchilla_sim.cli import checks, codecs, engines, export, first, kills, plans, runs, testbed, trials, validate_run, variants
+from chinchilla_sim.cli import checks, codecs, engines, export, first, imports, kills, plans, runs, testbed, trials, validate_run, variants
 from chinchilla_sim.cli.app import app, main
 
 __all__ = [
-    "app", "checks", "codecs", "engines", "export", "first", "kills", "main", "plans", "runs", "testbed", "trials", "validate_run",
+    "app",
+    "checks",
+    "codecs",
+    "engines",
+    "export",
+    "first",
+    "imports",
+    "kills",
+    "main",
+    "plans",
+    "runs",
+    "testbed",
+    "trials",
+    "validate_run",
     "variants",
-]  # fmt: skip
+]
