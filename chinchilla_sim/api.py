@@ -186,9 +186,9 @@ class Shown:
         """The figure as SVG; None where there is nothing but text."""
         if not self._timelines:
             return None
-        from chinchilla_sim.report.figures import gantt_svg
+        from chinchilla_sim.report.gantt import draw_gantt
 
-        return gantt_svg(*self._timelines)
+        return draw_gantt(*self._timelines).svg()
 
     def _repr_svg_(self) -> str | None:
         return self.svg()

@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from chinchilla_sim.cluster.build import build_cluster, emulated, emulated_cores, this_machine_ranks
 from chinchilla_sim.cluster.calibration import Calibration, cache_path, core_count, describe_machine, load_calibration, stale_entries
@@ -121,16 +122,15 @@ def _while_busy(profile: Profile, busy_ranks: int) -> Profile:
     return replace(profile, times=tuple(replace(row, busy_ranks=0) for row in profile.times if row.busy_ranks == busy_ranks))
 
 
-def _published(model: ModelSpec, batch_size: int, training: bool, value_bytes: float) -> TaskGraph:
-    """A published architecture by its formula: `options`, on top of those of `options.preset`."""
+def shape_options(model: ModelSpec) -> dict[str, Any]:
+    """Options of a published architecture: `options`, on top of those of `options.preset`."""
     options = dict(model.options)
     name = options.pop("preset", None)
     fitting = sorted(key for key, preset in PRESETS.items() if preset.formula == model.formula)
     if name is not None and name not in fitting:
         what = f"{name!r} is no preset of formula {model.formula}"
         raise ScenarioError([Mistake("model.options.preset", what, f"write one of {', '.join(fitting)}")])
-    shape = (dict(PRESETS[name].options) if name else {}) | options
-    return FORMULAS[str(model.formula)](batch_size=batch_size, training=training, value_bytes=value_bytes, **shape)
+    return (dict(PRESETS[name].options) if name else {}) | options
 
 
 def _share_measured(graph: TaskGraph, profile: Profile) -> str:
@@ -156,7 +156,8 @@ def _whole_graph(scenario: Scenario) -> tuple[TaskGraph, Profile]:
     if model.formula == "mlp":
         return mlp(model.widths, batch, training, value_bytes), Profile()
     if model.formula in FORMULAS:
-        return _published(model, batch, training, value_bytes), Profile()
+        graph = FORMULAS[model.formula](batch_size=batch, training=training, value_bytes=value_bytes, **shape_options(model))
+        return graph, Profile()
     if model.formula == "chain":
         assert model.task_count and model.work_flop and model.output_bytes is not None and model.parameter_count is not None
         return chain(model.task_count, model.parameter_count, model.work_flop, model.output_bytes, batch, value_bytes), Profile()

@@ -14,6 +14,7 @@ from typing import Any, Literal
 Stream = Literal["compute", "send", "receive", "collective"]
 Category = Literal["input", "forward", "backward", "codec", "optimizer", "transfer", "collective"]
 STREAMS: tuple[Stream, ...] = ("compute", "send", "receive", "collective")
+WaitKind = Literal["peer", "transfer", "collective", "end", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +46,18 @@ class MemorySample:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """An idle interval of a rank's compute stream, and why; `on_rank` is whom it waits for (-1: nobody in particular)."""
+    """An idle interval of a rank's compute stream, and why; `on_rank` is whom it waits for (-1: nobody in particular).
+
+    Its kind: for a `peer` that is not there yet, for a message on its way (`transfer`), for a `collective` that runs, or for the `end`
+    of the step, which others still work on.
+    """
 
     rank: int
     start_s: float
     end_s: float
     cause: str
     on_rank: int = -1
+    kind: WaitKind = "unknown"
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,8 @@ class Timeline:
 
     Where replicas exchange in every `local_steps`-th step only, the spans are of a step that exchanges, and `local` is one of the
     others. Seconds, bytes and shares of a step are then means over local_steps - 1 of these and one that exchanges.
+
+    Where one replica was played for all that are like it, `stand_ins` tells for every rank the one whose spans are its own too.
     """
 
     rank_count: int
@@ -73,6 +81,30 @@ class Timeline:
     critical_path: tuple[int, ...] = field(default=())
     local_steps: int = 1
     local: Timeline | None = None
+    stand_ins: tuple[int, ...] = ()
+
+    def played_by(self, rank: int) -> int:
+        """The rank whose spans, waits and memory are this rank's."""
+        return self.stand_ins[rank] if self.stand_ins else rank
+
+    @property
+    def played_ranks(self) -> list[int]:
+        """Ranks that have spans of their own, not those of a stand-in."""
+        return [rank for rank in range(self.rank_count) if self.played_by(rank) == rank]
+
+    @cached_property
+    def _spans_by_rank(self) -> dict[int, list[Span]]:
+        rows: dict[int, list[Span]] = {}
+        for span in sorted(self.spans, key=lambda span: (span.start_s, span.end_s)):
+            rows.setdefault(span.rank, []).append(span)
+        return rows
+
+    @cached_property
+    def _memory_by_rank(self) -> dict[int, list[MemorySample]]:
+        rows: dict[int, list[MemorySample]] = {}
+        for sample in self.memory:
+            rows.setdefault(sample.rank, []).append(sample)
+        return rows
 
     @cached_property
     def start_s(self) -> float:
@@ -100,12 +132,12 @@ class Timeline:
 
     def spans_of(self, rank: int, *streams: Stream) -> list[Span]:
         """Spans of one rank on the named streams (all streams without a name), by start."""
-        chosen = [span for span in self.spans if span.rank == rank and (not streams or span.stream in streams)]
-        return sorted(chosen, key=lambda span: (span.start_s, span.end_s))
+        own = self._spans_by_rank.get(self.played_by(rank), [])
+        return [span for span in own if not streams or span.stream in streams]
 
     def busy_s(self, rank: int) -> float:
         """Seconds in which the rank computes, encodes or optimizes."""
-        own_s = sum(span.duration_s for span in self.spans if span.rank == rank and span.stream == "compute")
+        own_s = sum(span.duration_s for span in self.spans_of(rank, "compute"))
         return self._mean(own_s, self.local.busy_s(rank) if self.local else 0.0)
 
     def utilization(self, rank: int) -> float:
@@ -128,12 +160,16 @@ class Timeline:
 
     def sent_bytes(self, rank: int) -> float:
         """Bytes that the rank put on the wire, point to point and in collectives."""
-        own = sum(s.moved_bytes for s in self.spans if s.rank == rank and s.stream in ("send", "collective"))
+        own = sum(span.moved_bytes for span in self.spans_of(rank, "send", "collective"))
         return self._mean(own, self.local.sent_bytes(rank) if self.local else 0.0)
+
+    def memory_of(self, rank: int) -> list[MemorySample]:
+        """What one rank holds, sample by sample."""
+        return self._memory_by_rank.get(self.played_by(rank), [])
 
     def peak_memory_bytes(self, rank: int) -> float:
         """Most bytes that the rank held at once (0 where memory was not recorded)."""
-        return max((sample.held_bytes for sample in self.memory if sample.rank == rank), default=0.0)
+        return max((sample.held_bytes for sample in self.memory_of(rank)), default=0.0)
 
     def category_s(self, rank: int) -> dict[str, float]:
         """Seconds per category on one rank, all streams."""
@@ -153,6 +189,7 @@ class Timeline:
             "spans": [[s.rank, s.stream, s.category, s.label, s.start_s - zero, s.end_s - zero, s.moved_bytes] for s in self.spans],
             "memory": [[m.rank, m.time_s - zero, m.held_bytes] for m in self.memory],
             **({"local_steps": self.local_steps, "local": self.local.to_dict()} if self.local else {}),
+            **({"stand_ins": list(self.stand_ins)} if self.stand_ins else {}),
         }
 
     @staticmethod
@@ -164,6 +201,7 @@ class Timeline:
             memory=tuple(MemorySample(*row) for row in data["memory"]),
             local_steps=data.get("local_steps", 1),
             local=Timeline.from_dict(data["local"]) if "local" in data else None,
+            stand_ins=tuple(data.get("stand_ins", ())),
         )
 
 

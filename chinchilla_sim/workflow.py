@@ -378,4 +378,15 @@ def study_of(setting: Setting, search: SearchResult, measurement: Measurement | 
     from chinchilla_sim.report.study import Study
 
     comparison = judge_run(setting, simulate_fully(setting, search.best.plan), measurement) if measurement else None
-    return Study(setting.scenario, setting.graph, setting.cluster, search, explain_choice(search), measurement, comparison)
+    parts = setting.scenario, setting.graph, setting.cluster, search, explain_choice(search), measurement, comparison, setting.notes
+    return Study(*parts)
+
+
+def thorough_study(setting: Setting, search: SearchResult, measurement: Measurement | None = None) -> Study:
+    """The same with the causes of idle time, and with the step for other inputs, which are simulated one by one."""
+    from chinchilla_sim.simulator.sensitivity import explain_step
+
+    plan, job = search.best.plan, setting.scenario.job
+    caused = simulate_plan(setting, plan_file(setting, search)).timeline
+    sensitivity = explain_step(setting.graph, setting.cluster, job, plan, setting.profile)
+    return replace(study_of(setting, search, measurement), caused=caused, sensitivity=sensitivity)

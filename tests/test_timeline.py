@@ -129,3 +129,15 @@ def test_empty_timeline_has_no_step() -> None:
     empty = Timeline(2, ())
     assert (empty.step_s, empty.bubble_fraction, empty.utilization(0), empty.exposed_communication_s(0)) == (0, 0, 0, 0)
     assert Timeline.from_dict(empty.to_dict()) == empty
+
+
+def test_a_rank_that_was_not_played_has_what_its_stand_in_has() -> None:
+    """Two stages by two replicas, of which the first was played: figures of all ranks are those of four that were."""
+    spans = (Span(0, "compute", "forward", "0F0", 0.0, 1.0), Span(0, "send", "transfer", "0SEND_F0", 1.0, 2.0, 5.0))
+    last = Span(2, "compute", "forward", "1F0", 2.0, 4.0)
+    timeline = Timeline(4, (*spans, last), (MemorySample(0, 0.0, 7.0), MemorySample(2, 0.0, 9.0)), stand_ins=(0, 0, 2, 2))
+    assert [timeline.busy_s(rank) for rank in range(4)] == [1.0, 1.0, 2.0, 2.0]
+    assert [timeline.sent_bytes(rank) for rank in range(4)] == [5.0, 5.0, 0.0, 0.0]
+    assert [timeline.peak_memory_bytes(rank) for rank in range(4)] == [7.0, 7.0, 9.0, 9.0]
+    assert timeline.bubble_fraction == 1 - 6 / 16 and timeline.played_ranks == [0, 2]
+    assert Timeline.from_dict(json.loads(json.dumps(timeline.to_dict()))) == timeline

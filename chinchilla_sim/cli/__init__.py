@@ -4,11 +4,28 @@ Results go to stdout or a named file, logs to stderr. Exit codes: 0 done, 1 no f
 2 bad input, 130 interrupted.
 """
 
-from chinchilla_sim.cli import checks, codecs, engines, export, first, imports, kills, plans, runs, testbed, trials, validate_run, variants
+from chinchilla_sim.cli import (
+    budget,
+    checks,
+    codecs,
+    engines,
+    export,
+    first,
+    imports,
+    kills,
+    plans,
+    report,
+    runs,
+    testbed,
+    trials,
+    validate_run,
+    variants,
+)
 from chinchilla_sim.cli.app import app, main
 
 __all__ = [
     "app",
+    "budget",
     "checks",
     "codecs",
     "engines",
@@ -18,6 +35,7 @@ __all__ = [
     "kills",
     "main",
     "plans",
+    "report",
     "runs",
     "testbed",
     "trials",

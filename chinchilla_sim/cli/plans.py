@@ -1,4 +1,4 @@
-"""Commands about a job: plan, explain, simulate, schedule, report."""
+"""Commands about a job: plan, explain, simulate, schedule."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from chinchilla_sim.cli.shared import (
     at_least,
     find_plan,
     load_plan_file,
-    load_scenario_file,
-    measurement_of,
     print_plan,
     seconds_of,
 )
-from chinchilla_sim.console import Interrupt, busy, log, print_json, print_tables, save_json, searching, writable_file, writable_folder
+from chinchilla_sim.console import Interrupt, busy, log, print_json, print_tables, save_json, searching, writable_file
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 
 if TYPE_CHECKING:
@@ -285,40 +283,3 @@ def schedule(
     else:
         print_tables(schedule_table(drawn))
         print(sketch(drawn.timeline))
-
-
-@app.command
-def report(source: Path, *, overrides: Overrides = None, output: Output = None, as_json: AsJson = False) -> None:
-    """Write one self-contained HTML page about a scenario, with a Chrome trace, a summary and JSON beside it.
-
-    Parameters
-    ----------
-    source
-        A scenario (TOML). What `chinchilla run` measured in the same folder is shown beside the simulation.
-    output
-        Folder to write to (default: reports/NAME).
-    """
-    from chinchilla_sim.report.front import front_dict
-    from chinchilla_sim.report.page import render_page
-    from chinchilla_sim.report.result import search_dict
-    from chinchilla_sim.report.summary import summary_text
-    from chinchilla_sim.report.trace import chrome_trace
-    from chinchilla_sim.workflow import plan_file, simulate_plan, study_of
-
-    scenario_name = load_scenario_file(source, overrides).name
-    folder = writable_folder(output or Path("reports") / scenario_name)
-    setting, search = find_plan(source, overrides, front=True)
-    file = plan_file(setting, search)
-    measurement = measurement_of(folder / "run", file)
-    study = study_of(setting, search, measurement)
-    timelines = {"simulated": simulate_plan(setting, file).timeline} | ({"measured": measurement.timeline} if measurement else {})
-    result = search_dict(study) | {"plan": file.to_dict()} | front_dict(study)
-    file.save(folder / "plan.json")
-    (folder / "report.html").write_text(render_page(study), encoding="utf-8")
-    (folder / "summary.txt").write_text(summary_text(study), encoding="utf-8")
-    save_json(folder / "trace.json", chrome_trace(timelines))
-    save_json(folder / "report.json", result)
-    if as_json:
-        print_json(result)
-    else:
-        print(folder / "report.html")

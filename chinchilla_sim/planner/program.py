@@ -53,6 +53,13 @@ class Program:
     folded: bool = False
     local: Program | None = None
 
+    @property
+    def stand_ins(self) -> tuple[int, ...]:
+        """Of a folded program the rank of the first replica that is played for each rank; else nothing."""
+        if not self.folded:
+            return ()
+        return tuple(self.plan.placement[stages[0]][0] for stages, _ in self.plan.position.values())
+
     def to_csv(self) -> str:
         """One row per rank."""
         text = io.StringIO()

@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from chinchilla_sim.planner.codec_map import CodecCell, CodecMap
-from chinchilla_sim.report.canvas import INK, WIDTH_PT, finish, style
-from chinchilla_sim.report.figures import LEFT_PT
+from chinchilla_sim.report.canvas import INK, LEFT_PT, WIDTH_PT, finish, style
 from chinchilla_sim.report.table import NONE, Table
 from chinchilla_sim.units import format_bandwidth
 

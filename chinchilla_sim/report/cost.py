@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from math import isfinite
 
 from chinchilla_sim.cost.rent import Rent
 from chinchilla_sim.report.study import Study
@@ -15,16 +16,10 @@ format_kg = QuantityKind("mass", "kg", "2 kg", _MASSES, tuple(_MASSES)).format
 
 
 def cost_table(study: Study) -> Table:
-    """Simulated seconds, USD, modelled energy and CO2 of a step, and of the whole job, an epoch or 1000 steps."""
-    amounts = [("one step", 1), (f"{STEPS_WITHOUT_EPOCH} steps", STEPS_WITHOUT_EPOCH)]
-    steps = study.scenario.job.total_steps
-    if steps is not None:
-        amounts[1] = (f"whole job: {steps} steps, {steps * study.plan.global_batch_size} samples", steps)
-    elif study.steps_per_epoch:
-        amounts[1] = (f"one epoch of {study.steps_per_epoch} steps", study.steps_per_epoch)
+    """Simulated seconds, USD, modelled energy and CO2 of a step, an epoch, the whole job and the way to the target, else of 1000 steps."""
     with_co2, with_spot = study.cluster.grid_kg_per_joule is not None, bool(study.cluster.spot_offers)
     rows = []
-    for name, count in amounts:
+    for name, count in _amounts(study):
         spent = study.step_expense.times(count)
         row = [name, format_seconds(count * study.search.best.step_s)]
         row.append(format_usd(spent.usd) if spent.usd else NOT_STATED)
@@ -36,6 +31,21 @@ def cost_table(study: Study) -> Table:
     prices = ("expected price", "without spot prices") if with_spot else ("price",)
     headers = ("for", "time", *prices, "energy (modelled)", *(["CO2 (modelled)"] if with_co2 else []))
     return Table("Cost of the chosen plan, simulated", headers, tuple(rows), note=_cost_note(study))
+
+
+def _amounts(study: Study) -> list[tuple[str, float]]:
+    """What costs are told of, in steps: as much as the scenario, or a run, says."""
+    job, per_epoch, forecast = study.scenario.job, study.steps_per_epoch, study.search.best.forecast
+    found: list[tuple[str, float]] = []
+    if per_epoch:
+        found.append((f"one epoch of {per_epoch} steps", per_epoch))
+    if job.total_steps is not None:
+        found.append((f"whole job: {job.total_steps} steps, {job.total_steps * study.plan.global_batch_size} samples", job.total_steps))
+    elif per_epoch and job.epochs > 1:
+        found.append((f"whole job: {job.epochs} epochs, {job.epochs * per_epoch} steps", job.epochs * per_epoch))
+    if forecast and forecast.steps is not None and isfinite(forecast.steps):
+        found.append((f"to the target accuracy: {forecast.steps:.0f} steps (measured)", forecast.steps))
+    return [("one step", 1), *(found or [(f"{STEPS_WITHOUT_EPOCH} steps", STEPS_WITHOUT_EPOCH)])]
 
 
 def _cost_note(study: Study) -> str:

@@ -7,8 +7,14 @@ from math import isfinite
 from typing import Any
 
 from chinchilla_sim.planner.candidate import Candidate, SearchResult
+from chinchilla_sim.report.alternatives import why_dict
+from chinchilla_sim.report.front import front_dict
+from chinchilla_sim.report.idle import idle_dict
 from chinchilla_sim.report.plans import candidate_facts
+from chinchilla_sim.report.provenance import provenance_dict
+from chinchilla_sim.report.reasons import explanation_dict
 from chinchilla_sim.report.study import Study
+from chinchilla_sim.report.traffic import traffic_dict
 
 
 def search_dict(study: Study) -> dict[str, Any]:
@@ -93,3 +99,11 @@ def _candidate_dict(candidate: Candidate) -> dict[str, Any]:
     served = {"serving": candidate.serving.to_dict()} if candidate.serving else {}
     served |= {"accuracy": candidate.forecast.to_dict()} if candidate.forecast else {}
     return {**named, "step_s": candidate.step_s, "objective": candidate.objective, **candidate_facts(candidate), **served}
+
+
+def report_dict(study: Study) -> dict[str, Any]:
+    """All that a page shows, JSON-ready: the search with the front, traffic, idle time, sensitivity, reasons and provenance."""
+    found = (
+        search_dict(study) | front_dict(study) | traffic_dict(study) | idle_dict(study.timeline) | why_dict(study) | provenance_dict(study)
+    )
+    return found | ({"sensitivity": explanation_dict(study.sensitivity)} if study.sensitivity else {})

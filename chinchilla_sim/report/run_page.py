@@ -14,13 +14,13 @@ TEMPLATE = "run.html.jinja"
 
 def render_run_page(title: str, simulated: Timeline, measured: Timeline, comparison: Comparison) -> str:
     """The page as HTML."""
-    from chinchilla_sim.report.figures import gantt_svg
+    from chinchilla_sim.report.gantt import draw_gantt
 
     context = {
         "title": title,
         "answer": _answer(comparison),
         "comparison_table": comparison_table(comparison),
-        "gantt": inside_html(gantt_svg(simulated, measured)),
+        "gantt": inside_html(draw_gantt(simulated, measured).svg()),
         "attribution_table": attribution_table(comparison),
         "categories_table": categories_table(comparison),
         "peaks_table": peaks_table(comparison),

@@ -48,7 +48,7 @@ def memory_table(candidate: Candidate) -> Table:
 def peak_of(candidate: Candidate, rank: int) -> dict[str, Any]:
     """When a rank holds most, what it computes then, and bytes by what they are."""
     timeline = candidate.timeline
-    samples = [sample for sample in timeline.memory if sample.rank == rank]
+    samples = timeline.memory_of(rank)
     top = max(samples, key=lambda sample: sample.held_bytes)
     running = [span for span in timeline.spans_of(rank, "compute") if span.start_s <= top.time_s <= span.end_s]
     parts = candidate.pricing.held_parts(candidate.plan, rank)

@@ -11,13 +11,21 @@ from chinchilla_sim.cost.rent import Rent, rent
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.candidate import SearchResult
 from chinchilla_sim.planner.plan import Plan
+from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.traffic import Traffic, traffic_of
 from chinchilla_sim.scenario.schema import Scenario
+from chinchilla_sim.simulator.sensitivity import Explanation
+from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.validation.compare import Comparison, Measurement
 
 
 @dataclass(frozen=True)
 class Study:
-    """A scenario, what the planner found, and, if the plan ran, what was measured (`comparison` goes with it)."""
+    """A scenario, what the planner found, and, if the plan ran, what was measured (`comparison` goes with it).
+
+    `notes` are remarks on its inputs. A thorough one has `caused`, the simulated step with the causes of idle time, and `sensitivity`,
+    the step with other inputs.
+    """
 
     scenario: Scenario
     graph: TaskGraph
@@ -26,6 +34,9 @@ class Study:
     explanation: tuple[str, ...] = ()
     measurement: Measurement | None = None
     comparison: Comparison | None = None
+    notes: tuple[str, ...] = ()
+    caused: Timeline | None = None
+    sensitivity: Explanation | None = None
 
     @property
     def plan(self) -> Plan:
@@ -33,9 +44,17 @@ class Study:
         return self.search.best.plan
 
     @property
+    def timeline(self) -> Timeline:
+        """The simulated step, with the causes of idle time where these are known."""
+        return self.caused or self.search.best.timeline
+
+    @property
     def steps_per_epoch(self) -> int | None:
-        """Steps of one pass over the data, known only from a run."""
-        if self.measurement is None or not self.measurement.epoch_s or self.scenario.job.total_steps is not None:
+        """Steps of one pass over the data, as the scenario states its samples, or as a run over whole epochs counted them."""
+        job = self.scenario.job
+        if job.epoch_samples is not None:
+            return -(-job.epoch_samples // job.global_batch_size)
+        if self.measurement is None or not self.measurement.epoch_s or job.total_steps is not None:
             return None
         return max(1, len(self.measurement.losses) // len(self.measurement.epoch_s))
 
@@ -50,3 +69,9 @@ class Study:
     def rent(self) -> Rent:
         """How the nodes in use are rented."""
         return rent(self.cluster, self.plan.slots, self.scenario.job, self.scenario.search)
+
+    @cached_property
+    def traffic(self) -> Traffic:
+        """Who sends how much to whom in a step of the chosen plan."""
+        best = self.search.best
+        return traffic_of(best.plan, best.pricing, best.timeline, Pricer(self.graph, self.cluster, self.scenario.job))

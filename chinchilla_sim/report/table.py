@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -60,6 +60,34 @@ def shorten(names: Sequence[str]) -> str:
     ('a, b', 'a, b .. e (5)')
     """
     return ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]} .. {names[-1]} ({len(names)})"
+
+
+MANY_ROWS = 8
+
+
+def fold_rows(table: Table, names: tuple[int, ...] = (0,)) -> Table:
+    """Rows that are equal but for their names as one with all names; small tables as they are.
+
+    >>> fold_rows(Table("", ("rank", "use"), tuple((str(n), "90 %") for n in range(9)))).rows
+    (('0, 1 .. 8 (9)', '90 %'),)
+    """
+    if len(table.rows) <= MANY_ROWS:
+        return table
+    groups: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for row in table.rows:
+        groups.setdefault(tuple(cell for column, cell in enumerate(row) if column not in names), []).append(row)
+    folded = tuple(
+        tuple(_folded_names([row[column] for row in rows]) if column in names else cell for column, cell in enumerate(rows[0]))
+        for rows in groups.values()
+    )
+    return replace(table, rows=folded, text_columns=tuple(sorted({*table.text_columns, *names})))
+
+
+def _folded_names(cells: Sequence[str]) -> str:
+    """Names in one cell; of cells that are lists themselves the first stands for all."""
+    if len(cells) > 1 and any(", " in cell for cell in cells):
+        return f"{cells[0]} and {len(cells) - 1} like it"
+    return shorten(cells)
 
 
 def percent(fraction: float) -> str:

@@ -21,8 +21,10 @@ def chrome_trace(timelines: Mapping[str, Timeline]) -> dict[str, Any]:
     events: list[Event] = []
     process = 0
     for name, timeline in timelines.items():
-        for rank in range(timeline.rank_count):
-            events += _process_events(process, f"{name} rank {rank}", timeline, rank)
+        for rank in timeline.played_ranks:
+            alike = sum(timeline.played_by(other) == rank for other in range(timeline.rank_count)) - 1
+            more = f" (and {alike} ranks like it)" if alike else ""
+            events += _process_events(process, f"{name} rank {rank}{more}", timeline, rank)
             process += 1
         if timeline.critical_path:
             events += _critical_events(process, f"{name} critical path", timeline)
@@ -46,10 +48,9 @@ def _process_events(process: int, name: str, timeline: Timeline, rank: int) -> l
         events.append(_metadata(process, thread, "thread_name", {"name": "idle because"}))
         events.append(_metadata(process, thread, "thread_sort_index", {"sort_index": thread}))
         events += [_idle(process, thread, wait, timeline.start_s) for wait in waits]
-    for sample in timeline.memory:
-        if sample.rank == rank:
-            when = {"ts": max(0.0, _microseconds(sample.time_s - timeline.start_s))}
-            events.append({"name": "memory", "ph": "C", "pid": process, "tid": 0, **when, "args": {"held_bytes": sample.held_bytes}})
+    for sample in timeline.memory_of(rank):
+        when = {"ts": max(0.0, _microseconds(sample.time_s - timeline.start_s))}
+        events.append({"name": "memory", "ph": "C", "pid": process, "tid": 0, **when, "args": {"held_bytes": sample.held_bytes}})
     return events
 
 

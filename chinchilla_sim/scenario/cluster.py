@@ -185,7 +185,10 @@ class ClusterSpec(Table):
     links: tuple[LinkSpec, ...] = Field(default=(), strict=False, description="Links beside those of the topology.")
     intra_node: IntraNodeSpec | None = Field(default=None, description="What joins the devices inside a node.")
     grid_intensity_kg_per_joule: KgPerJoule | None = Field(
-        default=None, alias="grid_intensity", description="CO2 per electric energy.", examples=["400 g/kWh"]
+        default=None,
+        alias="grid_intensity",
+        description="CO2 that the grid emits per electric energy: costs are then told in kg of it too.",
+        examples=["400 g/kWh"],
     )
 
     def node_names(self) -> tuple[str, ...]:

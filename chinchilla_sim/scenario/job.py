@@ -20,6 +20,9 @@ class JobSpec(Table):
         description="Stop after as many steps as it takes to see so many samples, over all epochs.",
         examples=[1000000],
     )
+    epoch_samples: Count | None = Field(
+        default=None, description="Samples of one pass over the data: reports then tell what an epoch costs.", examples=[1281167]
+    )
     optimizer: Literal["adam", "sgd"] = Field(default="adam", description="Optimizer.", examples=["adam"])
     learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False, description="Learning rate.", examples=[0.001])
     learning_rate_schedule: Literal["constant", "linear", "cosine"] = Field(

@@ -19,6 +19,7 @@ A TOML key says `bandwidth = "10 Gbit/s"`; its attribute says `bandwidth_bytes_p
 else sees frozen values. Rules that join several keys are in `check.py`.
 """
 
+import json
 from typing import Any
 
 from pydantic import Field
@@ -56,3 +57,17 @@ class Scenario(Table):
         tables["model"] = {key: value for key, value in tables["model"].items() if key in belonging}
         tables["cluster"] = {key: value for key, value in tables["cluster"].items() if key in CLUSTER_KEYS[self.cluster.kind]}
         return tables
+
+    def defaults(self) -> dict[str, str]:
+        """What this scenario does not state and takes from the schema, by dotted key, as text."""
+        found: dict[str, str] = {}
+        tables = {"job": self.job, "search": self.search}
+        if self.cluster.nodes:
+            tables |= {"cluster.network": self.cluster.network}
+        for name, table in tables.items():
+            written = table.model_dump(mode="json", by_alias=True)
+            for key, field in type(table).model_fields.items():
+                value = written[field.alias or key]
+                if key not in table.model_fields_set and value not in (None, [], {}):
+                    found[f"{name}.{field.alias or key}"] = json.dumps(value, ensure_ascii=False)
+        return found

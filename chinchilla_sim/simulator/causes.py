@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from chinchilla_sim.simulator.activities import ActivityGraph, Record, Times
-from chinchilla_sim.timeline import Timeline, Wait
+from chinchilla_sim.timeline import Stream, Timeline, Wait, WaitKind
 
 SHORTEST = 1e-9
 """Gaps below this share of the step are rounding."""
+
+_KINDS: dict[Stream, WaitKind] = {"compute": "peer", "send": "transfer", "receive": "transfer", "collective": "collective"}
 
 
 def with_causes(graph: ActivityGraph, times: Times, timeline: Timeline) -> Timeline:
@@ -71,7 +73,7 @@ class _Causes:
                     found += self._explain(rank, free_s, start_s, record)
                 free_s = self.times.finish_s[record.last]
             if self.step_s - free_s > SHORTEST * self.step_s:
-                found.append(Wait(rank, free_s, self.step_s, "done, others are not"))
+                found.append(Wait(rank, free_s, self.step_s, "done, others are not", kind="end"))
         return found
 
     def _explain(self, rank: int, free_s: float, start_s: float, record: Record) -> list[Wait]:
@@ -82,10 +84,11 @@ class _Causes:
         moving_s = min(max(self.times.start_s[what.first], free_s), start_s)
         waits = []
         if moving_s > free_s:
-            waits.append(Wait(rank, free_s, moving_s, self._late(what), what.rank if what.rank != rank else -1))
+            waits.append(Wait(rank, free_s, moving_s, self._late(what), what.rank if what.rank != rank else -1, "peer"))
         if start_s > moving_s:
             moving = "data is on the way" if what.stream in ("send", "receive") else f"{what.label} runs"
-            waits.append(Wait(rank, moving_s, start_s, f"{record.label} waits for {what.label}: {moving}", what.rank))
+            kind = _KINDS[what.stream]
+            waits.append(Wait(rank, moving_s, start_s, f"{record.label} waits for {what.label}: {moving}", what.rank, kind))
         return waits
 
     def _recorded(self, activity: int) -> int | None:

@@ -33,7 +33,9 @@ def simulate(program: Program, pricing: Pricing, cluster: Cluster, causes: bool 
     local = simulate(program.local, pricing, cluster) if program.local else None
     graph = activities_of(program, pricing, cluster)
     times = play_events(graph, cluster, devices_of(program.plan, cluster))
-    timeline = replace(timeline_of(graph, times), local_steps=program.plan.local_steps if local else 1, local=local)
+    timeline = replace(
+        timeline_of(graph, times), local_steps=program.plan.local_steps if local else 1, local=local, stand_ins=program.stand_ins
+    )
     return with_causes(graph, times, timeline) if causes else timeline
 
 

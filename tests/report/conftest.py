@@ -8,11 +8,16 @@ import pytest
 
 from chinchilla_sim.cluster.build import build_cluster
 from chinchilla_sim.graph.task import TaskGraph
-from chinchilla_sim.graph.zoo import chain, mlp
+from chinchilla_sim.graph.zoo import FORMULAS, chain, mlp
+from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.program import folds, lower
 from chinchilla_sim.planner.search import find_plans
+from chinchilla_sim.planner.served_search import find_served_plans
 from chinchilla_sim.report.study import Study
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.simulator.engine import simulate
+from chinchilla_sim.simulator.requests import simulate_requests
+from chinchilla_sim.simulator.sensitivity import explain_step
 from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.validation.compare import Measurement, compare
 from tests.report.cells import MakeStudy
@@ -85,3 +90,51 @@ def long_pipeline() -> Study:
     """Four stages and 512 microbatches."""
     search = {"microbatch_counts": [512], "pipeline_parallel_degrees": [4], "data_parallel_degrees": [1], "schedules": ["1f1b"]}
     return _make_study(chain(8, 1000, 1e12, 4e6, 512), job__global_batch_size=512, cluster__nodes__0__count=4, search=search)
+
+
+@pytest.fixture(scope="session")
+def thorough(measured: Study) -> Study:
+    """The measured study with the causes of idle time and the step for other inputs."""
+    return _with_causes(measured)
+
+
+@pytest.fixture(scope="session")
+def racks() -> Study:
+    """Sixteen or eight stages, replicas beside each other, each a group of two devices, on 32 nodes of two in four racks."""
+    nodes = {"name": "node", "count": 32, "devices": 2, "peak": "10 Tflop/s", "memory": "16 GiB", "price": "2 USD/h", "power": "300 W"}
+    search = {
+        "executable": False, "minimum_ranks": 64, "pipeline_parallel_degrees": [8, 16], "data_parallel_degrees": [2, 4],
+        "tensor_parallel_degrees": [2], "microbatch_counts": [8], "schedules": ["1f1b"], "zero_stages": [1],
+    }  # fmt: skip
+    network = {"topology": "tree", "rack_size": 8, "oversubscription": 4, "bandwidth": "100 Gbit/s", "latency": "5 us"}
+    options = {"layers": 16, "width": 512, "heads": 8, "tokens": 128}
+    graph = FORMULAS["gpt"](batch_size=256, training=True, value_bytes=4.0, **options)
+    study = _make_study(
+        graph,
+        model={"formula": "gpt", "options": options},
+        job__global_batch_size=256,
+        job__steps=10_000,
+        job__epoch_samples=1_000_000,
+        cluster__nodes=[nodes],
+        cluster__network=network,
+        cluster__intra_node={"bandwidth": "300 GB/s", "latency": "3 us"},
+        cluster__grid_intensity="400 g/kWh",
+        search=search,
+    )
+    return _with_causes(study)
+
+
+def _with_causes(study: Study) -> Study:
+    plan, job = study.plan, study.scenario.job
+    pricing = Pricer(study.graph, study.cluster, job).price(plan)
+    caused = simulate(lower(plan, folds(plan, pricing)), pricing, study.cluster, causes=True)
+    return replace(study, caused=caused, sensitivity=explain_step(study.graph, study.cluster, job, plan))
+
+
+@pytest.fixture(scope="session")
+def served(make_study: MakeStudy) -> Study:
+    """Two nodes that answer requests, planned for the least latency."""
+    study = make_study(job={"global_batch_size": 64, "kind": "inference", "arrival_rate": "5000 requests/s"})
+    job, search = study.scenario.job, study.scenario.search.model_copy(update={"objective": "latency"})
+    found = find_served_plans(study.graph, study.cluster, job, search, simulate, simulate_requests)
+    return replace(study, scenario=study.scenario.model_copy(update={"search": search}), search=found)

@@ -62,3 +62,11 @@ def test_co2_is_shown_with_a_grid_intensity(make_study: MakeStudy) -> None:
     study = make_study(cluster__grid_intensity="360 g/kWh")
     milligrams = 1e5 * study.step_expense.joule / 1e3
     assert float(column_of(cost_table(study), "CO2 (modelled)")[1].split()[0]) == pytest.approx(milligrams, rel=0.01)
+
+
+def test_cost_of_an_epoch_and_of_the_whole_job_as_the_scenario_states_them(make_study: MakeStudy) -> None:
+    """1000 samples in batches of 64 are 16 steps, three passes 48; a stated number of steps takes the place of the passes."""
+    study = make_study(job__epoch_samples=1000, job__epochs=3)
+    assert column_of(cost_table(study), "for") == ["one step", "one epoch of 16 steps", "whole job: 3 epochs, 48 steps"]
+    study = make_study(job__epoch_samples=1000, job__steps=20)
+    assert column_of(cost_table(study), "for")[1:] == ["one epoch of 16 steps", "whole job: 20 steps, 1280 samples"]

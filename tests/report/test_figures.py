@@ -1,17 +1,23 @@
 """Figures as SVG."""
 
 import re
+import struct
 from dataclasses import replace
 from xml.etree import ElementTree
 
 import matplotlib
 import pytest
 
-from chinchilla_sim.report.figures import COLOR, MOST_RANKS, alternatives_svg, gantt_svg, memory_svg
-from chinchilla_sim.report.front_figure import front_svg
+from chinchilla_sim.report.canvas import COLOR, PNG_DPI, WIDTH_PT
+from chinchilla_sim.report.cluster_figure import draw_cluster
+from chinchilla_sim.report.figures import draw_alternatives, draw_memory, draw_sensitivity
+from chinchilla_sim.report.front_figure import draw_fronts
+from chinchilla_sim.report.gantt import MOST_ROWS, WAIT_COLOR, draw_gantt
 from chinchilla_sim.report.study import Study
-from chinchilla_sim.timeline import Category, MemorySample, Span, Timeline
-from chinchilla_sim.units import format_seconds
+from chinchilla_sim.simulator.sensitivity import Explanation, Sensitivity
+from chinchilla_sim.timeline import Category, MemorySample, Span, Timeline, Wait
+from chinchilla_sim.units import format_seconds, format_usd
+from tests.report.cells import MakeStudy
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -40,13 +46,14 @@ def _row_of(count: int, duration_s: float, category: Category = "forward") -> Ti
 def _figures(study: Study) -> list[str]:
     best = study.search.best
     measured = study.measurement.timeline if study.measurement else None
-    memory = memory_svg(best.timeline, [2.0**30] * best.plan.rank_count)
-    return [gantt_svg(best.timeline, measured), memory, alternatives_svg(study.search), front_svg(study)]
+    drawings = [draw_gantt(study.timeline, measured), draw_memory(best.timeline, [2.0**30] * best.plan.rank_count)]
+    drawings += [draw_alternatives(study.search), *draw_fronts(study), draw_cluster(study)]
+    return [one.svg() for one in [*drawings, *([draw_sensitivity(study.sensitivity)] if study.sensitivity else [])]]
 
 
-def test_figures_are_accessible_svg_that_a_page_can_hold(measured: Study) -> None:
+def test_figures_are_accessible_svg_that_a_page_can_hold(thorough: Study) -> None:
     """Each parses, has a role, a label, a title and a description, and nothing that could clash with or leave the page."""
-    for svg in _figures(measured):
+    for svg in _figures(thorough):
         root = ElementTree.fromstring(svg)
         assert (root.tag, root.attrib["role"]) == (f"{SVG}svg", "img")
         title, description = root[0], root[1]
@@ -57,16 +64,16 @@ def test_figures_are_accessible_svg_that_a_page_can_hold(measured: Study) -> Non
         assert svg.count("http") == 1  # the name of SVG's own namespace
 
 
-def test_figures_are_stable(measured: Study) -> None:
+def test_figures_are_stable(thorough: Study) -> None:
     """The same input gives the same bytes, whatever matplotlib's settings of the user are."""
-    first = _figures(measured)
+    first = _figures(thorough)
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path", "text.parse_math": True}):
-        assert _figures(measured) == first
+        assert _figures(thorough) == first
 
 
-def test_figures_follow_the_page_s_brightness(measured: Study) -> None:
+def test_figures_follow_the_page_s_brightness(thorough: Study) -> None:
     """Text has no colour of its own but on bars, and there is no background."""
-    for svg in _figures(measured):
+    for svg in _figures(thorough):
         assert "currentColor" in svg and "#010203" not in svg
         assert not re.search(r"fill: #ffffff[^>]*/>", svg)
 
@@ -75,7 +82,7 @@ def test_gantt_shows_the_measured_step_on_the_same_scale(measured: Study) -> Non
     """Both steps are told, and a span that took 1.25 times as long is 1.25 times as wide."""
     assert measured.measurement
     simulated, real = measured.search.best.timeline, measured.measurement.timeline
-    svg = gantt_svg(simulated, real)
+    svg = draw_gantt(simulated, real).svg()
     assert f"simulated step: {format_seconds(simulated.step_s)}" in _texts(svg)
     assert f"measured step nearest the median: {format_seconds(real.step_s)}" in _texts(svg)
     boxes = _boxes(svg, "backward")
@@ -87,7 +94,7 @@ def test_gantt_shows_the_measured_step_on_the_same_scale(measured: Study) -> Non
 
 def test_gantt_names_ranks_streams_and_categories(measured: Study) -> None:
     """Rows are named after ranks and streams, colours after the categories that occur."""
-    texts = _texts(gantt_svg(measured.search.best.timeline))
+    texts = _texts(draw_gantt(measured.search.best.timeline).svg())
     assert {"rank 0", "rank 1", "send", "receive", "forward", "backward", "optimizer", "transfer"} <= set(texts)
     assert not {"collective", "codec"} & set(texts)
 
@@ -95,7 +102,7 @@ def test_gantt_names_ranks_streams_and_categories(measured: Study) -> None:
 def test_span_is_labelled_only_where_its_label_fits() -> None:
     """A wide span carries its action, a narrow one beside it does not."""
     timeline = Timeline(1, (Span(0, "compute", "forward", "0F0", 0.0, 0.99), Span(0, "compute", "optimizer", "0OPTIM", 0.99, 1.0)))
-    texts = _texts(gantt_svg(timeline))
+    texts = _texts(draw_gantt(timeline).svg())
     assert "0F0" in texts and "0OPTIM" not in texts
 
 
@@ -103,7 +110,7 @@ def test_gantt_of_512_microbatches_is_small(long_pipeline: Study) -> None:
     """Thousands of spans become shares of columns: no labels, and not a heavy page."""
     timeline = long_pipeline.search.best.timeline
     assert len(timeline.spans) > 7000
-    svg = gantt_svg(timeline)
+    svg = draw_gantt(timeline).svg()
     assert len(svg) < 200_000
     assert not [text for text in _texts(svg) if re.fullmatch(r"\d[FB]\d+", text)]
 
@@ -112,51 +119,64 @@ def test_gantt_of_512_microbatches_is_small(long_pipeline: Study) -> None:
 def test_area_of_a_row_is_its_busy_time(count: int) -> None:
     """However dense a row is, its coloured area is the time that it worked: here half of it, but for gaps between bars."""
     timeline = _row_of(count, 1e-3)
-    boxes = _boxes(gantt_svg(timeline), "forward")
+    boxes = _boxes(draw_gantt(timeline).svg(), "forward")
     area = sum((right - left) * (bottom - top) for left, top, right, bottom in boxes)
-    whole = 492.0 * 17.0
+    whole = 474.0 * 17.0
     assert area / whole == pytest.approx(timeline.utilization(0), rel=0.06)
 
 
 @pytest.mark.parametrize(("longest_s", "unit"), [(3e-7, "ns"), (2e-5, "us"), (0.02, "ms"), (20.0, "s")])
 def test_time_axis_has_a_fitting_unit(longest_s: float, unit: str) -> None:
     """The axis is labelled in the largest unit of which the step has at least one."""
-    assert f"time since the first span ({unit})" in _texts(gantt_svg(_row_of(1, longest_s)))
+    assert f"time since the first span ({unit})" in _texts(draw_gantt(_row_of(1, longest_s)).svg())
 
 
-def test_gantt_of_many_ranks_shows_the_first() -> None:
-    """Ranks beyond what a page can show are left out, and the figure says so."""
-    timeline = Timeline(100, tuple(Span(rank, "compute", "forward", "0F0", 0.0, 1.0) for rank in range(100)))
-    texts = _texts(gantt_svg(timeline))
-    assert f"simulated step: 1.00 s (the first {MOST_RANKS} of 100 ranks)" in texts
-    assert f"rank {MOST_RANKS - 1}" in texts and f"rank {MOST_RANKS}" not in texts
+def test_ranks_that_do_the_same_share_a_row() -> None:
+    """A hundred equal ranks are one row that says so; of many different ones some are shown, the first and the last among them."""
+    equal = Timeline(100, tuple(Span(rank, "compute", "forward", "0F0", 0.0, 1.0) for rank in range(100)))
+    texts = _texts(draw_gantt(equal).svg())
+    assert "rank 0 (100x)" in texts and "simulated step: 1.00 s (100 ranks; those that do the same share a row)" in texts
+    unequal = Timeline(100, tuple(Span(rank, "compute", "forward", "0F0", 0.0, 1.0 + rank) for rank in range(100)))
+    texts = _texts(draw_gantt(unequal).svg())
+    assert f"simulated step: {format_seconds(100.0)} ({MOST_ROWS} rows of 100; 100 ranks)" in texts
+    assert {"rank 0", "rank 99"} <= set(texts) and sum(text.startswith("rank ") for text in texts) == MOST_ROWS
+
+
+def test_strips_tell_what_idle_ranks_wait_for() -> None:
+    """A gap of half the step has a strip of half its width in the colour of its cause, which the legend names."""
+    span, wait = Span(0, "compute", "forward", "0F0", 0.0, 1.0), Wait(0, 1.0, 2.0, "done", kind="end")
+    svg = draw_gantt(Timeline(1, (span, Span(0, "send", "transfer", "0SEND_F0", 1.0, 2.0)), waits=(wait,))).svg()
+    assert {"idle, waits for:", "the end"} <= set(_texts(svg))
+    paths = [e.attrib["d"] for e in ElementTree.fromstring(svg).iter(f"{SVG}path") if WAIT_COLOR["end"] in e.attrib.get("style", "")]
+    xs = [float(number) for number in re.findall(r"-?[\d.]+", paths[0])][::2]
+    assert max(xs) - min(xs) == pytest.approx(474.0 / 2, abs=0.1)
 
 
 def test_overlapping_messages_lie_beside_each_other() -> None:
     """Two receives at once share the height of their row."""
     spans = (Span(0, "receive", "transfer", "1RECV_F0", 0.0, 2.0), Span(0, "receive", "transfer", "1RECV_F1", 1.0, 3.0))
-    first, second = _boxes(gantt_svg(Timeline(1, spans)), "transfer")
+    first, second = _boxes(draw_gantt(Timeline(1, spans)).svg(), "transfer")
     assert first[3] <= second[1] and first[2] > second[0]
 
 
 def test_empty_timeline_can_be_drawn() -> None:
     """No span, no memory sample: still a figure."""
     empty = Timeline(2, ())
-    assert "simulated step: 0 s" in _texts(gantt_svg(empty))
-    assert "rank 1" in _texts(memory_svg(empty, [1e9, 1e9]))
+    assert "simulated step: 0 s" in _texts(draw_gantt(empty).svg())
+    assert "rank 1" in _texts(draw_memory(empty, [1e9, 1e9]).svg())
 
 
 def test_labels_are_text_and_nothing_else() -> None:
     """Markup and formulas in a label are shown as they are written."""
     label = "<b>$x_1$&"
-    svg = gantt_svg(Timeline(1, (Span(0, "compute", "backward", label, 0.0, 1.0),)))
+    svg = draw_gantt(Timeline(1, (Span(0, "compute", "backward", label, 0.0, 1.0),))).svg()
     assert label in _texts(svg) and "<b>" not in svg
 
 
 def test_memory_is_told_against_capacity() -> None:
     """Each rank shows its peak, its capacity and the share; the bar splits into what is held all the time and the rest."""
     samples = (MemorySample(0, 0.0, 4e8), MemorySample(0, 1.0, 6e8), MemorySample(0, 2.0, 4e8))
-    svg = memory_svg(Timeline(1, (), samples), [1e9])
+    svg = draw_memory(Timeline(1, (), samples), [1e9]).svg()
     assert "600 MB of 1.00 GB (60.0 %)" in _texts(svg) and "capacity" in _texts(svg)
     (held,), (top,) = _bars(svg, "forward"), _bars(svg, "backward")
     assert held / top == pytest.approx(2.0, rel=0.01)
@@ -171,7 +191,7 @@ def _bars(svg: str, category: Category) -> list[float]:
 
 def test_capacity_beyond_the_scale_is_told_in_words_alone() -> None:
     """Bars of 0.1 % of the capacity stay readable: the scale is theirs."""
-    svg = memory_svg(Timeline(1, (), (MemorySample(0, 0.0, 1e6),)), [1e9])
+    svg = draw_memory(Timeline(1, (), (MemorySample(0, 0.0, 1e6),)), [1e9]).svg()
     assert "1.00 MB of 1.00 GB (0.1 %)" in _texts(svg) and "capacity" not in _texts(svg)
 
 
@@ -179,7 +199,7 @@ def test_alternatives_are_drawn_in_proportion(pipeline: Study) -> None:
     """Every listed plan has a bar as long as its step, its name, and how it compares."""
     search = pipeline.search
     assert search.one_rank
-    svg = alternatives_svg(search)
+    svg = draw_alternatives(search).svg()
     texts = _texts(svg)
     assert f"{format_seconds(search.best.step_s)}, chosen" in texts and "one rank alone (for reference)" in texts
     assert all(candidate.plan.describe() in texts for candidate in search.runner_ups)
@@ -191,4 +211,33 @@ def test_alternatives_are_drawn_in_proportion(pipeline: Study) -> None:
 
 def test_alternatives_without_reference_can_be_drawn(pipeline: Study) -> None:
     """A search whose model does not fit on one rank has no reference bar."""
-    assert "one rank alone (for reference)" not in _texts(alternatives_svg(replace(pipeline.search, one_rank=None)))
+    assert "one rank alone (for reference)" not in _texts(draw_alternatives(replace(pipeline.search, one_rank=None)).svg())
+
+
+def test_sensitivity_is_drawn_in_proportion() -> None:
+    """Twice the change has twice the bar, on the other side where the step gets longer; what changes nothing has none."""
+    changes = (Sensitivity("a", 0.8, -0.2), Sensitivity("b", 1.1, 0.1), Sensitivity("c", 1.0, 0.0))
+    svg = draw_sensitivity(Explanation(1.0, {}, 0, 0, 1.0, 0, 0.0, changes)).svg()
+    texts = _texts(svg)
+    assert {"a", "-20.0 %", "b", "+10.0 %"} <= set(texts) and "c" not in texts
+    bars = []
+    for category in ("optimizer", "backward"):
+        (path,) = [e.attrib["d"] for e in ElementTree.fromstring(svg).iter(f"{SVG}path") if COLOR[category] in e.attrib.get("style", "")]
+        xs = [float(number) for number in re.findall(r"-?[\d.]+", path)][::2]
+        bars.append((min(xs), max(xs)))
+    assert bars[0][1] == pytest.approx(bars[1][0], abs=0.1)
+    assert (bars[0][1] - bars[0][0]) / (bars[1][1] - bars[1][0]) == pytest.approx(2.0, rel=0.01)
+
+
+def test_alternatives_are_drawn_by_what_is_minimised(make_study: MakeStudy) -> None:
+    """Where money is minimised the bars are money."""
+    study = make_study(search__objective="cost", search__minimum_ranks=2)
+    svg = draw_alternatives(study.search, "cost").svg()
+    assert f"{format_usd(study.search.best.objective)}, chosen" in _texts(svg) and "Price per step of the alternatives" in svg
+
+
+def test_pictures_are_png_of_stable_bytes(thorough: Study) -> None:
+    """Figures are also drawn on white for files of their own."""
+    first, second = (draw_gantt(thorough.timeline).png() for _ in range(2))
+    assert first == second and first.startswith(b"\x89PNG")
+    assert struct.unpack(">II", first[16:24])[0] == round(WIDTH_PT / 72 * PNG_DPI)

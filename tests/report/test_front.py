@@ -9,7 +9,7 @@ import pytest
 
 from chinchilla_sim.report.cost import cost_table
 from chinchilla_sim.report.front import front_dict, front_table, shown_front
-from chinchilla_sim.report.front_figure import front_svg
+from chinchilla_sim.report.front_figure import draw_fronts
 from chinchilla_sim.report.page import render_page
 from chinchilla_sim.report.result import search_dict
 from chinchilla_sim.report.study import Study
@@ -81,7 +81,7 @@ def test_limits_are_told_for_every_member(make_study: MakeStudy) -> None:
 
 def test_points_stand_where_their_values_are(four_nodes: Study) -> None:
     """Every member has a dot and its number; from left to right steps take longer, and the text alternative names each plan."""
-    svg = front_svg(four_nodes)
+    svg = draw_fronts(four_nodes)[0].svg()
     root = ElementTree.fromstring(svg)
     members = shown_front(four_nodes)
     dots = [float(re.findall(r"-?[\d.]+", e.attrib["d"])[0]) for e in root.iter(f"{SVG}path") if "C" in e.attrib["d"]]
@@ -93,11 +93,11 @@ def test_points_stand_where_their_values_are(four_nodes: Study) -> None:
 
 
 def test_axes_follow_what_is_stated(make_study: MakeStudy) -> None:
-    """Without a price the second axis is energy, without a power free memory; their columns are left out."""
+    """Without a price the second axis is energy, without a power the ranks in use; their columns are left out."""
     unpriced = make_study(cluster__nodes__0__price=None)
-    assert "energy of a step" in front_svg(unpriced) and not any("price" in header for header in front_table(unpriced).headers)
+    assert "energy of a step" in draw_fronts(unpriced)[0].svg() and not any("price" in header for header in front_table(unpriced).headers)
     bare = make_study(cluster__nodes__0__price=None, cluster__nodes__0__power=None)
-    assert "memory left free" in front_svg(bare)
+    assert "ranks in use" in draw_fronts(bare)[0].svg()
     assert front_table(bare).headers == ("no.", "plan", "ranks", "step time", "vs chosen", "memory left free")
 
 

@@ -1,12 +1,8 @@
 """What reports say about requests under load."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 
-import pytest
-
-from chinchilla_sim.planner.served_search import find_served_plans
 from chinchilla_sim.planner.serving import Serving
 from chinchilla_sim.report.cost import cost_table
 from chinchilla_sim.report.page import render_page
@@ -16,21 +12,8 @@ from chinchilla_sim.report.serving import requests_table, served_tables, serving
 from chinchilla_sim.report.study import Study
 from chinchilla_sim.report.summary import summary_text
 from chinchilla_sim.report.verdict import answer
-from chinchilla_sim.simulator.engine import simulate
-from chinchilla_sim.simulator.requests import simulate_requests
 from chinchilla_sim.units import format_requests_per_s, format_seconds
 from chinchilla_sim.validation.served import ServedComparison, StageRow
-
-LOAD = {"global_batch_size": 64, "kind": "inference", "arrival_rate": "5000 requests/s"}
-
-
-@pytest.fixture(scope="module")
-def served(make_study: Callable[..., Study]) -> Study:
-    """Two nodes that answer requests, planned for the least latency."""
-    study = make_study(job=LOAD)
-    job, search = study.scenario.job, study.scenario.search.model_copy(update={"objective": "latency"})
-    found = find_served_plans(study.graph, study.cluster, job, search, simulate, simulate_requests)
-    return replace(study, scenario=study.scenario.model_copy(update={"search": search}), search=found)
 
 
 def test_every_plan_is_told_with_its_quantiles(served: Study) -> None:

@@ -1,26 +1,49 @@
 """Chrome trace events."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from chinchilla_sim.report.study import Study
 from chinchilla_sim.report.trace import chrome_trace
 from chinchilla_sim.timeline import MemorySample, Span, Timeline
 
+SCHEMA = Draft202012Validator(json.loads((Path(__file__).parent / "trace_event.schema.json").read_text()))
+
 
 def _check_format(trace: dict[str, Any]) -> None:
-    """What the trace-event format asks of metadata, complete and counter events."""
-    json.dumps(trace, allow_nan=False)
-    named = {(event["pid"], event["tid"]) for event in trace["traceEvents"] if event["name"] == "thread_name"}
-    for event in trace["traceEvents"]:
-        assert event["ph"] in ("M", "X", "C")
-        assert isinstance(event["pid"], int) and isinstance(event["tid"], int) and isinstance(event["args"], dict)
-        if event["ph"] != "M":
-            assert event["ts"] >= 0
-        if event["ph"] == "X":
-            assert event["dur"] >= 0 and event["cat"] and (event["pid"], event["tid"]) in named
+    """The schema, names for every process and track that has events, and no two spans of a track over each other."""
+    told = json.loads(json.dumps(trace, allow_nan=False))
+    SCHEMA.validate(told)
+    events = told["traceEvents"]
+    processes = {event["pid"] for event in events if event["name"] == "process_name"}
+    tracks = {(event["pid"], event["tid"]) for event in events if event["name"] == "thread_name"}
+    end: dict[tuple[int, int], float] = {}
+    for event in sorted((event for event in events if event["ph"] == "X"), key=lambda event: event["ts"]):
+        track = event["pid"], event["tid"]
+        assert track in tracks
+        # A thousandth of a nanosecond: sums of rounded numbers.
+        assert event["ts"] >= end.get(track, 0.0) - 1e-6
+        end[track] = event["ts"] + event["dur"]
+    assert {event["pid"] for event in events} == processes
+    assert len(processes) == sum(event["name"] == "process_name" for event in events)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ph": "X", "dur": -1.0}, {"ph": "X", "ts": -0.5}, {"ph": "B"}, {"pid": "0"}, {"name": ""}, {"cat": ""}, {"extra": 1},
+        {"ts": "0"}, {"args": None},
+    ],
+)  # fmt: skip
+def test_the_schema_refuses_what_is_wrong(wrong: dict[str, Any]) -> None:
+    """Negative or textual times, unknown phases, missing names and foreign keys are no trace events."""
+    event = {"name": "0F0", "cat": "forward", "ph": "X", "pid": 0, "tid": 0, "ts": 0.0, "dur": 1.0, "args": {}}
+    assert SCHEMA.is_valid({"traceEvents": [event]})
+    assert not SCHEMA.is_valid({"traceEvents": [event | wrong]})
 
 
 def _spans(trace: dict[str, Any]) -> list[dict[str, Any]]:
@@ -63,11 +86,6 @@ def test_no_two_spans_of_a_track_overlap(long_pipeline: Study) -> None:
     """Rounding to nanoseconds keeps neighbours apart."""
     trace = chrome_trace({"simulated": long_pipeline.search.best.timeline})
     _check_format(trace)
-    end: dict[tuple[int, int], float] = {}
-    for event in sorted(_spans(trace), key=lambda event: event["ts"]):
-        track = event["pid"], event["tid"]
-        assert event["ts"] >= end.get(track, 0.0) - 1e-6
-        end[track] = event["ts"] + event["dur"]
 
 
 def test_span_that_ends_before_it_starts_has_no_length() -> None:
@@ -88,3 +106,19 @@ def test_empty_timeline_is_a_trace() -> None:
     trace = chrome_trace({"simulated": Timeline(1, ())})
     _check_format(trace)
     assert _names(trace, "process_name") == ["simulated rank 0"]
+
+
+def test_causes_and_the_critical_path_obey_the_format(thorough: Study, racks: Study) -> None:
+    """Idle time and the critical path have tracks and processes of their own, in small and in large traces."""
+    for study in (thorough, racks):
+        trace = chrome_trace({"simulated": study.timeline})
+        _check_format(trace)
+        assert "idle because" in _names(trace, "thread_name") and "simulated critical path" in _names(trace, "process_name")
+
+
+def test_a_rank_that_stands_for_others_says_so() -> None:
+    """Of three ranks, of which one was played, there is one process."""
+    timeline = Timeline(3, (Span(0, "compute", "forward", "0F0", 0.0, 1.0),), stand_ins=(0, 0, 0))
+    trace = chrome_trace({"simulated": timeline})
+    _check_format(trace)
+    assert _names(trace, "process_name") == ["simulated rank 0 (and 2 ranks like it)"]
