@@ -66,7 +66,7 @@ def prepare(scenario: Scenario, calibration: Calibration | None = None) -> Setti
     graph, profile = build_graph(scenario)
     if scenario.cluster.kind == THIS_MACHINE and not profile.times:
         profile = _profile_of(scenario, graph)
-    elif emulated(scenario.cluster) and not profile.times:
+    elif (emulated(scenario.cluster) or scenario.cluster.elsewhere) and not profile.times:
         profile = _while_busy(_profile_of(scenario, graph), busy_here)
     if profile.times:
         notes = (*notes, _share_measured(graph, profile))

@@ -67,8 +67,7 @@ def calibrate(rank_count: int) -> tuple[Calibration, Path]:
     other_cores = others.cores()
     calibration = replace(calibration, other_cores=None if other_cores is None else round(other_cores, 3))
     if why_unavailable() is None:
-        cost = measure_emulation()
-        calibration = replace(calibration, socket_s_per_byte=cost.rank_s, fabric_s_per_byte=cost.fabric_s)
+        calibration = replace(calibration, emulation=measure_emulation())
     return calibration, save_calibration(calibration)
 
 

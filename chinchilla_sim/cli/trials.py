@@ -36,7 +36,7 @@ def bench_testbed(scenarios: list[Path], *, output: Output = None, steps: int = 
 
     at_least("--steps", steps, FEWEST_STEPS + 5)
     at_least("--first", first)
-    paths = _files(scenarios)
+    paths = scenario_files(scenarios)
     measure_once(paths, log)
     interrupted = _measure_choices(paths, steps, first, as_json) if first > 1 else _measure_cases(paths, steps, output, as_json)
     if interrupted:
@@ -90,7 +90,8 @@ def _measure_choices(paths: Sequence[Path], steps: int, first: int, as_json: boo
     return interrupted
 
 
-def _files(named: list[Path]) -> list[Path]:
+def scenario_files(named: list[Path]) -> list[Path]:
+    """Every file that is named, and those of folders; there is at least one."""
     found = [path for one in named for path in (sorted(one.glob("*.toml")) if one.is_dir() else [one])]
     if not found:
         raise ScenarioError([Mistake("", "holds no scenario (*.toml)", "name scenarios/testbed")], ", ".join(map(str, named)))

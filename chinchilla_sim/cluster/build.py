@@ -9,7 +9,7 @@ from itertools import combinations
 
 import networkx as nx
 
-from chinchilla_sim.cluster.calibration import Calibration, core_count
+from chinchilla_sim.cluster.calibration import Calibration, EmulatedLinks, core_count
 from chinchilla_sim.cluster.catalogue import (
     CPU_CORE,
     find_backend,
@@ -39,10 +39,12 @@ def this_machine_ranks(spec: ClusterSpec) -> int:
     """How many ranks are busy on this machine when a cluster is: as named for `kind = "this-machine"`, else one per core.
 
     Of nodes that are emulated here, as many as their shares of cores add up to (rounded up), at most one per core, because the
-    simulator shares out the cores among more (`Cluster.hosts`); 0 where there are none.
+    simulator shares out the cores among more (`Cluster.hosts`); of machines like this one as many as one has; 0 where there are none.
     """
     if spec.kind == THIS_MACHINE:
         return spec.ranks or core_count()
+    if spec.elsewhere:
+        return max((min(core_count(), node.devices) for node in spec.nodes if node.device == THIS_MACHINE), default=0)
     return min(core_count(), math.ceil(emulated_cores(spec) - 1e-9))
 
 
@@ -55,7 +57,7 @@ def slot_nodes(spec: ClusterSpec) -> tuple[str, ...]:
 
 def emulated_cores(spec: ClusterSpec) -> float:
     """Cores of this machine that its emulated nodes take together."""
-    return sum(node.count * node.devices * node.cpu_share for node in spec.nodes if node.device == THIS_MACHINE)
+    return 0.0 if spec.elsewhere else sum(node.count * node.devices * node.cpu_share for node in spec.nodes if node.device == THIS_MACHINE)
 
 
 def emulated_core_of(spec: ClusterSpec, cores: int) -> dict[int, int]:
@@ -73,7 +75,7 @@ def emulated_core_of(spec: ClusterSpec, cores: int) -> dict[int, int]:
 
 def emulated(spec: ClusterSpec) -> bool:
     """Whether the cluster is one of nodes that this machine emulates, all of them."""
-    return bool(spec.nodes) and all(node.device == THIS_MACHINE for node in spec.nodes)
+    return bool(spec.nodes) and not spec.elsewhere and all(node.device == THIS_MACHINE for node in spec.nodes)
 
 
 def _this_machine(spec: ClusterSpec, precision: str, calibration: Calibration | None) -> Cluster:
@@ -160,18 +162,22 @@ def _nodes(spec: ClusterSpec, precision: str, calibration: Calibration | None) -
 
 
 def _core(spec: ClusterSpec, precision: str, calibration: Calibration | None) -> Device:
-    """A core of this machine while all nodes that it emulates are busy: as measured, else the catalogue's."""
+    """A core of this machine while all nodes that it emulates are busy, or of one like it: as measured, else the catalogue's."""
     if calibration is None:
         return find_device(CPU_CORE, precision, "cluster")
-    core = calibration.device(min(calibration.key.cores, math.ceil(emulated_cores(spec) - 1e-9)))
-    return replace(core, communication_s_per_byte=calibration.socket_s_per_byte)
+    core = calibration.device(this_machine_ranks(spec))
+    links = calibration.emulation
+    return replace(core, communication_s_per_byte=links.socket_s_per_byte, communication_s_per_message=links.socket_s_per_message)
 
 
 def _hosts(spec: ClusterSpec, calibration: Calibration | None) -> tuple[Host, ...]:
     """This machine's cores, each with the devices of emulated nodes that run on it."""
+    if spec.elsewhere:
+        return ()
     placed = emulated_core_of(spec, calibration.key.cores if calibration else core_count())
-    cost_s = calibration.fabric_s_per_byte if calibration else 0.0
-    return tuple(Host(tuple(slot for slot, core in placed.items() if core == one), 1.0, cost_s) for one in sorted({*placed.values()}))
+    links = calibration.emulation if calibration else EmulatedLinks()
+    costs = links.fabric_s_per_byte, links.fabric_s_per_message
+    return tuple(Host(tuple(slot for slot, core in placed.items() if core == one), 1.0, *costs) for one in sorted({*placed.values()}))
 
 
 def _inner_link(node: NodeSpec, calibration: Calibration | None) -> Link:

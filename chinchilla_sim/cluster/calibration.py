@@ -56,11 +56,21 @@ class KernelRow:
     measured_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class EmulatedLinks:
+    """Processor seconds of links that a machine emulates: of what carries them (the fabric), and of the socket at either end."""
+
+    fabric_s_per_byte: float = 0.0
+    fabric_s_per_message: float = 0.0
+    socket_s_per_byte: float = 0.0
+    socket_s_per_message: float = 0.0
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Constants of one machine; `devices[n]` holds while n ranks are busy, transfers are between two local ranks.
 
-    Links that it emulates take `fabric_s_per_byte` of a core, and their ends `socket_s_per_byte` each (0: not measured).
+    `emulation` is what links take that it emulates.
     """
 
     key: MachineKey
@@ -70,8 +80,7 @@ class Calibration:
     transfer_bandwidth_bytes_per_s: float
     collective_s: Mapping[tuple[str, int], Table]
     fit_error: Mapping[int, float] = field(default_factory=dict)
-    fabric_s_per_byte: float = 0.0
-    socket_s_per_byte: float = 0.0
+    emulation: EmulatedLinks = EmulatedLinks()
     other_cores: float | None = None
     """Cores that other programs kept busy meanwhile, where that was counted."""
 
@@ -93,8 +102,7 @@ class Calibration:
             "devices": {str(count): _figures_of(device) for count, device in self.devices.items()},
             "fit_error": {str(count): error for count, error in self.fit_error.items()},
             "transfer_latency_s": self.transfer_latency_s,
-            "fabric_s_per_byte": self.fabric_s_per_byte,
-            "socket_s_per_byte": self.socket_s_per_byte,
+            "emulation": asdict(self.emulation),
             "transfer_bandwidth_bytes_per_s": self.transfer_bandwidth_bytes_per_s,
             "collective_s": {f"{name}/{count}": [list(row) for row in table] for (name, count), table in self.collective_s.items()},
             **({} if self.other_cores is None else {"other_cores": self.other_cores}),
@@ -115,8 +123,7 @@ class Calibration:
             transfer_bandwidth_bytes_per_s=_number(data["transfer_bandwidth_bytes_per_s"]),
             collective_s=collectives,
             fit_error={int(count): error for count, error in data.get("fit_error", {}).items()},
-            fabric_s_per_byte=_number(data.get("fabric_s_per_byte", 0.0)),
-            socket_s_per_byte=_number(data.get("socket_s_per_byte", 0.0)),
+            emulation=EmulatedLinks(**{name: _number(value) for name, value in data.get("emulation", {}).items()}),
             other_cores=_number(data["other_cores"]) if "other_cores" in data else None,
         )
 

@@ -46,20 +46,20 @@ CONTEXT_BYTES = 0.8e9
 class Device:
     """What one rank computes with: sustained rates and fixed times, at one precision.
 
-    `forward_launch_s` and `backward_launch_s` are per kernel, `forward_fixed_s` and `backward_fixed_s` per
-    microbatch and stage, `step_fixed_s` per step. `optimizer_bandwidth_bytes_per_s` and `optimizer_launch_s` (per step) describe
-    the parameter update, `elementwise_bandwidth_bytes_per_s` and `elementwise_launch_s` (per kernel) the
-    passes of a codec. While a rank communicates its computation takes `1 + overlap_slowdown` times as long, and every
-    byte that it sends or receives takes `communication_s_per_byte` from its cores. Where `products` is known kernels follow that
-    curve from the peak rates, and sustained rates and launch times do not count for them. Within a long job products
-    run at `sustained_share` of the curve's speed, other kernels at `streaming_share`. A program takes `host_launch_s` to start each kernel
-    and `host_microbatch_s` for each microbatch beside, and `host_message_s` to send or await a message.
-    `quantized_flop_per_s` is the peak of products with weights where they run in fp8
-    (0: they do not). A device with a `core_share` below 1 is a core that the kernel gives out in portions: full speed until its share
-    of a period is used up, then none until the next; its rates are what it sustains, what was measured on a whole core takes 1 / that.
-    `linear` are measured linear layers, by number format, on a whole core. `inference_fixed_s` and `inference_launch_s` take the place of
-    `forward_*` where nothing is kept for a backward pass, and nothing else runs in between (0: not measured). `reread` are (bytes, seconds
-    per byte) of weights of so many bytes that are read again and again: more than fit into a cache come from farther away.
+    `forward_launch_s` and `backward_launch_s` are per kernel, `forward_fixed_s` and `backward_fixed_s` per microbatch and stage,
+    `step_fixed_s` per step. `optimizer_bandwidth_bytes_per_s` and
+    `optimizer_launch_s` (per step) describe the parameter update, `elementwise_bandwidth_bytes_per_s` and `elementwise_launch_s` (per
+    kernel) the passes of a codec. While a rank communicates its computation takes `1 + overlap_slowdown` times as long, and every byte
+    that it sends or receives takes `communication_s_per_byte` from its cores, every message `communication_s_per_message`. Where
+    `products` is known kernels follow that curve from the peak rates, and sustained rates and launch times do not count for them.
+    Within a long job products run at `sustained_share` of the curve's speed, other kernels at `streaming_share`. A program takes
+    `host_launch_s` to start each kernel and `host_microbatch_s` for each microbatch beside, and `host_message_s` to send or await a
+    message. `quantized_flop_per_s` is the peak of products with weights where they run in fp8 (0: they do not). A device with a
+    `core_share` below 1 is a core that the kernel gives out in portions: full speed until its share of a period is used up, then none
+    until the next; its rates are what it sustains, what was measured on a whole core takes 1 / that. `linear` are measured linear
+    layers, by number format, on a whole core. `inference_fixed_s` and `inference_launch_s` take the place of `forward_*` where nothing
+    is kept for a backward pass, and nothing else runs in between (0: not measured). `reread` are (bytes, seconds per byte) of weights
+    of so many bytes that are read again and again: more than fit into a cache come from farther away.
     """
 
     name: str
@@ -79,6 +79,7 @@ class Device:
     usd_per_s: float = 0.0
     overlap_slowdown: float = 0.0
     communication_s_per_byte: float = 0.0
+    communication_s_per_message: float = 0.0
     host_launch_s: float = 0.0
     host_microbatch_s: float = 0.0
     host_message_s: float = 0.0
@@ -181,12 +182,14 @@ class SpotOffer:
 class Host:
     """Cores that several slots share: ranks that compute, and all that their communication takes of processor time.
 
-    Beside what ranks spend themselves, links that are emulated on the host take `fabric_s_per_byte` for what a slot sends.
+    Beside what ranks spend themselves, links that are emulated on the host take `fabric_s_per_byte` for what a slot sends,
+    and `fabric_s_per_message`.
     """
 
     slots: tuple[int, ...]
     cores: float
     fabric_s_per_byte: float = 0.0
+    fabric_s_per_message: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ fixed time of a hop of its own collectives, or of a message.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import ceil
 
-from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.cluster.topology import Backend, Cluster
 from chinchilla_sim.cost.collective import hop_latencies, is_power_of_two, window_excess_s
 
 MESSAGES = ("pairwise", "posted")
@@ -105,6 +106,17 @@ def hop_s(cluster: Cluster, algorithm: str, source: int, target: int) -> float:
     backend = cluster.backend
     back_s = cluster.latency_s(target, source) if hop_latencies(backend) == 2 and algorithm != "posted" else 0.0
     return cluster.latency_s(source, target) + back_s + (backend.message_s if algorithm in MESSAGES else backend.collective_hop_s)
+
+
+SEGMENTS_IN_FLIGHT = 2
+"""gloo's all-reduce cuts what a hop carries into at least so many messages (allreduce.cc)."""
+
+
+def messages_of_hop(payload_bytes: float, algorithm: str, backend: Backend) -> int:
+    """In how many messages a member sends what it sends in one round of a collective."""
+    if algorithm in MESSAGES or not backend.rendezvous:
+        return 1
+    return max(SEGMENTS_IN_FLIGHT, ceil(payload_bytes / backend.collective_segment_bytes))
 
 
 def rounds_lower_bound_s(cluster: Cluster, kind: str, algorithm: str, order: Sequence[int], payload_bytes: float) -> float:

@@ -62,7 +62,8 @@ class Profile:
     `scales` are factors on a task's forward and backward seconds, wherever those are from: what runs taught, kept in a file of its own.
     `memory_bytes` is what a task occupies on its device, `colocated` puts tasks of the same class on one device,
     `variants` are choices per task, `source` says where the figures come from. Before a step a rank takes `input_s` to get its part of the
-    global batch; each pass of a stage begins with `pass_start_s` (forward, backward; empty: not measured). `tasks` are the ones that were
+    global batch; each pass of a stage begins with `pass_start_s` (forward, backward; empty: not measured), and
+    ZeRO 3 adds `sharding_s` to those of all weights (the same). `tasks` are the ones that were
     measured, where those that are planned are of a variant of that model, and `held_bytes` the parameters of that model.
     """
 
@@ -74,6 +75,7 @@ class Profile:
     input_s: float = 0.0
     scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     pass_start_s: tuple[float, ...] = ()
+    sharding_s: tuple[float, ...] = ()
     tasks: Mapping[str, Task] = field(default_factory=dict)
     held_bytes: float = 0.0
 
@@ -123,6 +125,7 @@ class Profile:
             "source": self.source,
             "input_s": self.input_s,
             "pass_start_s": list(self.pass_start_s),
+            "sharding_s": list(self.sharding_s),
         }
         return {key: value for key, value in content.items() if value}
 
@@ -136,7 +139,7 @@ class Profile:
         memory, colocated = dict(data.get("memory_bytes", {})), dict(data.get("colocated", {}))
         return Profile(
             times, memory, colocated, variants, data.get("source", ""), data.get("input_s", 0.0),
-            pass_start_s=tuple(data.get("pass_start_s", ())),
+            pass_start_s=tuple(data.get("pass_start_s", ())), sharding_s=tuple(data.get("sharding_s", ())),
         )  # fmt: skip
 
     @cached_property

@@ -48,3 +48,20 @@ def between_rounds_of(plan: Plan, stage: int, raw_bytes: float, device: Device, 
     """Seconds of unpacking the gradients of a stage that their second collective waits for."""
     exchanged = plan.exchange_degree_of(stage) > 1 and plan.zero_stage < 3
     return between_rounds_s(plan.gradient_codecs[stage], raw_bytes, device, matrices) if exchanged else 0.0
+
+
+MESSAGES_OF_A_PAIR = {Op.F: 2, Op.B: 4}
+"""Sent and awaited by a rank of two in a pass under ZeRO 3: one gather, and behind a backward pass a scatter."""
+
+
+def sharding_s(plan: Plan, stage: int, weight_share: float, measured_s: Sequence[float], device: Device) -> dict[Op, float]:
+    """Seconds that FSDP2 takes itself in each pass of a stage with that share of the model's weights, as measured on two ranks.
+
+    Small weights are copied one by one, so each counts alike. The messages in what was measured are priced as such.
+    """
+    if plan.zero_stage < 3 or plan.exchange_degree_of(stage) == 1:
+        return {}
+    return {
+        op: max(0.0, weight_share * seconds / device.core_share - MESSAGES_OF_A_PAIR[op] * device.host_message_s)
+        for op, seconds in zip((Op.F, Op.B), measured_s, strict=False)
+    }

@@ -21,7 +21,7 @@ from chinchilla_sim.planner.blocking import arriving, inside, seconds_of
 from chinchilla_sim.planner.buckets import bucket_ends, trained_sizes
 from chinchilla_sim.planner.exchanges import Exchanges
 from chinchilla_sim.planner.holdings import Holding, growing
-from chinchilla_sim.planner.packing import between_rounds_of, boundary_codec_s, gradient_codec_s, local_steps_s
+from chinchilla_sim.planner.packing import between_rounds_of, boundary_codec_s, gradient_codec_s, local_steps_s, sharding_s
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import NO_EXCHANGE, Bucket, Exchange, Pricing, StagePrice
 from chinchilla_sim.planner.recompute import Blocks, Kept, keep_all
@@ -230,6 +230,9 @@ class Pricer:
         for op, floor_s in self._host_floors_s(tasks, kept.again, device).items():
             blocked_s = blocking_s.get(op, 0.0)
             action_s[op] = with_host_s(action_s[op] + blocked_s, floor_s) - blocked_s
+        share = len(self.graph.weights_of(tasks)) / max(1, len(self.graph.weights_of(self.graph.tasks)))
+        for op, seconds in sharding_s(plan, stage, share, self.profile.sharding_s, device).items():
+            action_s[op] += seconds
         return StagePrice(
             action_s=action_s,
             accumulation_s=accumulation_s(parameters, device),

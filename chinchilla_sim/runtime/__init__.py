@@ -2,7 +2,7 @@
 
 The tour, from the command to the wire:
 
-starting it            launch, agent, start, rendezvous, parent, supervision, notes, heartbeat; worker: what every rank runs
+starting it            launch, agent, start, rendezvous, parent, supervision, notes, heartbeat; worker, threads: what every rank runs
 emulated machines      testbed, namespaces, fabric, guardian
 one rank's run         training, batches, optimizers, clipping, memory, records,
                        recorder, clock, alignment
@@ -13,6 +13,6 @@ nothing lost           checkpoint, checkpoint_files, checkpoint_reader, continua
 requests               serving, requests, line
 smaller models         variants, quantized, number_formats, sparsity, surgery; whole_variant
 other forms            engines, torch_engine, engine_race; export
-measuring              probe, format_probe, emulation, profiler, interlude, whole_passes, variant_race, recording_cost;
+measuring              probe, format_probe, emulation, profiler, interlude, whole_passes, sharded_passes, variant_race, recording_cost;
                        accuracy_probe, short_training, virtual_replicas, virtual_steps
 """

@@ -13,17 +13,21 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
+from chinchilla_sim.cluster.build import emulated
 from chinchilla_sim.errors import RunError
 from chinchilla_sim.planner.plan_file import PlanFile, load_plan
 from chinchilla_sim.runtime.batches import global_batches
 from chinchilla_sim.runtime.engines import ENGINES, Engine
-from chinchilla_sim.runtime.launch import launch_ranks
+from chinchilla_sim.runtime.launch import NodeLaunch, launch_nodes, testbed_launches
+from chinchilla_sim.runtime.testbed import open_testbed
+from chinchilla_sim.runtime.threads import hurry_network_threads
 from chinchilla_sim.runtime.training import RankRun
 from chinchilla_sim.runtime.worker import choose_device, prepare_process
 from chinchilla_sim.validation.engine_race import EngineRace, race_of
@@ -34,11 +38,15 @@ TIMEOUT = timedelta(seconds=120)
 
 
 def run_race(file: PlanFile, rounds: int, round_steps: int) -> EngineRace:
-    """Start the ranks here and compare; `round_steps` of each engine count in each round."""
+    """Start the ranks, on emulated nodes where the scenario has some, and compare; `round_steps` of each engine count in each round."""
+    spec = file.scenario.cluster
     with tempfile.TemporaryDirectory(prefix="chinchilla-") as name:
         folder = Path(name)
         file.save(folder / "plan.json")
-        launch_ranks("chinchilla_sim.runtime.engine_race", [name, str(rounds), str(round_steps)], file.plan.rank_count, folder)
+        with ExitStack() as stack:
+            testbed = stack.enter_context(open_testbed(spec)) if emulated(spec) else None
+            launches = testbed_launches(file, testbed) if testbed else [NodeLaunch(tuple(range(file.plan.rank_count)))]
+            launch_nodes("chinchilla_sim.runtime.engine_race", [name, str(rounds), str(round_steps)], launches, folder)
         records = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(file.plan.rank_count)]
     return race_of(records)
 
@@ -91,6 +99,7 @@ def main(folder: Path, rounds: int, round_steps: int) -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
         path = folder / "plan.json"
         race = _Race(load_plan(path).allow_factory(False, str(path)), folder)
+        hurry_network_threads()
         race.run(rounds, round_steps)
         (folder / f"rank{rank}.json").write_text(json.dumps(race.ends))
         dist.barrier()

@@ -43,6 +43,7 @@ from chinchilla_sim.runtime.launch import launch_ranks
 from chinchilla_sim.runtime.passes import Passes
 from chinchilla_sim.runtime.recorder import Recorder
 from chinchilla_sim.runtime.stages import cut_stages
+from chinchilla_sim.runtime.threads import hurry_network_threads
 from chinchilla_sim.runtime.updates import StageUpdate
 from chinchilla_sim.runtime.worker import prepare_process
 
@@ -173,6 +174,7 @@ def _measure_rank(folder: Path) -> None:
             record["steps"][count] = {m: _reference_step_s(m) for m in REFERENCE_COUNTS}
     for count in [count for count in busy_counts(rank_count) if count > 1]:
         group = dist.new_group(list(range(count)))
+        hurry_network_threads()
         dist.barrier()
         if rank < count:
             record["collectives"]["all_reduce"][count] = [[size, _all_reduce_s(size, group)] for size in MESSAGE_BYTES]

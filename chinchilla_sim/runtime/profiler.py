@@ -32,6 +32,7 @@ from chinchilla_sim.runtime.batches import global_batches
 from chinchilla_sim.runtime.interlude import Interlude
 from chinchilla_sim.runtime.launch import launch_ranks
 from chinchilla_sim.runtime.probe import busy_counts
+from chinchilla_sim.runtime.sharded_passes import sharding_seconds
 from chinchilla_sim.runtime.whole_passes import in_context, variant_of
 from chinchilla_sim.runtime.worker import prepare_process
 from chinchilla_sim.scenario.load import parse_scenario
@@ -58,7 +59,8 @@ def measure_tasks(scenario: Scenario, rank_count: int) -> Profile:
     input_s = median(record["input_s"] for record in records)
     starts = tuple(median(column) for column in zip(*(record["pass_start_s"] for record in records), strict=True))
     source = f"measured here, torch {torch.__version__}"
-    return Profile(tuple(times), source=source, input_s=input_s, pass_start_s=starts)
+    sharding = tuple(median(column) for column in zip(*(record.get("sharding_s", ()) for record in records[:2]), strict=True))
+    return Profile(tuple(times), source=source, input_s=input_s, pass_start_s=starts, sharding_s=sharding)
 
 
 def microbatch_sizes(global_batch_size: int) -> list[int]:
@@ -82,15 +84,17 @@ def _measure_rank(folder: Path) -> None:
     rank, rank_count = dist.get_rank(), dist.get_world_size()
     scenario = parse_scenario(json.loads((folder / "scenario.json").read_text()), "scenario.json")
     job = load_job(*factory_of(scenario), to_run=True)
+    training, variant = scenario.job.kind == "training", Variant(**scenario.model.compression.changes)
     record: dict[int | str, Any] = {"input_s": input_seconds(job, scenario)}
     for count in busy_counts(rank_count):
         dist.barrier()
         if rank < count:
-            training, variant = scenario.job.kind == "training", Variant(**scenario.model.compression.changes)
             sizes = microbatch_sizes(scenario.job.global_batch_size)
             measured = [in_context(profile_tasks(job, size, training, variant), job, size, training, variant) for size in sizes]
             record[count] = [row for rows, _ in measured for row in rows]
             record["pass_start_s"] = [median(column) for column in zip(*(start for _, start in measured), strict=True)]
+    if training and rank_count > 1:
+        record["sharding_s"] = sharding_seconds(job, microbatch_sizes(scenario.job.global_batch_size)[0], rank, variant)
     (folder / f"profile{rank}.json").write_text(json.dumps(record))
     dist.barrier()
     dist.destroy_process_group()

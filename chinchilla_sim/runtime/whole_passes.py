@@ -5,7 +5,9 @@ autograd between them. Here the interpreter plays steps of the whole model on on
 
     in one stage    T(1) = start + tasks        in k stages    T(k) = k start + tasks
 
-where a stage of several finds its core idle before, as it waits for its neighbours; start is what each pass takes beside its tasks.
+where a stage of several finds its core idle before, as it waits for its neighbours; start is what each pass takes beside its tasks. (Later
+passes of a small model find their code in the caches: of 784-512-512-10 in two stages and four microbatches they took 0.20 ms where the
+first took 0.38. Charging the start to first passes alone was tried: over 48 scenarios it was farther off, 7.5 against 5.7 %.)
 """
 
 from __future__ import annotations
@@ -83,7 +85,7 @@ def pass_seconds(job: TrainingJob, size: int, stage_count: int, variant: Variant
     seat, groups = seat_of(plan, 0), Groups()
     stages = cut_stages(job, model, plan, tuple(range(count)), cpu, variant=variant)
     pairs = zip(stages, own_parameters(stages), strict=True)
-    updates = {stage.number: stage_update(plan, stage, owned, seat, groups, _plain_descent) for stage, owned in pairs}
+    updates = {stage.number: stage_update(plan, stage, owned, seat, groups, plain_descent) for stage, owned in pairs}
     rank = Interpreter(plan, lower(plan).actions[0], seat, stages, job.loss, updates, groups, Recorder(), cpu)
     clocked = _Timed(rank, idle_s=IDLE_S if count > 1 else 0.0)
     begun_s = monotonic()
@@ -117,7 +119,8 @@ def variant_of(job: TrainingJob, model: nn.Module, size: int, training: bool, va
     return made.exported, made.graph
 
 
-def _plain_descent(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+def plain_descent(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """An optimizer that changes nothing."""
     return torch.optim.SGD(parameters, lr=0.0)
 
 

@@ -46,13 +46,16 @@ def _run(folder: Path, allow_factory: bool, engine: Engine) -> None:
     from chinchilla_sim.planner.plan_file import load_plan
     from chinchilla_sim.runtime.records import share_records
     from chinchilla_sim.runtime.serving import make_run
+    from chinchilla_sim.runtime.threads import hurry_network_threads
 
     prepare_process()
     device, path = choose_device(), folder / "plan.json"
     file = load_plan(path).allow_factory(allow_factory, str(path))
     timeout = timedelta(seconds=file.scenario.job.timeout_s + BEHIND_WATCHDOG_S)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
-    make_run(file, folder, device, engine).run()
+    run = make_run(file, folder, device, engine)
+    hurry_network_threads()
+    run.run()
     share_records(folder)
     dist.destroy_process_group()
 

@@ -180,6 +180,11 @@ class ClusterSpec(Table):
     price_usd_per_s: UsdPerSecond | None = Field(default=None, alias="price", description="Price of this machine.", examples=["0.2 USD/h"])
     power_watt: Watt | None = Field(default=None, alias="power", description="Electric power of this machine.", examples=["65 W"])
     nodes: tuple[NodeSpec, ...] = Field(default=(), strict=False, description="The machines.")
+    elsewhere: bool = Field(
+        default=False,
+        description="true: nodes whose device is this-machine are other machines like this one: simulated, not emulated here.",
+        examples=[True],
+    )
     network: NetworkSpec = Field(default_factory=NetworkSpec, description="What joins the nodes.")
     switches: tuple[NodeName, ...] = Field(default=(), strict=False, description="Names that links may end at.", examples=[["core"]])
     links: tuple[LinkSpec, ...] = Field(default=(), strict=False, description="Links beside those of the topology.")

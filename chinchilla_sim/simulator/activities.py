@@ -24,7 +24,9 @@ NO_ACTIVITY = -1
 
 
 class FlowSpec(NamedTuple):
-    """Bytes between two device slots, of two ranks that feel them while they compute; `weight` is their priority on shared links."""
+    """Bytes between two device slots, of two ranks that feel them while they compute, in so many messages; `weight` is their priority on
+    shared links.
+    """
 
     source: int
     target: int
@@ -32,6 +34,7 @@ class FlowSpec(NamedTuple):
     source_rank: int
     target_rank: int
     weight: float = 1.0
+    messages: int = 1
 
 
 class Record(NamedTuple):

@@ -14,7 +14,7 @@ from itertools import chain
 
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.collective import interpolate_s, window_excess_s
-from chinchilla_sim.cost.rounds import MESSAGES, Round, hop_s, rounds_of
+from chinchilla_sim.cost.rounds import MESSAGES, Round, hop_s, messages_of_hop, rounds_of
 from chinchilla_sim.planner.prices import Exchange
 from chinchilla_sim.simulator.activities import NO_ACTIVITY, ActivityGraph, FlowSpec
 
@@ -52,7 +52,8 @@ def add_rounds(
     if algorithm == "hierarchical":
         return _add_hierarchical(graph, cluster, kind, order, rank_of_slot, payload, entry)
     rounds = rounds_of(kind, algorithm, len(order), payload)
-    add_flow = partial(_add_flow, graph, cluster, order, rank_of_slot)
+    in_messages = partial(messages_of_hop, algorithm=algorithm, backend=cluster.backend)
+    add_flow = partial(_add_flow, graph, cluster, order, rank_of_slot, in_messages)
     if algorithm in MESSAGES:
         return _add_messages(graph, cluster, algorithm, order, rounds, add_flow, entry)
     hops = 1
@@ -77,12 +78,19 @@ def add_rounds(
 
 
 def _add_flow(
-    graph: ActivityGraph, cluster: Cluster, order: Sequence[int], rank_of_slot: Mapping[int, int], source: int, target: int, size: float
+    graph: ActivityGraph,
+    cluster: Cluster,
+    order: Sequence[int],
+    rank_of_slot: Mapping[int, int],
+    messages: Callable[[float], int],
+    source: int,
+    target: int,
+    size: float,
 ) -> int:
     """A flow of `size` payload bytes between two members."""
     a, b = order[source], order[target]
-    wire_bytes = size * cluster.backend.header_factor
-    return graph.add_flow(cluster, FlowSpec(a, b, wire_bytes, rank_of_slot[a], rank_of_slot[b], cluster.gradient_priority))
+    ranks, wire_bytes = (rank_of_slot[a], rank_of_slot[b]), size * cluster.backend.header_factor
+    return graph.add_flow(cluster, FlowSpec(a, b, wire_bytes, *ranks, cluster.gradient_priority, messages(size)))
 
 
 def _add_messages(

@@ -6,7 +6,7 @@ communicates is slowed (`streams.py`) where a device says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import simpy
@@ -62,7 +62,7 @@ class _Engine:
         shared = cluster.hosts if devices else ()
         self.streams = SlowedStreams(self.env, graph, devices, self._finish, shared) if slowed or shared else None
         rates_changed = self.streams.rates_changed if self.streams else None
-        self.network = FairNetwork(self.env, cluster, self._finish, rates_changed)
+        self.network = FairNetwork(self.env, cluster, self._arrived, rates_changed)
         if disturbed:
             self.network.disturb(disturbed)
 
@@ -95,23 +95,45 @@ class _Engine:
         self._begin(event.value)  # type: ignore[arg-type]
 
     def _begin(self, number: int) -> None:
-        self.start_s[number] = self.env.now
         flow = self.graph.flows.get(number)
         if flow:
-            self.network.start(flow.source, flow.target, flow.wire_bytes, number, flow.weight)
-            if self.streams:
-                self.streams.communicate(flow.source_rank, flow.target_rank)
-        elif self.streams and self.graph.ranks[number] >= 0:
+            self._when_possible(flow.source_rank, flow.source, flow.messages, number, self._send)
+            return
+        self.start_s[number] = self.env.now
+        if self.streams and self.graph.ranks[number] >= 0:
             self.streams.compute(number)
         else:
             simpy.Timeout(self.env, self.graph.seconds[number], number).callbacks.append(self._time_is_over)
 
+    def _when_possible(self, rank: int, slot: int, messages: int, number: int, then: Callable[[int], None]) -> None:
+        """Go on with a flow when one end's rank may run, and its host has handled messages that came before."""
+        if self.streams is None:
+            then(number)
+        elif held_s := self.streams.held_s(rank):
+            held = simpy.Timeout(self.env, held_s)
+            held.callbacks.append(lambda _: self._when_possible(rank, slot, messages, number, then))
+        elif turn_s := self.streams.queue_s(rank, slot, messages):
+            simpy.Timeout(self.env, turn_s).callbacks.append(lambda _: then(number))
+        else:
+            then(number)
+
+    def _send(self, number: int) -> None:
+        flow = self.graph.flows[number]
+        self.start_s[number] = self.env.now
+        self.network.start(flow.source, flow.target, flow.wire_bytes, number, flow.weight)
+        if self.streams:
+            self.streams.communicate(flow.source_rank, flow.target_rank)
+
     def _time_is_over(self, event: simpy.Event) -> None:
         self._finish(event.value)  # type: ignore[arg-type]
 
+    def _arrived(self, number: int) -> None:
+        """The last byte of a flow is there; its rank takes it in when it can."""
+        flow = self.graph.flows[number]
+        if self.streams:
+            self.streams.fall_silent(flow.source_rank, flow.target_rank)
+        self._when_possible(flow.target_rank, flow.target, flow.messages, number, self._finish)
+
     def _finish(self, number: int) -> None:
         self.finish_s[number] = self.env.now
-        if self.streams and number in self.graph.flows:
-            flow = self.graph.flows[number]
-            self.streams.fall_silent(flow.source_rank, flow.target_rank)
         self._release(number)

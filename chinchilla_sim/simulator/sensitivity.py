@@ -220,7 +220,7 @@ WHAT_IFS: dict[str, Callable[[Cluster], Cluster | None]] = {
     "fixed time per step gone": _devices(_scaled(("step_fixed_s",), 0.0)),
     "fixed time per microbatch gone": _devices(_scaled(MICROBATCH, 0.0)),
     "communication no longer slows computation": _devices(_scaled(("overlap_slowdown",), 0.0)),
-    "communication takes no processor time": _devices(_scaled(("communication_s_per_byte",), 0.0)),
+    "communication takes no processor time": _devices(_scaled(("communication_s_per_byte", "communication_s_per_message"), 0.0)),
     "network bandwidth x 2": _links(inside=False, bandwidth=2.0),
     "network bandwidth / 2": _links(inside=False, bandwidth=0.5),
     "network latency / 2": _links(inside=False, latency=0.5),

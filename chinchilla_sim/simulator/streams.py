@@ -13,14 +13,20 @@ sent and received); a of them compute at once, each at the speed
 
     min(1, (c - k - fabric_s_per_byte * b / 2) / a) / (1 + overlap_slowdown),     at least LEAST_SPEED
 
+Each message takes either end's cores for communication_s_per_message and fabric_s_per_message / 2 beside: those of a host come one behind
+the other, a message waits for its turn, and what is computed there meanwhile loses as much. (An idle host's seconds for a message are part
+of its latency, as that was measured.)
+
 A rank with a share q of a core below 1 (a quota of the kernel's) sustains the speed its seconds are stated for, but in portions: 1/q of it
-until the work of a period of PERIOD_S is done, computation and communication together, then none until the next period. Periods begin
-half a period off the step, as they would on average.
+until the work of a period of PERIOD_S is done, computation and communication together, then none until the next period. Until then it
+neither sends nor takes in what has arrived; bytes under way go on, as buffers of the kernel hold them. Nothing aligns the periods of
+different ranks: the k-th of n ranks with a quota has them begin (k + 1/2)/n of a period off the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 import simpy
 
@@ -44,16 +50,17 @@ class _Stream:
         "device",
         "left_s",
         "period",
-        "pool",
+        "phase",
+        "pools",
         "speed",
         "talking",
         "updated_s",
         "version",
-        "width",
     )
 
-    def __init__(self, device: Device, pool: _Pool | None, width: int) -> None:
-        self.device, self.pool, self.width = device, pool, width
+    def __init__(self, device: Device, pools: Mapping[_Pool, int], phase: float) -> None:
+        """`pools` are the hosts of the rank's devices, and how many of them each has."""
+        self.device, self.pools, self.phase = device, pools, phase
         self.activity = -1
         self.left_s = self.updated_s = 0.0
         self.speed = 1.0
@@ -74,7 +81,8 @@ class _Stream:
     def wanted_speed(self) -> float:
         """What the present communication, and other ranks of the host, leave."""
         speed = 1.0 / (1.0 + self.device.overlap_slowdown) if self.talking else 1.0
-        speed = max(LEAST_SPEED, speed * self.pool.share if self.pool else speed - self.communication_cores)
+        share = min(pool.share for pool in self.pools) if self.pools else 1.0
+        speed = max(LEAST_SPEED, speed * share if self.pools else speed - self.communication_cores)
         if self.device.core_share == 1.0:
             return speed
         return speed / self.device.core_share if self.budget_s > NO_TIME_S else 0.0
@@ -87,7 +95,7 @@ class _Stream:
         self.left_s -= worked_s
         if self.device.core_share < 1.0:
             self.budget_s -= worked_s + passed_s * self.communication_cores / self.device.core_share
-            period = int(now_s / PERIOD_S + 0.5 + NO_TIME_S)
+            period = int(now_s / PERIOD_S + self.phase + NO_TIME_S)
             if period > self.period:
                 self.period, self.budget_s = period, PERIOD_S
 
@@ -96,10 +104,18 @@ class _Stream:
         until_s = max(0.0, self.left_s) / self.speed if self.speed else float("inf")
         if self.device.core_share == 1.0:
             return until_s
-        boundary_s = (self.period + 0.5) * PERIOD_S - self.updated_s
+        boundary_s = self._boundary_s()
         spending = self.speed + self.communication_cores / self.device.core_share
         spent_s = self.budget_s / spending if self.budget_s > NO_TIME_S and spending else float("inf")
-        return min(until_s, max(0.0, boundary_s), spent_s)
+        return min(until_s, boundary_s, spent_s)
+
+    def held_s(self) -> float:
+        """Seconds until a rank that has used up its quota may run again; 0 while it has some left."""
+        return self._boundary_s() if self.device.core_share < 1.0 and self.budget_s <= NO_TIME_S else 0.0
+
+    def _boundary_s(self) -> float:
+        """Seconds from the last look to the next period."""
+        return max(0.0, (self.period + 1 - self.phase) * PERIOD_S - self.updated_s)
 
 
 class _Pool:
@@ -108,10 +124,26 @@ class _Pool:
     def __init__(self, host: Host) -> None:
         self.host, self.streams = host, list[_Stream]()
         self.share = 1.0
+        self.free_s = 0.0
+
+    def queue(self, work_s: float, now_s: float) -> float:
+        """Seconds until messages that came before are handled; this one takes `work_s` of a core then."""
+        turn_s = max(now_s, self.free_s)
+        self.free_s = turn_s + work_s / self.host.cores
+        return turn_s - now_s
+
+    def backlog_s(self, now_s: float) -> float:
+        """Seconds for which messages keep the cores from what is computed, where none is idle."""
+        return max(0.0, self.free_s - now_s) if self.is_full else 0.0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many compute as there are cores, or more."""
+        return sum(stream.pools[self] for stream in self.streams if stream.activity >= 0) >= self.host.cores
 
     def share_out(self) -> bool:
         """Work out what each rank that computes gets; whether that has changed."""
-        computing = sum(stream.width for stream in self.streams if stream.activity >= 0)
+        computing = sum(stream.pools[self] for stream in self.streams if stream.activity >= 0)
         fabric_s = self.host.fabric_s_per_byte / 2
         left = self.host.cores - sum(stream.communication_cores + fabric_s * stream.bytes_per_s for stream in self.streams)
         share = min(1.0, left / computing) if computing else 1.0
@@ -131,12 +163,17 @@ class SlowedStreams:
         hosts: Sequence[Host] = (),
     ) -> None:
         self.env, self.graph, self.finished = env, graph, finished
-        pool_of = {slot: pool for host, pool in ((host, _Pool(host)) for host in hosts) for slot in host.slots}
+        self.pool_of = {slot: pool for host, pool in ((host, _Pool(host)) for host in hosts) for slot in host.slots}
         slots_of = graph.slots or [(rank,) for rank in range(len(devices))]
-        self.streams = [_Stream(device, pool_of.get(slots[0]), len(slots)) for device, slots in zip(devices, slots_of, strict=True)]
+        quotas = [rank for rank, device in enumerate(devices) if device.core_share < 1.0]
+        phase_of = {rank: (place + 0.5) / len(quotas) for place, rank in enumerate(quotas)}
+        self.streams = [
+            _Stream(device, Counter(self.pool_of[slot] for slot in slots if slot in self.pool_of), phase_of.get(rank, 0.0))
+            for rank, (device, slots) in enumerate(zip(devices, slots_of, strict=True))
+        ]
         for stream in self.streams:
-            if stream.pool:
-                stream.pool.streams.append(stream)
+            for pool in stream.pools:
+                pool.streams.append(stream)
         self.rank_of_slot = {
             slot: rank for f in graph.flows.values() for slot, rank in ((f.source, f.source_rank), (f.target, f.target_rank))
         }
@@ -148,7 +185,35 @@ class SlowedStreams:
         stream.activity, stream.left_s = activity, self.graph.seconds[activity]
         self._share_out(stream, but=stream)
         stream.speed = stream.wanted_speed()
+        # Messages that the host still handles come first.
+        stream.left_s += stream.speed * max((pool.backlog_s(self.env.now) for pool in stream.pools), default=0.0)
         self._set_alarm(stream)
+
+    def held_s(self, rank: int) -> float:
+        """Seconds until a rank that has used up its quota can send, or take in, anything."""
+        stream = self.streams[rank]
+        stream.advance(self.env.now)
+        return stream.held_s()
+
+    def queue_s(self, rank: int, slot: int, messages: int) -> float:
+        """Seconds until the host of a slot has handled what came before these messages of a rank, which it handles next."""
+        stream, pool = self.streams[rank], self.pool_of.get(slot)
+        own_s = messages * stream.device.communication_s_per_message
+        stream.budget_s -= own_s / stream.device.core_share
+        work_s = own_s + messages * pool.host.fabric_s_per_message / 2 if pool else 0.0
+        if pool is None or not work_s:
+            return 0.0
+        turn_s = pool.queue(work_s, self.env.now)
+        self._delay(pool, work_s)
+        return turn_s
+
+    def _delay(self, pool: _Pool, work_s: float) -> None:
+        """What a host's ranks compute loses so many seconds of a core, where none is idle."""
+        if pool.is_full:
+            for stream in [stream for stream in pool.streams if stream.activity >= 0]:
+                stream.advance(self.env.now)
+                stream.left_s += work_s / pool.host.cores * stream.speed
+                self._set_alarm(stream)
 
     def communicate(self, *ranks: int) -> None:
         """A flow of these ranks begins."""
@@ -171,17 +236,18 @@ class SlowedStreams:
                 stream.byte_rates[source, target] = bytes_per_s
             else:
                 stream.byte_rates.pop((source, target), None)
-            if stream.pool:
+            if stream.pools:
                 self._share_out(stream)
             else:
                 self._adapt(stream)
 
     def _share_out(self, stream: _Stream, but: _Stream | None = None) -> None:
         """A host's cores anew, when one of its ranks starts or stops to compute, or communicates at another rate."""
-        if stream.pool and stream.pool.share_out():
-            for other in stream.pool.streams:
-                if other is not but:
-                    self._adapt(other)
+        for pool in stream.pools:
+            if pool.share_out():
+                for other in pool.streams:
+                    if other is not but:
+                        self._adapt(other)
 
     def _adapt(self, stream: _Stream) -> None:
         stream.advance(self.env.now)

@@ -76,7 +76,7 @@ def test_graph_file_reads_back(write: Write) -> None:
 
 def test_profile_reads_back_with_its_graph(write: Write) -> None:
     """Both parts of a file are what was written."""
-    profile = replace(PROFILE, input_s=0.5, pass_start_s=(0.25, 0.125))
+    profile = replace(PROFILE, input_s=0.5, pass_start_s=(0.25, 0.125), sharding_s=(0.5, 0.75))
     assert read_graph(write(graph_file(GRAPH, profile)), "chinchilla") == (GRAPH, profile)
 
 

@@ -1,6 +1,7 @@
 """Measured tasks: every task of the traced graph has times, and planning uses them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,14 @@ from torch.nn.functional import cross_entropy
 from chinchilla_sim.graph.contract import factory_of, load_job
 from chinchilla_sim.graph.profile import Profile, TaskTime
 from chinchilla_sim.graph.trace import trace_job
+from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.program import lower
 from chinchilla_sim.runtime.profiler import input_seconds, microbatch_sizes, profile_tasks
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.setting import build_graph, find_profile, prepare, profile_path
 from chinchilla_sim.simulator.engine import simulate
-from chinchilla_sim.workflow import make_plan
+from chinchilla_sim.workflow import make_plan, profile_scenario
 
 SCENARIO = Path(__file__).parents[2] / "scenarios" / "mnist_mlp.toml"
 
@@ -105,3 +107,21 @@ def test_batch_takes_time_too() -> None:
     assert steps[1] == pytest.approx(steps[0] + 0.25)
     assert next(span.label for span in timeline.spans_of(0, "compute")) == "INPUT"
     assert Profile.from_dict(Profile(input_s=0.25).to_dict()) == Profile(input_s=0.25)
+
+
+def test_zero_3_is_measured_with_the_tasks() -> None:
+    """A profile of two ranks knows what FSDP2 takes itself; it lengthens passes of plans that divide weights, and no others."""
+    scenario = load_scenario(SCENARIO, ["search.zero_stages=[3]", "search.pipeline_parallel_degrees=[1]", "job.global_batch_size=16"])
+    profile, _ = profile_scenario(scenario)
+    assert all(seconds > 0 for seconds in profile.sharding_s) and len(profile.sharding_s) == 2
+    setting = prepare(scenario)
+    plan = make_plan(setting).best.plan
+    for one, expected in ((plan, profile.sharding_s), (replace(plan, zero_stage=0), (0.0, 0.0))):
+        prices = [
+            Pricer(setting.graph, setting.cluster, scenario.job, each).price(one).stages[0][0]
+            for each in (profile, replace(profile, sharding_s=()))
+        ]
+        message_s = setting.cluster.device(0, 2).host_message_s
+        added = [prices[0].action_s[op] - prices[1].action_s[op] for op in (Op.F, Op.B)]
+        counted = [max(0.0, seconds - count * message_s) for seconds, count in zip(expected, (2, 4), strict=True)]
+        assert added == pytest.approx(counted)

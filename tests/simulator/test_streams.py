@@ -94,11 +94,68 @@ def test_no_core_second_is_lost(seconds: list[float], cores: int) -> None:
 
 
 def test_share_of_a_core_comes_in_portions() -> None:
-    """A quarter of a core does the 10 ms of a period within 2.5; the first period ends after 5 ms, and every other takes 10."""
+    """A quarter of a core does the 10 ms of a period within 2.5; the first of two ranks' ends after 7.5 ms, every other takes 10."""
     quarter = replace(DEVICE, core_share=0.25)
     assert play_on_host(2.0, 0.001, device=quarter).finish_s == pytest.approx([0.00025])
-    assert play_on_host(2.0, 0.020, device=quarter).finish_s == pytest.approx([0.0075])
-    assert play_on_host(2.0, 0.100, device=quarter).finish_s == pytest.approx([0.0875])
+    assert play_on_host(2.0, 0.020, device=quarter).finish_s == pytest.approx([0.010])
+    assert play_on_host(2.0, 0.100, device=quarter).finish_s == pytest.approx([0.090])
+
+
+def test_a_rank_without_quota_neither_sends_nor_takes_in() -> None:
+    """Rank 0 has used up its first portion after 2.5 ms: what it wants to send then leaves with its second, at 7.5 ms; what rank 1 gets at
+    8.5 ms it takes in at once, as it has computed nothing.
+    """
+    quarter = replace(DEVICE, core_share=0.25)
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    graph.add_edge("a", "b", link=Link(0.0, 1000.0))
+    cluster = Cluster(graph, ("a", "b"), (quarter,) * 2, Backend("plain"))
+    activities = ActivityGraph(2)
+    activities.link(NO_ACTIVITY, activities.add(0.020, rank=0))
+    flow = activities.add_flow(cluster, FlowSpec(0, 1, 1.0, 0, 1))
+    activities.link(NO_ACTIVITY, flow, 0.004)
+    times = play_events(activities, cluster, (quarter,) * 2)
+    assert (times.start_s[flow], times.finish_s[flow]) == pytest.approx((0.0075, 0.0085))
+
+
+def play_messages(count: int, cores: float, fabric_s: float, work_s: float = 0.0) -> Times:
+    """Messages of one second from rank 0 to rank 1 at once, each of which takes 0.5 s of either end's core and `fabric_s` between."""
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    graph.add_edge("a", "b", link=Link(0.0, 10.0, fat_pipe=True))
+    graph.add_node("c")
+    device = replace(DEVICE, communication_s_per_message=0.5)
+    hosts = (Host((0, 2), cores, fabric_s_per_message=fabric_s), Host((1,), cores, fabric_s_per_message=fabric_s))
+    cluster = Cluster(graph, ("a", "b", "c"), (device,) * 3, Backend("plain"), hosts=hosts)
+    activities = ActivityGraph(3)
+    for _ in range(count):
+        activities.link(NO_ACTIVITY, activities.add_flow(cluster, FlowSpec(0, 1, 10.0, 0, 1)))
+    if work_s:
+        activities.link(NO_ACTIVITY, activities.add(work_s, rank=2))
+    return play_events(activities, cluster, (device,) * 3)
+
+
+def test_messages_of_a_host_come_one_behind_the_other() -> None:
+    """The first leaves at once, the next when 0.5 s for it and half of the fabric's second are over; the receiver is free by then."""
+    times = play_messages(3, 1.0, 1.0)
+    assert times.start_s == pytest.approx([0.0, 1.0, 2.0])
+    assert times.finish_s == pytest.approx([1.0, 2.0, 3.0])
+    assert play_messages(3, 2.0, 1.0).start_s == pytest.approx([0.0, 0.5, 1.0])
+
+
+def test_what_is_computed_meanwhile_loses_what_messages_take() -> None:
+    """Two messages take 2 s of the core on which another rank computes for 10; with a second core it loses nothing."""
+    assert play_messages(2, 1.0, 1.0, work_s=10.0).finish_s[2] == pytest.approx(12.0)
+    assert play_messages(2, 2.0, 1.0, work_s=10.0).finish_s[2] == pytest.approx(10.0)
+
+
+def test_a_rank_of_two_devices_computes_on_the_cores_of_both() -> None:
+    """One rank whose two devices have a core each runs as if alone; on the same core it takes twice as long."""
+    for hosts, end_s in (((Host((0,), 1.0), Host((1,), 1.0)), 10.0), ((Host((0, 1), 1.0),), 20.0)):
+        graph: nx.DiGraph[str] = nx.DiGraph()
+        graph.add_edge("a", "b", link=Link(0.0, 10.0))
+        cluster = Cluster(graph, ("a", "b"), (DEVICE,) * 2, Backend("plain"), hosts=hosts)
+        activities = ActivityGraph(1, slots=[(0, 1)])
+        activities.link(NO_ACTIVITY, activities.add(10.0, rank=0))
+        assert play_events(activities, cluster, (DEVICE,)).finish_s == pytest.approx([end_s])
 
 
 @given(st.floats(0.0001, 0.2), st.floats(0.1, 0.9))

@@ -55,6 +55,7 @@ A task (`tasks`, in topological order, the model's inputs, op "input", first):
     source [""]             where the figures come from
     input_s [0]             seconds in which a rank gets its part of a batch, before each step
     pass_start_s [[]]       [forward, backward] seconds with which each pass of a stage begins, beside its tasks
+    sharding_s [[]]         [forward, backward] seconds that ZeRO 3 adds to passes with all weights, where each pass gathers them once
 """
 
 from __future__ import annotations
@@ -135,6 +136,7 @@ def _check_profile_kinds(profile: Fields) -> None:
     _check_value(profile, "source", "str")
     _check_value(profile, "input_s", "float")
     _check_value(profile, "pass_start_s", "pair of seconds")
+    _check_value(profile, "sharding_s", "pair of seconds")
     if "times" in profile.data:
         for row in profile.tables("times"):
             _check_record(row, TaskTime)
