@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from os.path import normpath
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,9 @@ def _files_of(source: Traversable, name: str) -> Iterator[tuple[str, Traversable
     for place, entry in scenarios or [(f"{name}{SUFFIX}", source / f"{name}{SUFFIX}")]:
         yield place, entry
         for path in _named_paths(tomllib.loads(entry.read_text(encoding="utf-8"))):
-            beside = source.joinpath(*Path(place).parent.parts, *Path(path).parts)
-            if beside.is_file():
-                yield str(Path(place).parent / path), beside
+            beside = normpath(Path(place).parent / path)
+            if not beside.startswith("..") and (file := source.joinpath(*Path(beside).parts)).is_file():
+                yield beside, file
 
 
 def _named_paths(tables: dict[str, Any]) -> list[str]:
@@ -122,4 +123,4 @@ def _named_paths(tables: dict[str, Any]) -> list[str]:
     model, search = tables.get("model", {}), tables.get("search", {})
     factory = str(model.get("factory", "")).rpartition(":")[0]
     named = [model.get("graph"), model.get("weights"), search.get("accuracy_table"), factory if factory.endswith(".py") else None]
-    return [path for path in named if path and ".." not in Path(path).parts and not Path(path).is_absolute()]
+    return [path for path in named if path and not Path(path).is_absolute()]

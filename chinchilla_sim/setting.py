@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -23,6 +24,9 @@ from chinchilla_sim.graph.zoo import FORMULAS, PRESETS, chain, mlp
 from chinchilla_sim.scenario.cluster import THIS_MACHINE
 from chinchilla_sim.scenario.model import CompressionSpec, ModelSpec
 from chinchilla_sim.scenario.schema import Scenario
+from chinchilla_sim.units import format_bytes
+
+logger = logging.getLogger(__name__)
 
 BUILTIN_WIDTHS = (784, 512, 10)
 CALIBRATION_VARIABLE = "CHINCHILLA_CALIBRATION"
@@ -67,6 +71,8 @@ def prepare(scenario: Scenario, calibration: Calibration | None = None) -> Setti
     if profile.times:
         notes = (*notes, _share_measured(graph, profile))
     cluster = _with_pass_start(build_cluster(scenario.cluster, scenario.job.precision, calibration), profile)
+    logger.info("graph: %s, %d tasks, %s of parameters", graph.name, len(graph.compute_tasks), format_bytes(graph.total_parameter_bytes))
+    logger.info("cluster: %d devices; %s", cluster.rank_count, "; ".join(cluster.provenance))
     notes = (*notes, *_without_formats(scenario, busy_here, calibration))
     alone = scenario.job.kind == "inference"
     cluster = cluster.for_inference(bool(profile.times) and not profile.tasks) if alone else cluster.for_training()
@@ -173,7 +179,7 @@ def find_calibration(rank_count: int) -> tuple[Calibration | None, tuple[str, ..
     """The calibration of this machine from $CHINCHILLA_CALIBRATION or the cache, and notes about stale ones."""
     named = os.environ.get(CALIBRATION_VARIABLE)
     if named:
-        return load_calibration(Path(named)), ()
+        return _told(load_calibration(Path(named)), named), ()
     key = describe_machine(version("torch"))
     path = cache_path(key)
     stale = tuple(f"stale calibration: {reason}" for reason in stale_entries(key))
@@ -185,7 +191,13 @@ def find_calibration(rank_count: int) -> tuple[Calibration | None, tuple[str, ..
             *stale,
             f"the calibration has no measurement with {rank_count} busy ranks: run `chinchilla calibrate --ranks {rank_count}`",
         )
-    return calibration, stale
+    return _told(calibration, str(path)), stale
+
+
+def _told(calibration: Calibration, source: str) -> Calibration:
+    """The calibration that is in use, named in the log."""
+    logger.info("calibration: %s, of %s, with up to %d busy ranks", source, calibration.date, max(calibration.devices, default=0))
+    return calibration
 
 
 def find_profile(graph: TaskGraph) -> Profile:
@@ -193,6 +205,7 @@ def find_profile(graph: TaskGraph) -> Profile:
     path = profile_path(graph)
     if not path.exists():
         return Profile()
+    logger.info("measured tasks: %s", path)
     try:
         return Profile.from_dict(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -218,7 +231,10 @@ def profile_path(graph: TaskGraph) -> Path:
 def find_recalibration(graph: TaskGraph) -> Recalibration | None:
     """What `chinchilla validate run --recalibrate` has learnt from runs of this graph on this machine, if any."""
     path = recalibration_path(graph)
-    return load_recalibration(path) if path.exists() else None
+    if not path.exists():
+        return None
+    logger.info("taught by runs: %s", path)
+    return load_recalibration(path)
 
 
 def recalibration_path(graph: TaskGraph) -> Path:

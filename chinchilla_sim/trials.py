@@ -19,7 +19,7 @@ from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import Setting, build_graph, find_calibration, prepare, profile_path
 from chinchilla_sim.validation.compare import Measurement
 from chinchilla_sim.validation.testbed_cases import Choice, LinkCase, relative_spread
-from chinchilla_sim.workflow import calibrate, make_plan, profile_scenario
+from chinchilla_sim.workflow import calibrate, calibration_notes, make_plan, profile_scenario
 
 LARGEST_SPREAD = 0.05
 MOST_REPEATS = 3
@@ -35,7 +35,8 @@ def measure_once(paths: Sequence[Path], told: Told) -> None:
     ranks = max(this_machine_ranks(scenario.cluster) for scenario in scenarios)
     if find_calibration(ranks)[0] is None:
         told(f"measuring this machine with up to {ranks} busy ranks")
-        calibrate(ranks)
+        for note in calibration_notes(*calibrate(ranks)):
+            told(note)
     for scenario in _by_graph(scenarios, ranks):
         told(f"measuring every task of {scenario.model.builtin or scenario.model.factory}")
         profile_scenario(scenario)

@@ -16,7 +16,7 @@ from chinchilla_sim.scenario.model import CompressionSpec
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import CALIBRATION_VARIABLE, find_calibration, prepare
 from chinchilla_sim.validation.variants import SimulatedVariant, VariantCheck, check_variants
-from chinchilla_sim.workflow import calibrate
+from chinchilla_sim.workflow import calibrate, calibration_notes
 
 
 def ensure_formats() -> tuple[str, ...]:
@@ -27,7 +27,7 @@ def ensure_formats() -> tuple[str, ...]:
     if os.environ.get(CALIBRATION_VARIABLE):
         return (f"${CALIBRATION_VARIABLE} names a calibration without number formats: they are simulated as smaller, not as faster",)
     calibration, path = calibrate(max(found.devices) if found else 1)
-    return (f"measured this machine; calibration of {calibration.date} stored in {path}",)
+    return calibration_notes(calibration, path)
 
 
 def compare_variants(scenario: Scenario, train: bool) -> VariantCheck:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from chinchilla_sim.accuracy import rule_of
 from chinchilla_sim.cluster.build import this_machine_ranks
 from chinchilla_sim.cluster.calibration import Calibration, save_calibration
+from chinchilla_sim.cluster.other_load import OtherLoad, load_warning
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.graph.coarsen import coarsen, expand
 from chinchilla_sim.graph.profile import Profile
@@ -22,7 +24,7 @@ from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.planner.codec_map import CodecCell, CodecMap, codec_cell, with_bandwidth
 from chinchilla_sim.planner.explain import explain_choice
 from chinchilla_sim.planner.front import front_of, spread
-from chinchilla_sim.planner.judge import Progress
+from chinchilla_sim.planner.judge import Progress, Stop
 from chinchilla_sim.planner.limits import within_limits
 from chinchilla_sim.planner.plan import CUSTOM, Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from chinchilla_sim.report.study import Study
     from chinchilla_sim.validation.compare import Measurement
 
+logger = logging.getLogger(__name__)
+
 PLANNED_TASKS = 64
 
 
@@ -58,7 +62,10 @@ def calibrate(rank_count: int) -> tuple[Calibration, Path]:
     from chinchilla_sim.runtime.namespaces import why_unavailable
     from chinchilla_sim.runtime.probe import measure_machine
 
+    others = OtherLoad()
     calibration = measure_machine(rank_count)
+    other_cores = others.cores()
+    calibration = replace(calibration, other_cores=None if other_cores is None else round(other_cores, 3))
     if why_unavailable() is None:
         calibration = replace(calibration, emulation=measure_emulation())
     return calibration, save_calibration(calibration)
@@ -73,7 +80,13 @@ def ensure_calibration(scenario: Scenario) -> tuple[str, ...]:
     if found:
         return ()
     calibration, path = calibrate(ranks)
-    return (f"measured this machine; calibration of {calibration.date} stored in {path}",)
+    return calibration_notes(calibration, path)
+
+
+def calibration_notes(calibration: Calibration, path: Path) -> tuple[str, ...]:
+    """What there is to say of a fresh calibration."""
+    doubt = load_warning(calibration.other_cores, "were busy with other programs while this machine was measured")
+    return (f"measured this machine; calibration of {calibration.date} stored in {path}", *([doubt] if doubt else []))
 
 
 def profile_scenario(scenario: Scenario) -> tuple[Profile, Path]:
@@ -96,23 +109,27 @@ def make_plan(
     time_limit_s: float | None = None,
     front: bool = False,
     accuracy: AccuracyRule | None = None,
+    stop: Stop | None = None,
 ) -> SearchResult:
     """The best plan of a setting, with the runners-up: found on a coarse graph where the model is large, told in its own tasks.
 
-    After `time_limit_s` seconds the best plan so far is taken and the result is `truncated`. With `front` the result has the Pareto
-    front of the simulated plans; of a large model at most `front.SHOWN` of it, which are simulated again in the model's own tasks.
-    `accuracy` is the rule of the scenario where it is not to be looked up.
+    After `time_limit_s` seconds, or when `stop` says so, the best plan so far is taken and the result is `truncated`. With `front` the
+    result has the Pareto front of the simulated plans; of a large model at most `front.SHOWN` of it, which are simulated again in the
+    model's own tasks. `accuracy` is the rule of the scenario where it is not to be looked up.
     """
     scenario, accuracy = setting.scenario, accuracy or rule_of(setting)
-    until = None if time_limit_s is None else monotonic() + time_limit_s
+    stop = _within(time_limit_s, stop)
     coarse = coarsen(setting.graph, PLANNED_TASKS)
     job, search = scenario.job, scenario.search
+    if coarse is not setting.graph:
+        logger.info("planned in %d groups of tasks", len(coarse.compute_tasks))
     if load_of(job):
         found = find_served_plans(
-            coarse, setting.cluster, job, search, simulate, simulate_requests, progress, setting.profile, until, front, accuracy
+            coarse, setting.cluster, job, search, simulate, simulate_requests, progress, setting.profile, stop, front, accuracy
         )
     else:
-        found = find_plans(coarse, setting.cluster, job, search, simulate, progress, setting.profile, until, None, front, accuracy)
+        found = find_plans(coarse, setting.cluster, job, search, simulate, progress, setting.profile, stop, None, front, accuracy)
+    logger.info("configurations: %d; plans priced: %d, simulated: %d, not fitting: %d", *_counts(found))
     if coarse is setting.graph:
         return found if front else replace(found, front=())
     listed = (found.best, *found.runner_ups)
@@ -134,8 +151,24 @@ def make_plan(
     )
 
 
+def _counts(found: SearchResult) -> tuple[int, int, int, int]:
+    return found.screened, found.considered, found.simulated, found.infeasible
+
+
+def _within(time_limit_s: float | None, stop: Stop | None) -> Stop | None:
+    """Whether a time that begins now is over, or `stop` says so."""
+    if time_limit_s is None:
+        return stop
+    until_s = monotonic() + time_limit_s
+    return lambda: monotonic() > until_s or (stop is not None and stop())
+
+
 def make_best_plan(
-    setting: Setting, progress: Progress | None = None, time_limit_s: float | None = None, front: bool = False
+    setting: Setting,
+    progress: Progress | None = None,
+    time_limit_s: float | None = None,
+    front: bool = False,
+    stop: Stop | None = None,
 ) -> tuple[Setting, SearchResult]:
     """The best plan over all variants of the model that [search] allows, with the setting of the variant that it is for.
 
@@ -144,17 +177,20 @@ def make_best_plan(
     """
     variants = setting.scenario.search.variants
     if not variants:
-        return setting, make_plan(setting, progress, time_limit_s, front)
+        return setting, make_plan(setting, progress, time_limit_s, front, stop=stop)
     own, accuracy = setting.scenario.model.compression, rule_of(setting)
     share_s = None if time_limit_s is None else time_limit_s / (len(variants) + 1)
     found: list[tuple[Setting, SearchResult]] = []
     refusals: list[NoFeasiblePlanError] = []
     for variant in _distinct((own, *variants)):
+        if found and stop and stop():
+            found = [(one, replace(search, truncated=True)) for one, search in found]
+            break
         model = setting.scenario.model.model_copy(update={"compression": variant})
         chosen = setting if variant == own else prepare(setting.scenario.model_copy(update={"model": model}), setting.calibration)
         try:
             rule = accuracy and accuracy.of_variant(variant)
-            found.append((chosen, _named(make_plan(chosen, progress, share_s, front, rule), variant.describe())))
+            found.append((chosen, _named(make_plan(chosen, progress, share_s, front, rule, stop), variant.describe())))
         except NoFeasiblePlanError as refusal:
             refusals.append(refusal)
     if not found:
@@ -234,8 +270,13 @@ def plan_tandems(setting: Setting, plan: Plan) -> tuple[Tandem, ...]:
     return tandems_of(plan, Pricer(setting.graph, setting.cluster, setting.scenario.job, setting.profile))
 
 
-def map_codecs(scenario: Scenario, bandwidths: Sequence[float], batches: Sequence[int], progress: Progress | None = None) -> CodecMap:
-    """The fastest codec of gradients for every bandwidth (bytes per second) and global batch size, on the best data-parallel plan."""
+def map_codecs(
+    scenario: Scenario, bandwidths: Sequence[float], batches: Sequence[int], progress: Progress | None = None, stop: Stop | None = None
+) -> CodecMap:
+    """The fastest codec of gradients for every bandwidth (bytes per second) and global batch size, on the best data-parallel plan.
+
+    When `stop` says so the map ends with the last batch that is whole.
+    """
     if scenario.job.kind != "training":
         raise ScenarioError([Mistake("job.kind", "inference exchanges no gradients", 'write job.kind = "training"')])
     rows, across, down = list[tuple[CodecCell, ...]](), sorted(set(bandwidths)), sorted(set(batches))
@@ -243,6 +284,9 @@ def map_codecs(scenario: Scenario, bandwidths: Sequence[float], batches: Sequenc
         setting = prepare(scenario.model_copy(update={"job": scenario.job.model_copy(update={"global_batch_size": batch})}))
         graph, job, row = coarsen(setting.graph, PLANNED_TASKS), setting.scenario.job, list[CodecCell]()
         for bandwidth in across:
+            if stop and stop() and (rows or row):
+                whole = rows or [tuple(row)]
+                return CodecMap(scenario.name, tuple(across)[: len(whole[0])], tuple(down)[: len(whole)], tuple(whole))
             if progress:
                 progress(len(rows) * len(across) + len(row), len(down) * len(across))
             cluster = with_bandwidth(setting.cluster, bandwidth)

@@ -1,7 +1,7 @@
 """The command line: every command is a plain function whose docstring is its help; heavy imports are inside.
 
 Results go to stdout or a named file, logs to stderr. Exit codes: 0 done, 1 no feasible plan or a run failed,
-2 bad input.
+2 bad input, 130 interrupted.
 """
 
 from chinchilla_sim.cli import (
@@ -10,12 +10,14 @@ from chinchilla_sim.cli import (
     codecs,
     engines,
     export,
+    first,
     fuzz,
     imports,
     kills,
     payoffs,
     plans,
     report,
+    runs,
     testbed,
     trials,
     validate_run,
@@ -30,6 +32,7 @@ __all__ = [
     "codecs",
     "engines",
     "export",
+    "first",
     "fuzz",
     "imports",
     "kills",
@@ -37,6 +40,7 @@ __all__ = [
     "payoffs",
     "plans",
     "report",
+    "runs",
     "testbed",
     "trials",
     "validate_run",

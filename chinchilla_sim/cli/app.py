@@ -9,13 +9,21 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from chinchilla_sim.console import log
+from chinchilla_sim.console import INTERRUPTED, log, tell_details
 from chinchilla_sim.errors import ChinchillaError
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 no feasible plan, a run or a check that failed; 2 bad input; 130 interrupted (Ctrl-C), with what there "
+    "was so far. Results go to stdout (as one JSON document with --json), progress and messages to stderr."
+)
 
 app = App(
     name="chinchilla",
     help="Split and compress a neural network over several devices: plan, simulate, run, and check the prediction.",
+    help_epilogue=EXIT_CODES,
+    suppress_keyboard_interrupt=False,
 )
+app.register_install_completion_command(help="Install completion of commands and options for this shell (bash, zsh, fish, powershell).")
 validate = App(name="validate", help="Compare simulation with reality.")
 app.command(validate)
 bench = App(name="bench", help="Measure how fast chinchilla itself is.")
@@ -31,12 +39,25 @@ AllowFactory = Annotated[
     Parameter(name="--allow-factory", help="Import the Python function that a plan names although it was not made here.", negative=()),
 ]
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
+Tokens = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
+Verbose = Annotated[
+    bool,
+    Parameter(name=["--verbose", "-v"], negative=(), help="Tell more on stderr: files read, the calibration in use, plans counted."),
+]
+
+
+@app.meta.default
+def launch(*tokens: Tokens, verbose: Verbose = False) -> None:
+    """What stands before, between and behind all commands."""
+    if verbose:
+        tell_details()
+    app(tokens, exit_on_error=False)
 
 
 def main() -> None:
     """Entry point of the `chinchilla` command."""
     try:
-        app(exit_on_error=False)
+        app.meta(exit_on_error=False)
     except CycloptsError:
         sys.exit(2)
     except ChinchillaError as error:
@@ -48,4 +69,4 @@ def main() -> None:
         sys.exit(0)
     except KeyboardInterrupt:
         log("interrupted")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

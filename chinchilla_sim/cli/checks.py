@@ -10,8 +10,8 @@ from cyclopts import Parameter
 
 from chinchilla_sim.cli.accuracy import calibrate_accuracy, only_with_accuracy
 from chinchilla_sim.cli.app import AsJson, Output, Overrides, app, bench, validate
-from chinchilla_sim.cli.shared import calibrate_tasks, seconds_of
-from chinchilla_sim.console import busy, log, print_json, print_tables, searching, writable_folder
+from chinchilla_sim.cli.shared import CALIBRATION_S, calibrate_tasks, seconds_of, watching_others
+from chinchilla_sim.console import Interrupt, busy, log, print_json, print_tables, searching, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
 
 
@@ -80,19 +80,21 @@ def validate_published(rows: Path, *, output: Output = None, calibrate: int | No
 
     if output:
         writable_folder(output.parent)
-    with searching() as progress:
-        predicted = predict_rows(rows, progress)
+    interrupt = Interrupt()
+    with searching("simulating rows") as progress, interrupt.heeded():
+        predicted = predict_rows(rows, progress, interrupt)
     if output:
         write_predictions(predicted, output)
     lines, lost = ledger(predicted), regret(predicted)
     fits = []
-    if calibrate:
+    if calibrate and not interrupt.asked:
         with busy(f"fitting constants to {calibrate} rows of each source"):
             fits = fit_sources(predicted, calibrate)
     if as_json:
         print_json(ledger_dict(predicted, lines, lost, fits))
     else:
         print_tables(*ledger_tables(predicted, lines, lost), *([fits_table(fits)] if fits else []))
+    interrupt.leave()
 
 
 @validate.command(name="kernels")
@@ -221,12 +223,12 @@ def _calibrate_machine(ranks: int | None, as_json: bool) -> None:
     from chinchilla_sim.report.machine import calibration_table
     from chinchilla_sim.workflow import calibrate as measure
 
-    with busy("measuring this machine (about 40 s)"):
+    with watching_others() as others, busy("measuring this machine", CALIBRATION_S):
         calibration, path = measure(ranks or core_count())
     for reason in stale_entries(calibration.key):
         log(f"stale calibration: {reason}")
     if as_json:
-        print_json(calibration.to_dict())
+        print_json(others | calibration.to_dict())
     else:
         print_tables(calibration_table(calibration))
         log(f"stored in {path}")
@@ -239,7 +241,7 @@ def bench_simulator(*, as_json: AsJson = False) -> None:
     from chinchilla_sim.simulator.benchmark import measure_simulator
 
     figures = []
-    with busy("measuring the simulator (about 20 s)"):
+    with busy("measuring the simulator", 20.0):
         for figure in measure_simulator():
             figures.append(figure)
     if as_json:
@@ -261,7 +263,7 @@ def bench_planner(*, most_devices: int = 16384, as_json: AsJson = False) -> None
     from chinchilla_sim.validation.planning_speed import measure_planning
 
     figures = []
-    with busy("planning (about 2 minutes)"):
+    with busy("planning", 120.0):
         for figure in measure_planning(most_devices):
             figures.append(figure)
     if as_json:
@@ -276,7 +278,7 @@ def bench_recorder(*, as_json: AsJson = False) -> None:
     from chinchilla_sim.report.machine import figures_dict, speed_table
     from chinchilla_sim.runtime.recording_cost import measure_recorder
 
-    with busy("running steps in turns (about 10 s)"):
+    with busy("running steps in turns", 10.0):
         figures = list(measure_recorder())
     if as_json:
         print_json(figures_dict(figures))
@@ -300,16 +302,19 @@ def bench_ledger(rows: Path, *, leave_one_out: Annotated[bool, Parameter(negativ
     from chinchilla_sim.validation.ledger import ledger, predict_rows, regret
     from chinchilla_sim.validation.left_out import leave_one_out as score_left_out
 
-    with searching() as progress:
-        predicted = predict_rows(rows, progress)
+    interrupt = Interrupt()
+    with searching("simulating rows") as progress, interrupt.heeded():
+        predicted = predict_rows(rows, progress, interrupt)
     lines, lost = ledger(predicted), regret(predicted)
+    leave_one_out = leave_one_out and not interrupt.asked
     if leave_one_out:
-        with searching() as progress:
+        with searching("fitting without one source") as progress:
             results = score_left_out(predicted, progress=progress)
     if as_json:
         print_json(ledger_dict(predicted, lines, lost) | ({"leave_one_out": left_out_dict(results)} if leave_one_out else {}))
     else:
         print_tables(*ledger_tables(predicted, lines, lost), *([left_out_table(results)] if leave_one_out else []))
+    interrupt.leave()
 
 
 @app.command

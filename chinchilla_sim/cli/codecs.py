@@ -6,7 +6,7 @@ from pathlib import Path
 
 from chinchilla_sim.cli.app import AsJson, Output, Overrides, app, validate
 from chinchilla_sim.cli.shared import load_scenario_file
-from chinchilla_sim.console import log, print_json, print_tables, save_json, searching, writable_folder
+from chinchilla_sim.console import Interrupt, log, print_json, print_tables, save_json, searching, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
 
 BANDWIDTHS = "100 Mbit/s, 1 Gbit/s, 10 Gbit/s, 25 Gbit/s, 100 Gbit/s, 400 Gbit/s"
@@ -51,6 +51,7 @@ def codecs(
     """Map when compression of gradients pays: the fastest codec of the best data-parallel plan, by network bandwidth and batch.
 
     All codecs are tried, allowed by the scenario or not. The map tells the time of a step, not how many steps a lossy codec needs.
+    Ctrl-C ends it with the batches that are done.
 
     Parameters
     ----------
@@ -71,8 +72,9 @@ def codecs(
     loaded = load_scenario_file(scenario, overrides)
     rates = _bandwidths(bandwidths)
     sizes = _batches(batches) if batches is not None else default_batches(loaded.job.global_batch_size)
-    with searching("mapping codecs") as progress:
-        found = map_codecs(loaded, rates, sizes, progress)
+    interrupt = Interrupt()
+    with searching("mapping codecs") as progress, interrupt.heeded():
+        found = map_codecs(loaded, rates, sizes, progress, interrupt)
     if output:
         (output / "codecs.svg").write_text(codec_map_svg(found) + "\n")
         save_json(output / "codecs.json", codec_map_dict(found))
@@ -82,6 +84,7 @@ def codecs(
         print_tables(codec_map_table(found))
     if output:
         log(f"map written to {output / 'codecs.svg'}")
+    interrupt.leave()
 
 
 def default_batches(batch: int) -> list[int]:

@@ -1,33 +1,28 @@
-"""Commands about a job: plan, simulate, schedule, run, report."""
+"""Commands about a job: plan, explain, simulate, schedule."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from chinchilla_sim.cli.accuracy import accuracy_of
 from chinchilla_sim.cli.app import AllowFactory, AsJson, Force, Output, Overrides, app
-from chinchilla_sim.cli.serving import answers_requests, serve
 from chinchilla_sim.cli.shared import (
     at_least,
     find_plan,
     load_plan_file,
-    plan_to_run,
     print_plan,
-    run_to_resume,
     seconds_of,
 )
-from chinchilla_sim.cli.testbed import run_this_node
-from chinchilla_sim.console import busy, log, print_json, print_tables, save_json, searching, show_epochs, writable_file, writable_folder
+from chinchilla_sim.console import Interrupt, busy, log, print_json, print_tables, save_json, searching, writable_file
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 
 if TYPE_CHECKING:
     from chinchilla_sim.planner.candidate import Candidate
     from chinchilla_sim.planner.plan_file import PlanFile
     from chinchilla_sim.setting import Setting
-    from chinchilla_sim.validation.compare import Comparison, Measurement
 
 
 @app.command
@@ -43,6 +38,7 @@ def plan(
 ) -> None:
     """Find the best split of a scenario's job over its machines, say why it wins, and how far from the best it can be at most.
 
+    Ctrl-C ends the search with the best plan so far, which is printed and written; the exit code is then 130.
     Several scenarios are planned at once: one row each, in the order given. One that has no plan does not stop the others; the exit code
     is 2 if any file was wrong, else 1 if any has no plan.
 
@@ -86,9 +82,9 @@ def _plan_one(scenario: Path, overrides: Overrides, output: Path | None, time_li
 
     if output:
         writable_file(output, "--output")
-    started_s = monotonic()
+    started_s, interrupt = monotonic(), Interrupt()
     try:
-        setting, search = find_plan(scenario, overrides, time_limit_s, front)
+        setting, search = find_plan(scenario, overrides, time_limit_s, front, interrupt)
     except NoFeasiblePlanError as answer:
         if as_json:
             why = {"constraint": answer.constraint, "shortfall": answer.shortfall, "cure": answer.cure}
@@ -107,6 +103,7 @@ def _plan_one(scenario: Path, overrides: Overrides, output: Path | None, time_li
             print_tables(front_table(study_of(setting, search)))
         if output:
             log(f"plan written to {output}")
+    interrupt.leave()
 
 
 @app.command
@@ -286,74 +283,3 @@ def schedule(
     else:
         print_tables(schedule_table(drawn))
         print(sketch(drawn.timeline))
-
-
-@app.command
-def run(
-    source: Path | None = None,
-    *,
-    overrides: Overrides = None,
-    output: Output = None,
-    as_json: AsJson = False,
-    force: Force = False,
-    allow_factory: AllowFactory = False,
-    steps: int | None = None,
-    rendezvous: str | None = None,
-    node_rank: int | None = None,
-    engine: Literal["chinchilla", "torch"] = "chinchilla",
-    resume: Path | None = None,
-) -> None:
-    """Plan, simulate and run a job for real on this machine, and compare prediction and measurement.
-
-    A job with `arrival_rate` or `concurrency` answers requests: their latencies are compared instead of the step. Nodes with
-    device = "this-machine" are emulated (Linux, root). Over several machines every one runs its own ranks of the same plan.
-
-    Parameters
-    ----------
-    source
-        A scenario (TOML), or a plan (JSON) that is run as it is. May be left out with --resume: then the same plan goes on.
-    output
-        Folder for plan.json, weights.pt, metrics.jsonl, measurement.json and checkpoints (default: reports/NAME/run, or the one resumed).
-    steps
-        Stop after so many optimizer steps, or after the requests of so many global batches.
-    rendezvous
-        HOST:PORT where the machines of a plan meet: an address of node 0 that all others reach. Trust the network: it is not encrypted.
-    node_rank
-        Which of the plan's nodes this machine is, in the order in which the plan uses them (default: the only one).
-    engine
-        What plays the plan: our interpreter, or torch.distributed.pipelining where that can.
-    resume
-        Folder of a run that was interrupted: go on from its newest checkpoint, also with another plan or number of ranks.
-    """
-    from chinchilla_sim.running import judge_run, run_for_real, simulate_fully
-    from chinchilla_sim.runtime.engines import check_engine
-
-    if steps is not None:
-        at_least("--steps", steps)
-    if rendezvous is not None:
-        run_this_node(source, rendezvous, node_rank, output, steps, force, allow_factory, as_json)
-        return
-    file, setting = (
-        plan_to_run(source, overrides, force, as_json, allow_factory) if source else run_to_resume(resume, overrides, allow_factory)
-    )
-    check_engine(file.plan, engine)
-    folder = writable_folder(output or resume or Path("reports") / setting.scenario.name / "run")
-    (folder / "measurement.json").unlink(missing_ok=True)
-    if answers_requests(file):
-        return serve(setting, file, folder, steps, as_json, keep=True)
-    simulated = simulate_fully(setting, file.plan)
-    with show_epochs(file.scenario.job.epochs) as watch:
-        measurement = run_for_real(file, folder, steps, watch, engine=engine, resume=resume, tell=log)
-    comparison = judge_run(setting, simulated, measurement)
-    save_json(folder / "measurement.json", measurement.to_dict())
-    _print_run(file, folder, comparison, measurement, as_json)
-
-
-def _print_run(file: PlanFile, folder: Path, comparison: Comparison, measurement: Measurement, as_json: bool) -> None:
-    from chinchilla_sim.report.measured import attribution_table, comparison_table, metrics_table
-
-    if as_json:
-        print_json({"plan": file.to_dict(), **comparison.to_dict(), **measurement.metrics, "weights": measurement.weights})
-        return
-    print_tables(comparison_table(comparison), *attribution_table(comparison), metrics_table(measurement))
-    log(f"weights, metrics and measurement are in {folder}; `chinchilla report` shows them")

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chinchilla_sim.console import busy, log, print_json, print_tables, searching
+from chinchilla_sim.console import Interrupt, busy, log, print_json, print_tables, searching
 from chinchilla_sim.errors import Mistake, ScenarioError
 
 if TYPE_CHECKING:
     from chinchilla_sim.planner.candidate import SearchResult
     from chinchilla_sim.planner.plan_file import PlanFile
     from chinchilla_sim.setting import Setting
+
+CALIBRATION_S = 40.0
+"""About how long a calibration takes."""
 
 
 def load_scenario_file(path: Path, overrides: list[str] | None) -> Any:
@@ -56,8 +59,13 @@ def named(source: Path) -> Iterator[None]:
 
 
 def find_plan(
-    path: Path, overrides: list[str] | None, time_limit_s: float | None = None, front: bool = False
+    path: Path,
+    overrides: list[str] | None,
+    time_limit_s: float | None = None,
+    front: bool = False,
+    interrupt: Interrupt | None = None,
 ) -> tuple[Setting, SearchResult]:
+    """The best plan of a scenario file; an `interrupt` ends the search with the best plan so far."""
     from chinchilla_sim.setting import prepare
     from chinchilla_sim.workflow import make_best_plan
 
@@ -65,8 +73,8 @@ def find_plan(
         setting = prepare(load_scenario_file(path, overrides))
     for note in setting.notes:
         log(note)
-    with named(path), searching() as progress:
-        return make_best_plan(setting, progress, time_limit_s, front)
+    with named(path), searching() as progress, interrupt.heeded() if interrupt else nullcontext():
+        return make_best_plan(setting, progress, time_limit_s, front, interrupt)
 
 
 def plan_to_run(
@@ -84,7 +92,7 @@ def plan_to_run(
     scenario = file.scenario if file else load_scenario_file(source, overrides)
     with named(source):
         check_runnable(scenario)
-    with busy("measuring this machine (about 40 s, once)"):
+    with busy("measuring this machine, once", CALIBRATION_S):
         for note in ensure_calibration(scenario):
             log(note)
     if file:
@@ -151,10 +159,26 @@ def calibrate_tasks(scenario: Path, overrides: list[str] | None, ranks: int | No
     if not this_machine_ranks(loaded.cluster):
         cure = 'set cluster.kind = "this-machine"; other machines are described by the catalogue'
         raise ScenarioError([Mistake("cluster.kind", "only this machine's tasks can be measured here", cure)], str(scenario))
-    with busy("measuring every task of the model"):
+    with watching_others() as others, busy("measuring every task of the model"):
         profile, path = profile_scenario(loaded)
     if as_json:
-        print_json(profile.to_dict())
+        print_json(profile.to_dict() | others)
     else:
         print_tables(profile_table(profile))
         log(f"stored in {path}")
+
+
+@contextmanager
+def watching_others() -> Iterator[dict[str, float | None]]:
+    """Warn before and after a measurement where other programs keep this machine busy; filled with what they took, in cores."""
+    from chinchilla_sim.cluster.other_load import OtherLoad, load_warning, other_load
+
+    before = other_load()
+    told: dict[str, float | None] = {"other_cores_before": before}
+    if warning := load_warning(before, "are busy with other programs"):
+        log(warning)
+    others = OtherLoad()
+    yield told
+    told["other_cores"] = others.cores()
+    if warning := load_warning(told["other_cores"], "were busy with other programs while this was measured"):
+        log(warning)

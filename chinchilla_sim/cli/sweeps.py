@@ -8,13 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chinchilla_sim.console import log, print_json, print_tables, writable_folder
+from chinchilla_sim.console import INTERRUPTED, log, print_json, print_tables, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
 
 if TYPE_CHECKING:
     from chinchilla_sim.sweep import Outcome, Question
-
-INTERRUPTED = 130
 
 
 def plan_all(

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from chinchilla_sim.validation.recalibrate import Simulated
 
 VALIDATION_STEPS = 200
+START_S = 8.0
+"""About how long ranks take to start."""
 
 
 @validate.command(name="run")
@@ -58,7 +60,8 @@ def validate_run(
         with tempfile.TemporaryDirectory(prefix="chinchilla-") as run_folder:
             return serve(setting, file, Path(run_folder), steps, as_json)
     simulated = simulate_fully(setting, file.plan)
-    with tempfile.TemporaryDirectory(prefix="chinchilla-") as run_folder, busy(f"running {steps} steps"):
+    about_s = START_S + steps * simulated.timeline.step_s
+    with tempfile.TemporaryDirectory(prefix="chinchilla-") as run_folder, busy(f"running {steps} steps", about_s):
         measurement = run_for_real(file, Path(run_folder), steps, count_memory=True)
     comparison = judge_run(setting, simulated, measurement)
     if folder:

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from chinchilla_sim.cli.app import AsJson, Overrides, validate
-from chinchilla_sim.cli.shared import load_scenario_file, named
+from chinchilla_sim.cli.shared import CALIBRATION_S, load_scenario_file, named
 from chinchilla_sim.console import busy, log, print_json, print_tables
 
 
@@ -33,7 +33,7 @@ def validate_variants(
     from chinchilla_sim.variants import compare_variants, ensure_formats
 
     loaded = load_scenario_file(scenario, overrides)
-    with busy("measuring this machine (about 40 s, once)"):
+    with busy("measuring this machine, once", CALIBRATION_S):
         for note in ensure_formats():
             log(note)
     with named(scenario), busy("measuring variants"):

@@ -83,6 +83,8 @@ class Calibration:
     collective_s: Mapping[tuple[str, int], Table]
     fit_error: Mapping[int, float] = field(default_factory=dict)
     emulation: EmulatedLinks = EmulatedLinks()
+    other_cores: float | None = None
+    """Cores that other programs kept busy meanwhile, where that was counted."""
 
     def device(self, busy_ranks: int) -> Device:
         """A rank's device while so many are busy: as measured with so many or the next higher count."""
@@ -105,6 +107,7 @@ class Calibration:
             "emulation": asdict(self.emulation),
             "transfer_bandwidth_bytes_per_s": self.transfer_bandwidth_bytes_per_s,
             "collective_s": {f"{name}/{count}": [list(row) for row in table] for (name, count), table in self.collective_s.items()},
+            **({} if self.other_cores is None else {"other_cores": self.other_cores}),
         }
 
     @staticmethod
@@ -125,6 +128,7 @@ class Calibration:
             collective_s=collectives,
             fit_error={int(count): _number(error) for count, error in data.get("fit_error", {}).items()},
             emulation=EmulatedLinks(**{name: _number(value) for name, value in data.get("emulation", {}).items()}),
+            other_cores=_number(data["other_cores"]) if "other_cores" in data else None,
         )
 
     @property

@@ -19,7 +19,7 @@ def explain_choice(search: SearchResult) -> tuple[str, ...]:
     lines += [_against(best, other) for other in search.runner_ups if len(other.plan.slots) > 1]
     lines.append(
         f"The best of {search.considered} priced plans ({search.infeasible} do not fit or cannot be cut) of {search.screened} "
-        f"configurations; {search.simulated} were simulated{', until the time was over' if search.truncated else ''}."
+        f"configurations; {search.simulated} were simulated{', until it was cut off' if search.truncated else ''}."
     )
     lines.append(f"Lower bound: {gap_words(search)}.")
     if search.limits:

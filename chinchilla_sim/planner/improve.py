@@ -56,7 +56,7 @@ def improve(
     can_end: dict[str, bool],
     evaluate: Evaluate,
     budget: Budget,
-    out_of_time: Callable[[], bool],
+    cut_off: Callable[[], bool],
 ) -> Candidate:
     """The best plan reached from `start`; `can_end` says behind which tasks a stage may end."""
     best, tried = start, {start.plan}
@@ -64,7 +64,7 @@ def improve(
     while found:
         found = False
         for plan in _changes(best, search, cluster, can_end):
-            if budget.left <= 0 or out_of_time():
+            if budget.left <= 0 or cut_off():
                 return best
             if plan in tried:
                 continue

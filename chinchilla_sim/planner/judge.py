@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from time import monotonic
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +25,9 @@ from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.units import format_bytes
 
 Simulate = Callable[[Program, Pricing, Cluster], Timeline]
+Stop = Callable[[], bool]
+"""Whether a search is to end with the best plan so far: the time is over, or the user has seen enough."""
+
 NEAR = 0.25
 """Plans that take so much more than a limit allows may hold it after a local search."""
 
@@ -50,11 +52,11 @@ class Judge:
         search: SearchSpec,
         simulate: Simulate,
         progress: Progress | None = None,
-        until: float | None = None,
+        stop: Stop | None = None,
         accuracy: AccuracyRule | None = None,
     ) -> None:
         self.pricer, self.cluster, self.search, self.simulate = pricer, pricer.cluster, search, simulate
-        self.progress, self.until, self.truncated = progress, until, False
+        self.progress, self.stop, self.truncated = progress, stop, False
         self.considered = self.simulated = self.infeasible = self.beyond = 0
         self.limits = limits_of(pricer.job, search, pricer.cluster)
         self.accuracy = accuracy
@@ -66,15 +68,15 @@ class Judge:
         self.lower_bound = 0.0
 
     def late(self, done: int, total: int) -> bool:
-        """Tell the progress; whether the time is over."""
+        """Tell the progress; whether to stop."""
         if self.progress:
             known = np.isfinite(self.least) and self.lower_bound > 0
             self.progress(done, total, max(0.0, self.least / self.lower_bound - 1) if known else None)
-        return self.out_of_time()
+        return self.cut_off()
 
-    def out_of_time(self) -> bool:
-        """Whether the time is over; the search is then truncated."""
-        self.truncated |= self.until is not None and monotonic() > self.until
+    def cut_off(self) -> bool:
+        """Whether to stop; the search is then truncated."""
+        self.truncated = self.truncated or (self.stop is not None and self.stop())
         return self.truncated
 
     def best_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.scenario.search import ActivationCodec, Codec, Schedule
 from chinchilla_sim.scenario.translate import translate
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "chinchilla-plan"
 VERSION = 1
@@ -141,6 +144,7 @@ def load_plan(path: Path) -> PlanFile:
         raise ScenarioError([Mistake("", what, MAKE_AGAIN)], source) from error
     except (ValueError, RecursionError) as error:
         raise ScenarioError([Mistake("", f"holds what no plan holds: {error}", MAKE_AGAIN)], source) from error
+    logger.info("plan: %s", source)
     return parse_plan(data, source)
 
 

@@ -9,7 +9,7 @@ Spaces of up to EXHAUSTIVE configurations are searched whole, split by split, so
 are searched in the order of their estimates until no bound is below the best, or EVALUATIONS configurations have been priced. The best
 splits then go through a local search (`improve.py`), where single boundaries and stages may differ from the rest, and through stages in
 several pieces (`scattered.py`); stages with replica counts of their own have a space beside this one (`free_space.py`). All
-budgets count, so that the same scenario gives the same plan; `until` (seconds of the clock) only cuts off, and the result says so.
+budgets count, so that the same scenario gives the same plan; `stop` (a time limit, Ctrl-C) only cuts off, and the result says so.
 The least bound of the space says how far from the best the plan can be at most.
 """
 
@@ -35,7 +35,7 @@ from chinchilla_sim.planner.executable import search_mistakes, variant_mistakes
 from chinchilla_sim.planner.free_space import FreeSpace
 from chinchilla_sim.planner.front import front_of, rows_on_fewer_devices
 from chinchilla_sim.planner.improve import Budget, improve
-from chinchilla_sim.planner.judge import Judge, Progress, Simulate
+from chinchilla_sim.planner.judge import Judge, Progress, Simulate, Stop
 from chinchilla_sim.planner.limits import find_without_limits, refusal
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.screen import Floats, Screen, screen
@@ -61,20 +61,20 @@ def find_plans(
     simulate: Simulate,
     progress: Progress | None = None,
     profile: Profile | None = None,
-    until: float | None = None,
+    stop: Stop | None = None,
     pricer: Pricer | None = None,
     front: bool = False,
     accuracy: AccuracyRule | None = None,
 ) -> SearchResult:
     """The best plan of the stated space; raises NoFeasiblePlanError that says what stood in the way.
 
-    `until` is a time of the monotonic clock at which the search ends with the best plan so far; `pricer` keeps prices between searches.
+    The search ends with the best plan so far when `stop` says so; `pricer` keeps prices between searches.
     For the `front` the likeliest plans on fewer devices, and beyond the limits, are simulated too; the best plan is the same without.
     By `accuracy` plans are refused that lose too much of it, and steps are counted.
     """
     pricer = pricer or Pricer(graph, cluster, job, profile)
     search = accuracy.narrowed(search) if accuracy else search
-    return PlanSearch(pricer, search, Judge(pricer, search, simulate, progress, until, accuracy)).run(front)
+    return PlanSearch(pricer, search, Judge(pricer, search, simulate, progress, stop, accuracy)).run(front)
 
 
 class PlanSearch:
@@ -129,7 +129,7 @@ class PlanSearch:
         """Simulate the likeliest plans on fewer devices, within the limits or beyond."""
         for rows in rows_on_fewer_devices(screened, frozenset(len(candidate.plan.slots) for candidate in self.judge.seen)):
             for row in rows:
-                if self.judge.out_of_time() or self.judge.best_of(self.drafter.plans(screened.configuration(row)), limited=False):
+                if self.judge.cut_off() or self.judge.best_of(self.drafter.plans(screened.configuration(row)), limited=False):
                     break
 
     def _every_split(self) -> list[Candidate]:
@@ -176,7 +176,7 @@ class PlanSearch:
         if self.search.stage_replicas == "equal":
             return []
         free = FreeSpace(self.pricer, self.space)
-        best = self.judge.best_of(takewhile(lambda _: not self.judge.out_of_time(), free.plans()))
+        best = self.judge.best_of(takewhile(lambda _: not self.judge.cut_off(), free.plans()))
         self.free_bound_s, bound = free.least(self.judge.objective)
         self.judge.lower_bound = min(self.judge.lower_bound, bound)
         return [best] if best else []
@@ -184,7 +184,7 @@ class PlanSearch:
     def _improved(self, candidate: Candidate, budget: Budget, limited: bool = True) -> Candidate:
         """The candidate after a local search, within what the scenario allows."""
         evaluate = partial(self.judge.if_better, limited=limited)
-        best = improve(candidate, self.search, self.cluster, self.can_end, evaluate, budget, self.judge.out_of_time)
+        best = improve(candidate, self.search, self.cluster, self.can_end, evaluate, budget, self.judge.cut_off)
         scattered = self.judge.best_of(self.drafter.scattered(best.plan), best.objective, limited)
         return min(best, scattered or best, key=_rank)
 
@@ -293,7 +293,7 @@ class PlanSearch:
 
     def _another(self, search: SearchSpec) -> SearchResult:
         """The result for another [search] of the same job."""
-        judge = Judge(self.pricer, search, self.judge.simulate, None, self.judge.until, self.judge.accuracy)
+        judge = Judge(self.pricer, search, self.judge.simulate, None, self.judge.stop, self.judge.accuracy)
         return PlanSearch(self.pricer, search, judge).run()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from chinchilla_sim.errors import NoFeasiblePlanError
 from chinchilla_sim.planner.accuracy_rule import AccuracyRule
 from chinchilla_sim.planner.candidate import Candidate
-from chinchilla_sim.planner.judge import Judge, Progress, Simulate
+from chinchilla_sim.planner.judge import Judge, Progress, Simulate, Stop
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.prices import Pricing
 from chinchilla_sim.planner.pricing import Pricer
@@ -35,10 +35,10 @@ class ServedJudge(Judge):
         serve: Serve,
         load: Load,
         progress: Progress | None = None,
-        until: float | None = None,
+        stop: Stop | None = None,
         accuracy: AccuracyRule | None = None,
     ) -> None:
-        super().__init__(pricer, search, simulate, progress, until, accuracy)
+        super().__init__(pricer, search, simulate, progress, stop, accuracy)
         self.serve, self.load, self.by_latency = serve, load, search.objective == "latency"
         self.refused: list[tuple[Serving, Plan]] = []
         self._tandems: dict[Plan, tuple[Tandem, ...]] = {}

@@ -22,7 +22,7 @@ from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.accuracy_rule import AccuracyRule
 from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.planner.configuration import Configuration, Space, divisors
-from chinchilla_sim.planner.judge import Progress, Simulate
+from chinchilla_sim.planner.judge import Progress, Simulate, Stop
 from chinchilla_sim.planner.pricing import Pricer
 from chinchilla_sim.planner.screen import Floats, Screen, screen
 from chinchilla_sim.planner.search import PlanSearch
@@ -41,7 +41,7 @@ def find_served_plans(
     serve: Serve,
     progress: Progress | None = None,
     profile: Profile | None = None,
-    until: float | None = None,
+    stop: Stop | None = None,
     front: bool = False,
     accuracy: AccuracyRule | None = None,
 ) -> SearchResult:
@@ -49,7 +49,7 @@ def find_served_plans(
     load = load_of(job)
     assert load is not None
     pricer, search = Pricer(graph, cluster, job, profile), accuracy.narrowed(search) if accuracy else search
-    return _ServedSearch(pricer, search, ServedJudge(pricer, search, simulate, serve, load, progress, until, accuracy)).run(front)
+    return _ServedSearch(pricer, search, ServedJudge(pricer, search, simulate, serve, load, progress, stop, accuracy)).run(front)
 
 
 class _ServedSearch(PlanSearch):
@@ -117,5 +117,5 @@ class _ServedSearch(PlanSearch):
 
     def _another(self, search: SearchSpec) -> SearchResult:
         served = self.served
-        judge = ServedJudge(self.pricer, search, served.simulate, served.serve, served.load, None, served.until, served.accuracy)
+        judge = ServedJudge(self.pricer, search, served.simulate, served.serve, served.load, None, served.stop, served.accuracy)
         return _ServedSearch(self.pricer, search, judge).run()

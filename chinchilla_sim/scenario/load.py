@@ -1,6 +1,7 @@
 """A TOML file, or tables from a plan.json, to a checked Scenario: every mistake at once, each with its place and cure."""
 
 import json
+import logging
 import os
 import re
 import tomllib
@@ -18,6 +19,8 @@ from chinchilla_sim.scenario.overrides import apply_overrides
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.scenario.translate import translate
 
+logger = logging.getLogger(__name__)
+
 _LINE = re.compile(r"(?P<what>.*) \(at (?P<where>.*)\)", re.DOTALL)
 
 
@@ -28,6 +31,7 @@ def load_scenario(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     """
     source = os.fspath(path)
     text = _read_text(source)
+    logger.info("scenario: %s%s", source, f", with {', '.join(overrides)}" if overrides else "")
     with _refuse_what_no_file_can_hold(source):
         _check_characters(list(overrides))
         data, mistakes = apply_overrides(_parse_toml(text, source), overrides)

@@ -72,8 +72,10 @@ class LedgerLine:
     memory: float | None
 
 
-def predict_rows(path: Path, progress: Callable[[int, int], None] | None = None) -> list[PredictedRow]:
-    """Every row of a file in the columns of measured_training_steps.csv; ScenarioError where they are missing."""
+def predict_rows(
+    path: Path, progress: Callable[[int, int], None] | None = None, stop: Callable[[], bool] | None = None
+) -> list[PredictedRow]:
+    """Every row of a file in the columns of measured_training_steps.csv, or those until `stop`; ScenarioError where columns are missing."""
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -82,8 +84,10 @@ def predict_rows(path: Path, progress: Callable[[int, int], None] | None = None)
     missing = [name for name in NEEDED if not rows or name not in rows[0]]
     if missing:
         raise ScenarioError([Mistake(name, "there is no such column", f"needed are {', '.join(NEEDED)}") for name in missing], str(path))
-    found = []
+    found: list[PredictedRow] = []
     for number, row in enumerate(rows):
+        if found and stop and stop():
+            break
         filled = {key: value or "" for key, value in row.items()}
         try:
             found.append(PredictedRow(filled, predict(filled), ""))

@@ -169,7 +169,7 @@ def test_a_large_space_gives_nearly_the_plan_of_the_whole_search(monkeypatch: py
 def test_a_search_that_is_cut_off_says_so() -> None:
     """With no time at all the first plan that was found is the answer."""
     cluster, job = cluster_of(*("1 Gflop/s",) * 4), job_of(8)
-    found = find_plans(chain(4, 4000, 1e9, 1e3, 8, 4.0), cluster, job, SearchSpec(), simulate, until=0.0)
+    found = find_plans(chain(4, 4000, 1e9, 1e3, 8, 4.0), cluster, job, SearchSpec(), simulate, stop=lambda: True)
     assert found.truncated
     assert found.best.step_s >= found.lower_bound_s
 

@@ -147,6 +147,13 @@ def test_command_writes_a_line_per_row(file: Path, tmp_path: Path, capsys: pytes
     assert lines[-1]["simulated_step_s"] == "" and "fp4" in lines[-1]["not_predicted_because"]
 
 
+def test_rows_end_when_asked_to(file: Path) -> None:
+    """Ctrl-C leaves the rows so far: at least one, those before the question was answered with yes."""
+    answers = iter([False, False, True])
+    assert [one.row["id"] for one in predict_rows(file, stop=lambda: next(answers))] == ["r0", "r1", "r2"]
+    assert len(predict_rows(file, stop=lambda: True)) == 1
+
+
 def test_ledger_adds_up(file: Path) -> None:
     """Mean, bias and regret of ten rows, recomputed here."""
     predicted = predict_rows(file)

@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import requires, version
+from importlib.resources import files
 from math import ceil
 from pathlib import Path
 
-import chinchilla_sim
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.planner.plan_file import PlanFile
@@ -102,7 +102,7 @@ def _write_kubernetes(export: _Export) -> None:
 
 def _write_docker(export: _Export) -> None:
     """An image of this package as it is installed here: no registry has to know it."""
-    package = Path(chinchilla_sim.__file__).parent
+    package = Path(str(files("chinchilla_sim")))
     target, unwanted = export.bundle.folder / package.name, shutil.ignore_patterns("__pycache__", "*.pyc")
     shutil.copytree(package, target, dirs_exist_ok=True, ignore=unwanted)
     needed = [need for need in requires("chinchilla-sim") or () if "extra ==" not in need]
