@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from chinchilla_sim.cluster.build import this_machine_ranks
 from chinchilla_sim.cluster.topology import Cluster
@@ -16,11 +17,16 @@ from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.running import check_runnable, run_for_real
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario
+from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.setting import Setting, build_graph, find_calibration, prepare, profile_path
 from chinchilla_sim.validation.compare import Measurement
 from chinchilla_sim.validation.testbed_cases import Choice, LinkCase, relative_spread
 from chinchilla_sim.workflow import calibrate, calibration_notes, make_plan, profile_scenario
 
+SPLITS = ("data_parallel_degrees", "pipeline_parallel_degrees", "microbatch_counts", "schedules")
+"""Lists of [search] that keep a scenario of the testbed to the one plan that it is about."""
+PLAIN = {"gradient_buckets": 1, "zero_stages": 0, "tensor_parallel_degrees": 1}
+"""Values that plans of other splits need in lists that name something else."""
 LARGEST_SPREAD = 0.05
 MOST_REPEATS = 3
 
@@ -74,8 +80,11 @@ def run_case(path: Path, steps: int) -> LinkCase:
 
 
 def run_choices(path: Path, steps: int, count: int) -> Choice:
-    """The first plans of a scenario, each run."""
-    setting = prepare(load_scenario(path))
+    """The first plans of a scenario whose search may split as it likes, each run."""
+    scenario = load_scenario(path)
+    free: dict[str, Any] = {name: SearchSpec.model_fields[name].default for name in SPLITS} | {"runner_ups": count - 1}
+    free |= {name: tuple(sorted({value, *getattr(scenario.search, name)})) for name, value in PLAIN.items()}
+    setting = prepare(scenario.model_copy(update={"search": scenario.search.model_copy(update=free)}))
     search = make_plan(setting)
     listed = [search.best, *search.runner_ups][:count]
     measured = [median(_run(setting, candidate, steps)[0].step_s) for candidate in listed]

@@ -30,7 +30,7 @@ def bench_testbed(scenarios: list[Path], *, output: Output = None, steps: int = 
     steps
         Optimizer steps of each run, of which the first few do not count.
     first
-        Run the first so many plans of each scenario, and print by how much the planner's choice is slower than the best of them.
+        Run the first so many plans of each scenario, of any split, and print by how much the planner's choice is slower than the best.
     """
     from chinchilla_sim.trials import measure_once
 
