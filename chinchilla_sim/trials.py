@@ -25,7 +25,7 @@ from chinchilla_sim.workflow import calibrate, calibration_notes, make_plan, pro
 
 SPLITS = ("data_parallel_degrees", "pipeline_parallel_degrees", "microbatch_counts", "schedules")
 """Lists of [search] that keep a scenario of the testbed to the one plan that it is about."""
-PLAIN = {"gradient_buckets": 1, "zero_stages": 0, "tensor_parallel_degrees": 1}
+USUAL = {"gradient_buckets": 1, "zero_stages": 0, "tensor_parallel_degrees": 1}
 """Values that plans of other splits need in lists that name something else."""
 LARGEST_SPREAD = 0.05
 MOST_REPEATS = 3
@@ -83,7 +83,7 @@ def run_choices(path: Path, steps: int, count: int) -> Choice:
     """The first plans of a scenario whose search may split as it likes, each run."""
     scenario = load_scenario(path)
     free: dict[str, Any] = {name: SearchSpec.model_fields[name].default for name in SPLITS} | {"runner_ups": count - 1}
-    free |= {name: tuple(sorted({value, *getattr(scenario.search, name)})) for name, value in PLAIN.items()}
+    free |= {name: tuple(sorted({value, *getattr(scenario.search, name)})) for name, value in USUAL.items()}
     setting = prepare(scenario.model_copy(update={"search": scenario.search.model_copy(update=free)}))
     search = make_plan(setting)
     listed = [search.best, *search.runner_ups][:count]

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from chinchilla_sim.cli.app import AsJson, Output, Overrides, app
-from chinchilla_sim.cli.shared import load_scenario_file, named, seconds_of
+from chinchilla_sim.cli.shared import infeasible_as_json, load_scenario_file, named, seconds_of
 from chinchilla_sim.console import log, print_json, print_tables, save_json, searching, writable_folder
-from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
+from chinchilla_sim.errors import Mistake, ScenarioError
 
 if TYPE_CHECKING:
     from chinchilla_sim.report.budget import Budget, BudgetStudy
@@ -61,14 +61,8 @@ def budget(
         writable_folder(output)
     loaded = load_scenario_file(scenario, overrides)
     own = loaded.model.formula if loaded.model.formula in ("gpt", "llama") else "gpt"
-    try:
-        with named(scenario), searching("planning sizes") as progress:
-            study = answer_budget(loaded, str(scenario), family or own, chosen, amount, progress, log)
-    except NoFeasiblePlanError as answer:
-        if as_json:
-            why = {"constraint": answer.constraint, "shortfall": answer.shortfall, "cure": answer.cure}
-            print_json({"best": None, "status": "infeasible", **why})
-        raise
+    with infeasible_as_json(as_json, "best"), named(scenario), searching("planning sizes") as progress:
+        study = answer_budget(loaded, str(scenario), family or own, chosen, amount, progress, log)
     _show(study, output, as_json)
 
 

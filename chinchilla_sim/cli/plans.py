@@ -12,12 +12,13 @@ from chinchilla_sim.cli.app import AllowFactory, AsJson, Force, Output, Override
 from chinchilla_sim.cli.shared import (
     at_least,
     find_plan,
+    infeasible_as_json,
     load_plan_file,
     print_plan,
     seconds_of,
 )
 from chinchilla_sim.console import Interrupt, busy, log, print_json, print_tables, save_json, searching, writable_file
-from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
+from chinchilla_sim.errors import Mistake, ScenarioError
 
 if TYPE_CHECKING:
     from chinchilla_sim.planner.candidate import Candidate
@@ -83,13 +84,8 @@ def _plan_one(scenario: Path, overrides: Overrides, output: Path | None, time_li
     if output:
         writable_file(output, "--output")
     started_s, interrupt = monotonic(), Interrupt()
-    try:
+    with infeasible_as_json(as_json, "plan"):
         setting, search = find_plan(scenario, overrides, time_limit_s, front, interrupt)
-    except NoFeasiblePlanError as answer:
-        if as_json:
-            why = {"constraint": answer.constraint, "shortfall": answer.shortfall, "cure": answer.cure}
-            print_json({"plan": None, "status": "infeasible", **why})
-        raise
     search_s = monotonic() - started_s
     file = plan_file(setting, search)
     if output:

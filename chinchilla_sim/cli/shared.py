@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chinchilla_sim.console import Interrupt, busy, log, print_json, print_tables, searching
-from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 
 if TYPE_CHECKING:
     from chinchilla_sim.planner.candidate import SearchResult
@@ -40,6 +40,18 @@ def at_least(option: str, count: int, least: int = 1) -> None:
     """A ScenarioError for an option that counts too few."""
     if count < least:
         raise ScenarioError([Mistake(option, f"must be at least {least}, not {count}", f"write for example {option} {max(4, least)}")])
+
+
+@contextmanager
+def infeasible_as_json(as_json: bool, what: str) -> Iterator[None]:
+    """An answer that there is none, as one JSON document beside the message; `what` is missing in it."""
+    try:
+        yield
+    except NoFeasiblePlanError as answer:
+        if as_json:
+            why = {"constraint": answer.constraint, "shortfall": answer.shortfall, "cure": answer.cure}
+            print_json({what: None, "status": "infeasible", **why})
+        raise
 
 
 def load_plan_file(path: Path, allow_factory: bool = False) -> PlanFile:

@@ -43,9 +43,14 @@ def this_machine_ranks(spec: ClusterSpec) -> int:
     """
     if spec.kind == THIS_MACHINE:
         return spec.ranks or core_count()
+    return min(core_count(), _busy_ranks(spec))
+
+
+def _busy_ranks(spec: ClusterSpec) -> int:
+    """Ranks that listed nodes keep busy on one machine like this."""
     if spec.elsewhere:
-        return max((min(core_count(), node.devices) for node in spec.nodes if node.device == THIS_MACHINE), default=0)
-    return min(core_count(), math.ceil(emulated_cores(spec) - 1e-9))
+        return max((node.devices for node in spec.nodes if node.device == THIS_MACHINE), default=0)
+    return math.ceil(emulated_cores(spec) - 1e-9)
 
 
 def slot_nodes(spec: ClusterSpec) -> tuple[str, ...]:
@@ -165,7 +170,8 @@ def _core(spec: ClusterSpec, precision: str, calibration: Calibration | None) ->
     """A core of this machine while all nodes that it emulates are busy, or of one like it: as measured, else the catalogue's."""
     if calibration is None:
         return find_device(CPU_CORE, precision, "cluster")
-    core = calibration.device(this_machine_ranks(spec))
+    # Of the machine that was measured, so that a stored calibration gives the same anywhere.
+    core = calibration.device(min(calibration.key.cores, _busy_ranks(spec)))
     links = calibration.emulation
     return replace(core, communication_s_per_byte=links.socket_s_per_byte, communication_s_per_message=links.socket_s_per_message)
 

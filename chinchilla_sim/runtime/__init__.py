@@ -13,6 +13,6 @@ nothing lost           checkpoint, checkpoint_files, checkpoint_reader, continua
 requests               serving, requests, line
 smaller models         variants, quantized, number_formats, sparsity, surgery; whole_variant
 other forms            engines, torch_engine, engine_race; export
-measuring              probe, format_probe, emulation, profiler, interlude, whole_passes, sharded_passes, variant_race, recording_cost;
-                       accuracy_probe, short_training, virtual_replicas, virtual_steps
+measuring              probe, format_probe, emulation, profiler, interlude, clocked, whole_passes, sharded_passes,
+                       variant_race, recording_cost; accuracy_probe, short_training, virtual_replicas, virtual_steps
 """

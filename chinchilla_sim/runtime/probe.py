@@ -31,9 +31,10 @@ from chinchilla_sim.cost.codec import CODECS
 from chinchilla_sim.cost.compute import OPTIMIZER_BYTES_PER_VALUE, accumulation_s, backward_s, forward_s, optimizer_s
 from chinchilla_sim.graph.task import LOSS_OP, TaskGraph
 from chinchilla_sim.graph.zoo import linear_task, mlp, relu_task
-from chinchilla_sim.planner.action import RECEIVES, SENDS, Action, Op
+from chinchilla_sim.planner.action import RECEIVES, SENDS
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.program import lower
+from chinchilla_sim.runtime.clocked import Clocked
 from chinchilla_sim.runtime.codecs import encode
 from chinchilla_sim.runtime.format_probe import REREAD_BYTES, SWEPT_VALUES, format_rows, linear_curves, reread_s_per_byte, swept_median_s
 from chinchilla_sim.runtime.groups import Groups, seat_of
@@ -302,21 +303,11 @@ def _reference_step_s(microbatch_count: int) -> float:
 def _program_message_s(rank: int) -> float:
     """Seconds that a program takes to send a message or await one, without what other threads do for it; ranks 0 and 1 play."""
     player, step = _reference_rank(rank, 2, REFERENCE_COUNTS[-1])
-    seconds: dict[Op, list[float]] = {}
-
-    def with_time(play: Callable[[Action], None]) -> Callable[[Action], None]:
-        def play_timed(action: Action) -> None:
-            start_s = thread_time()
-            play(action)
-            seconds.setdefault(action.op, []).append(thread_time() - start_s)
-
-        return play_timed
-
-    for op in SENDS | RECEIVES:
-        player.replace_player(op, with_time)
+    clocked = Clocked(player, SENDS | RECEIVES, thread_time)
     for _ in range(MESSAGE_STEPS):
         step()
-    return sum(median(times) for times in seconds.values()) / len(seconds)
+    played = {op for op, _ in clocked.seconds}
+    return sum(map(clocked.total_s, played)) / len(played)
 
 
 def _launch_s() -> float:

@@ -6,8 +6,6 @@ FSDP2's, the messages that it sends included.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from statistics import median
 from time import thread_time
 
 import torch
@@ -15,18 +13,16 @@ import torch
 from chinchilla_sim.graph.compress import AS_IT_IS, Variant
 from chinchilla_sim.graph.contract import TrainingJob
 from chinchilla_sim.graph.trace import as_tuple
-from chinchilla_sim.planner.action import Action, Op
+from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.program import lower
+from chinchilla_sim.runtime.clocked import Clocked, idle_rank
 from chinchilla_sim.runtime.fully_sharded import shard_stage
 from chinchilla_sim.runtime.groups import Groups, make_groups, seat_of
 from chinchilla_sim.runtime.interlude import Interlude
-from chinchilla_sim.runtime.interpreter import Interpreter
 from chinchilla_sim.runtime.recorder import Recorder
-from chinchilla_sim.runtime.stages import cut_stages, own_parameters
+from chinchilla_sim.runtime.stages import cut_stages
 from chinchilla_sim.runtime.threads import hurry_network_threads
-from chinchilla_sim.runtime.updates import stage_update
-from chinchilla_sim.runtime.whole_passes import plain_descent, variant_of
+from chinchilla_sim.runtime.whole_passes import variant_of
 
 STEPS = 10
 WARM_UP = 2
@@ -52,28 +48,14 @@ def sharding_seconds(job: TrainingJob, size: int, rank: int, variant: Variant = 
 def _seconds(job: TrainingJob, size: int, plan: Plan, rank: int, groups: Groups, variant: Variant) -> tuple[float, float]:
     """Median seconds that a rank's thread runs in a forward and in a backward pass, each behind other work."""
     torch.manual_seed(0)
-    cpu, seat, recorder = torch.device("cpu"), seat_of(plan, rank), Recorder()
-    inputs, targets = job.example_batch(size)
-    stages = cut_stages(job, job.model().train(), plan, (0,), cpu, variant=variant)
+    recorder, (inputs, targets) = Recorder(), job.example_batch(size)
+    stages = cut_stages(job, job.model().train(), plan, (0,), torch.device("cpu"), variant=variant)
     if plan.zero_stage:
         stages = [shard_stage(plan, stage, groups, recorder, torch.float32) for stage in stages]
-    pairs = zip(stages, own_parameters(stages), strict=True)
-    updates = {stage.number: stage_update(plan, stage, owned, seat, groups, plain_descent) for stage, owned in pairs}
-    player = Interpreter(plan, lower(plan).actions[rank], seat, stages, job.loss, updates, groups, recorder, cpu)
-    seconds: dict[Op, list[float]] = {Op.F: [], Op.B: []}
-    interlude = Interlude()
-
-    def with_time(play: Callable[[Action], None]) -> Callable[[Action], None]:
-        def play_timed(action: Action) -> None:
-            interlude()
-            start_s = thread_time()
-            play(action)
-            seconds[action.op].append(thread_time() - start_s)
-
-        return play_timed
-
-    for op in seconds:
-        player.replace_player(op, with_time)
-    for _ in range(WARM_UP + STEPS):
+    player = idle_rank(job, plan, rank, stages, groups, recorder)
+    clocked = Clocked(player, (Op.F, Op.B), thread_time, Interlude())
+    for step in range(WARM_UP + STEPS):
+        if step == WARM_UP:
+            clocked.seconds.clear()
         player.step([as_tuple(inputs)], [targets])
-    return median(seconds[Op.F][WARM_UP:]), median(seconds[Op.B][WARM_UP:])
+    return clocked.total_s(Op.F), clocked.total_s(Op.B)

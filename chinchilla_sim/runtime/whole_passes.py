@@ -12,9 +12,7 @@ first took 0.38. Charging the start to first passes alone was tried: over 48 sce
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from itertools import pairwise
-from statistics import median
 from time import monotonic, sleep
 from typing import Any
 
@@ -26,18 +24,16 @@ from chinchilla_sim.graph.compress import AS_IT_IS, Variant
 from chinchilla_sim.graph.contract import TrainingJob
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.trace import as_tuple, export_module, graph_of
-from chinchilla_sim.planner.action import Action, Op
+from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.program import lower
 from chinchilla_sim.runtime.batches import calibration_inputs
+from chinchilla_sim.runtime.clocked import Clocked, idle_rank
 from chinchilla_sim.runtime.format_probe import swept_median_s
-from chinchilla_sim.runtime.groups import Groups, seat_of
+from chinchilla_sim.runtime.groups import Groups
 from chinchilla_sim.runtime.interlude import Interlude, timed
-from chinchilla_sim.runtime.interpreter import Interpreter
 from chinchilla_sim.runtime.passes import Passes
 from chinchilla_sim.runtime.recorder import Recorder
-from chinchilla_sim.runtime.stages import cut_stages, own_parameters
-from chinchilla_sim.runtime.updates import stage_update
+from chinchilla_sim.runtime.stages import cut_stages
 from chinchilla_sim.runtime.variants import make_variant
 
 STAGES = 3
@@ -82,12 +78,15 @@ def pass_seconds(job: TrainingJob, size: int, stage_count: int, variant: Variant
     names = cut_evenly(variant_of(job, model, size, True, variant)[1], stage_count)
     count = len(names)
     plan = Plan(names, ((0,),) * count, (0,), 2 * size, 2, "looped-bfs", ("none",) * count, ("none",) * (count - 1))
-    seat, groups = seat_of(plan, 0), Groups()
     stages = cut_stages(job, model, plan, tuple(range(count)), cpu, variant=variant)
-    pairs = zip(stages, own_parameters(stages), strict=True)
-    updates = {stage.number: stage_update(plan, stage, owned, seat, groups, plain_descent) for stage, owned in pairs}
-    rank = Interpreter(plan, lower(plan).actions[0], seat, stages, job.loss, updates, groups, Recorder(), cpu)
-    clocked = _Timed(rank, idle_s=IDLE_S if count > 1 else 0.0)
+    rank, interlude = idle_rank(job, plan, 0, stages, Groups(), Recorder()), Interlude()
+
+    def before() -> None:
+        interlude()
+        if count > 1:
+            sleep(IDLE_S)
+
+    clocked = Clocked(rank, (Op.F, Op.B), before=before)
     begun_s = monotonic()
     for step in range(WARM_UP + STEPS):
         if step >= WARM_UP + FEWEST_STEPS and monotonic() - begun_s > BUDGET_S:
@@ -119,11 +118,6 @@ def variant_of(job: TrainingJob, model: nn.Module, size: int, training: bool, va
     return made.exported, made.graph
 
 
-def plain_descent(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """An optimizer that changes nothing."""
-    return torch.optim.SGD(parameters, lr=0.0)
-
-
 def cut_evenly(graph: TaskGraph, stage_count: int) -> tuple[tuple[str, ...], ...]:
     """Names of compute tasks in so many stages (fewer of a short model) of about equal flop, cut where the fewest tensors cross."""
     tasks = graph.compute_tasks
@@ -141,28 +135,3 @@ def cut_evenly(graph: TaskGraph, stage_count: int) -> tuple[tuple[str, ...], ...
             ends.append(best[1])
     bounds = [0, *ends, len(tasks)]
     return tuple(tuple(task.name for task in tasks[a:b]) for a, b in pairwise(bounds))
-
-
-class _Timed:
-    """Seconds of every pass that an interpreter plays, each behind other work."""
-
-    def __init__(self, rank: Interpreter, idle_s: float) -> None:
-        self.seconds: dict[tuple[Op, int], list[float]] = {}
-        self._idle_s, self._interlude = idle_s, Interlude()
-        for op in (Op.F, Op.B):
-            rank.replace_player(op, self._around)
-
-    def _around(self, play: Callable[[Action], None]) -> Callable[[Action], None]:
-        def play_timed(action: Action) -> None:
-            self._interlude()
-            if self._idle_s:
-                sleep(self._idle_s)
-            start_s = monotonic()
-            play(action)
-            self.seconds.setdefault((action.op, action.stage), []).append(monotonic() - start_s)
-
-        return play_timed
-
-    def total_s(self, op: Op) -> float:
-        """Sum over the stages of their medians."""
-        return sum(median(times) for (one, _), times in self.seconds.items() if one is op)
