@@ -30,7 +30,7 @@ from chinchilla_sim.planner.accuracy import (
     variant_change,
 )
 from chinchilla_sim.planner.accuracy_rule import TIME_TO_ACCURACY, AccuracyRule
-from chinchilla_sim.planner.judge import Progress
+from chinchilla_sim.planner.selection.judge import Progress
 from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.scenario.model import CompressionSpec
 from chinchilla_sim.scenario.schema import Scenario
@@ -132,7 +132,7 @@ def measure_accuracy(
 
     Runs that are stored already are not made again; every run is stored at once. `tell` hears of changes that cannot be measured.
     """
-    from chinchilla_sim.runtime.accuracy_probe import AccuracyProbe
+    from chinchilla_sim.runtime.accuracy.accuracy_probe import AccuracyProbe
 
     graph = build_graph(_of_variant(scenario, CompressionSpec()))[0]
     job = job_of(scenario, graph)
@@ -185,7 +185,7 @@ def _protocol(scenario: Scenario, amount: Amount, stored: Protocol | None) -> Pr
 
 def listed_changes(scenario: Scenario) -> list[Any]:
     """The job as it is, and everything that [search] lists for its kind of job and that changes what is learned."""
-    from chinchilla_sim.runtime.short_training import Change
+    from chinchilla_sim.runtime.accuracy.short_training import Change
 
     search, changes = scenario.search, [Change(AS_IT_IS)]
     if scenario.job.kind == "training":

@@ -31,9 +31,9 @@ from typing import Any
 
 from chinchilla_sim.console import save_json
 from chinchilla_sim.errors import Mistake, ScenarioError
-from chinchilla_sim.planner.candidate import Candidate, SearchResult
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_file import PlanFile, load_plan
+from chinchilla_sim.planner.selection.candidate import Candidate, SearchResult
 from chinchilla_sim.running import judge_run, run_for_real, simulate_fully
 from chinchilla_sim.scenario.cluster import ClusterSpec
 from chinchilla_sim.scenario.load import load_scenario, parse_scenario
@@ -186,7 +186,7 @@ class Shown:
         """The figure as SVG; None where there is nothing but text."""
         if not self._timelines:
             return None
-        from chinchilla_sim.report.gantt import draw_gantt
+        from chinchilla_sim.report.drawing.gantt import draw_gantt
 
         return draw_gantt(*self._timelines).svg()
 
@@ -204,8 +204,8 @@ def show(what: Timeline | FoundPlan | Measurement | Comparison, measured: Measur
     from chinchilla_sim.report.sketch import sketch
 
     if isinstance(what, Comparison):
-        from chinchilla_sim.report.measured import attribution_table, comparison_table
         from chinchilla_sim.report.table import to_text
+        from chinchilla_sim.report.tables.measured import attribution_table, comparison_table
 
         return Shown("\n\n".join(map(to_text, (comparison_table(what), *attribution_table(what)))))
     timelines = [one if isinstance(one, Timeline) else one.timeline for one in (what, measured) if one is not None]

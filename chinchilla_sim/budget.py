@@ -21,8 +21,8 @@ from chinchilla_sim.cost.rent import rent
 from chinchilla_sim.cost.scaling import Futures, ScalingLaw, draw_futures
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.graph.zoo.ladder import WIDEST, Ladder, Size, common_options
-from chinchilla_sim.planner.judge import Progress
-from chinchilla_sim.report.budget import Budget, BudgetStudy, PlannedSize, count_words
+from chinchilla_sim.planner.selection.judge import Progress
+from chinchilla_sim.report.tables.budget import Budget, BudgetStudy, PlannedSize, count_words
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import Setting, prepare, shape_options

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from chinchilla_sim.errors import Mistake, ScenarioError
 
 if TYPE_CHECKING:
-    from chinchilla_sim.planner.judge import Progress
+    from chinchilla_sim.planner.selection.judge import Progress
     from chinchilla_sim.report.table import Table
 
 INTERRUPTED = 130

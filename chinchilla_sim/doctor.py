@@ -22,7 +22,7 @@ from chinchilla_sim.cluster.calibration import Calibration, cache_folder, cache_
 from chinchilla_sim.cluster.other_load import load_warning, other_load
 from chinchilla_sim.errors import ChinchillaError
 from chinchilla_sim.planner.signature import KEY_BYTES, key_path
-from chinchilla_sim.report.findings import Finding, State
+from chinchilla_sim.report.tables.findings import Finding, State
 from chinchilla_sim.setting import CALIBRATION_VARIABLE
 from chinchilla_sim.units import format_bytes
 
@@ -143,7 +143,7 @@ def check_loopback() -> Finding:
 
 def check_threads() -> Finding:
     """OpenMP settings; ranks have their own."""
-    from chinchilla_sim.runtime.launch import RANK_ENVIRONMENT
+    from chinchilla_sim.runtime.launching.launch import RANK_ENVIRONMENT
 
     names = [name for name in RANK_ENVIRONMENT if name.startswith("OMP_")]
     own = ", ".join(f"{name}={RANK_ENVIRONMENT[name]}" for name in names)
@@ -153,7 +153,7 @@ def check_threads() -> Finding:
 
 def check_testbed() -> Finding:
     """Whether nodes and links can be emulated: root, /dev/net/tun, network namespaces."""
-    from chinchilla_sim.runtime.namespaces import why_unavailable
+    from chinchilla_sim.runtime.emulated.namespaces import why_unavailable
 
     why = why_unavailable()
     if why:
@@ -163,7 +163,7 @@ def check_testbed() -> Finding:
 
 def check_cgroups() -> Finding:
     """Whether emulated nodes can have less than a core."""
-    from chinchilla_sim.runtime.namespaces import cpu_controller
+    from chinchilla_sim.runtime.emulated.namespaces import cpu_controller
 
     try:
         folder, unified = cpu_controller()

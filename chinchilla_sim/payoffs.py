@@ -12,8 +12,8 @@ from statistics import median
 from chinchilla_sim.accuracy import rule_of
 from chinchilla_sim.cluster.build import emulated
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
-from chinchilla_sim.planner.candidate import Candidate
 from chinchilla_sim.planner.plan_file import PlanFile
+from chinchilla_sim.planner.selection.candidate import Candidate
 from chinchilla_sim.running import run_for_real
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.search import SearchSpec

@@ -13,7 +13,7 @@ from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.planner.executable import unplayable
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_file import PlanFile
-from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.pricing.pricer import Pricer
 from chinchilla_sim.planner.program import lower
 from chinchilla_sim.planner.serving import demand_of
 from chinchilla_sim.scenario.cluster import THIS_MACHINE
@@ -24,8 +24,8 @@ from chinchilla_sim.simulator.engine import devices_of, play_events, simulate
 from chinchilla_sim.simulator.lowering import activities_of
 
 if TYPE_CHECKING:
-    from chinchilla_sim.runtime.engines import Engine
-    from chinchilla_sim.runtime.rendezvous import Rendezvous
+    from chinchilla_sim.runtime.engine.engines import Engine
+    from chinchilla_sim.runtime.launching.rendezvous import Rendezvous
     from chinchilla_sim.validation.compare import Comparison, Measurement
     from chinchilla_sim.validation.recalibrate import Simulated
 
@@ -40,7 +40,7 @@ def check_runnable(scenario: Scenario, several_machines: bool = False) -> None:
 
 
 def _check_place(scenario: Scenario, several_machines: bool) -> None:
-    from chinchilla_sim.runtime.testbed import check_emulated
+    from chinchilla_sim.runtime.emulated.testbed import check_emulated
 
     if not (several_machines or scenario.cluster.kind == THIS_MACHINE or emulated(scenario.cluster)):
         cure = (
@@ -92,9 +92,9 @@ def run_for_real(
     `steps` ends the run early, `count_memory` counts the tensors of a warm-up step, `resume` is the folder of the run that it continues;
     `tell` is called with what the ranks have to say.
     """
-    from chinchilla_sim.runtime.engines import check_engine
-    from chinchilla_sim.runtime.launch import run_plan
-    from chinchilla_sim.runtime.notes import tell_nobody
+    from chinchilla_sim.runtime.engine.engines import check_engine
+    from chinchilla_sim.runtime.launching.launch import run_plan
+    from chinchilla_sim.runtime.record.notes import tell_nobody
 
     check_playable(file)
     check_engine(file.plan, engine)
@@ -110,7 +110,7 @@ def join_for_real(
     watch: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Measurement | None:
     """Run this machine's part of a plan for several; the measurement on the first node, None on the others."""
-    from chinchilla_sim.runtime.launch import join_run
+    from chinchilla_sim.runtime.launching.launch import join_run
 
     check_playable(file, several_machines=True)
     return join_run(_with_steps(file, steps), folder, rendezvous, watch)

@@ -25,8 +25,8 @@ def serve_for_real(setting: Setting, file: PlanFile, folder: Path, steps: int | 
 
     Their number is that of `steps` global batches, of the job's own length, or else of what arrives in SERVED_S.
     """
-    from chinchilla_sim.runtime.requests import run_requests
-    from chinchilla_sim.runtime.serving import Orders
+    from chinchilla_sim.runtime.answering.requests import run_requests
+    from chinchilla_sim.runtime.answering.serving import Orders
     from chinchilla_sim.validation.served import compare_served
 
     check_playable(file)

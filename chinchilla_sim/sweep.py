@@ -25,8 +25,8 @@ from typing import Any
 from chinchilla_sim.cluster.build import this_machine_ranks
 from chinchilla_sim.errors import ChinchillaError, Mistake, NoFeasiblePlanError, RunError, ScenarioError
 from chinchilla_sim.planner.plan_file import PlanFile
-from chinchilla_sim.report.result import search_dict
-from chinchilla_sim.report.sweep import SweepRow
+from chinchilla_sim.report.pages.result import search_dict
+from chinchilla_sim.report.tables.sweep import SweepRow
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import prepare

@@ -12,8 +12,8 @@ from typing import Any
 
 from chinchilla_sim.cluster.build import this_machine_ranks
 from chinchilla_sim.cluster.topology import Cluster
-from chinchilla_sim.planner.candidate import Candidate
 from chinchilla_sim.planner.plan_file import PlanFile
+from chinchilla_sim.planner.selection.candidate import Candidate
 from chinchilla_sim.running import check_runnable, run_for_real
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario

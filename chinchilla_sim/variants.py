@@ -9,7 +9,7 @@ from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.graph.compress.sparse import stored_bytes
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.pricing.pricer import Pricer
 from chinchilla_sim.running import check_runnable
 from chinchilla_sim.scenario.cluster import ClusterSpec
 from chinchilla_sim.scenario.model import CompressionSpec
@@ -32,7 +32,7 @@ def ensure_formats() -> tuple[str, ...]:
 
 def compare_variants(scenario: Scenario, train: bool) -> VariantCheck:
     """Every variant of [search], and the model as it is, on one rank of this machine."""
-    from chinchilla_sim.runtime.variant_race import race_variants
+    from chinchilla_sim.runtime.benchmark.variant_race import race_variants
 
     alone = _alone(scenario)
     check_runnable(alone)

@@ -19,20 +19,20 @@ from chinchilla_sim.graph.coarsen import coarsen, expand
 from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.accuracy_rule import AccuracyRule
-from chinchilla_sim.planner.alternative import search_instead
-from chinchilla_sim.planner.candidate import Candidate, SearchResult
-from chinchilla_sim.planner.codec_map import CodecCell, CodecMap, codec_cell, with_bandwidth
-from chinchilla_sim.planner.explain import explain_choice
-from chinchilla_sim.planner.front import front_of, spread
-from chinchilla_sim.planner.judge import Progress, Stop
-from chinchilla_sim.planner.limits import within_limits
+from chinchilla_sim.planner.explanation.alternative import search_instead
+from chinchilla_sim.planner.explanation.codec_map import CodecCell, CodecMap, codec_cell, with_bandwidth
+from chinchilla_sim.planner.explanation.explain import explain_choice
 from chinchilla_sim.planner.plan import CUSTOM, Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.plan_file import PlanFile, check_sharing, check_tasks
-from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.pricing.pricer import Pricer
 from chinchilla_sim.planner.program import folds, lower
-from chinchilla_sim.planner.search import find_plans
-from chinchilla_sim.planner.served_search import find_served_plans
+from chinchilla_sim.planner.selection.candidate import Candidate, SearchResult
+from chinchilla_sim.planner.selection.front import front_of, spread
+from chinchilla_sim.planner.selection.judge import Progress, Stop
+from chinchilla_sim.planner.selection.limits import within_limits
+from chinchilla_sim.planner.selection.search import find_plans
+from chinchilla_sim.planner.selection.served_search import find_served_plans
 from chinchilla_sim.planner.serving import ClosedLoop, Serving, Tandem, demand_of, load_of, tandems_of
 from chinchilla_sim.running import judge_run, simulate_fully
 from chinchilla_sim.scenario.load import parse_scenario
@@ -58,9 +58,9 @@ PLANNED_TASKS = 64
 
 def calibrate(rank_count: int) -> tuple[Calibration, Path]:
     """Measure this machine with up to `rank_count` busy ranks, and what links that it emulates take of it; store the result."""
-    from chinchilla_sim.runtime.emulation import measure_emulation
-    from chinchilla_sim.runtime.namespaces import why_unavailable
-    from chinchilla_sim.runtime.probe import measure_machine
+    from chinchilla_sim.runtime.emulated.namespaces import why_unavailable
+    from chinchilla_sim.runtime.measurement.emulation import measure_emulation
+    from chinchilla_sim.runtime.measurement.probe import measure_machine
 
     others = OtherLoad()
     calibration = measure_machine(rank_count)
@@ -91,7 +91,7 @@ def calibration_notes(calibration: Calibration, path: Path) -> tuple[str, ...]:
 
 def profile_scenario(scenario: Scenario) -> tuple[Profile, Path]:
     """Measure every task of a scenario's model on this machine and store the times for `prepare`."""
-    from chinchilla_sim.runtime.profiler import measure_tasks
+    from chinchilla_sim.runtime.measurement.profiler import measure_tasks
 
     graph, _ = build_graph(scenario)
     profile = measure_tasks(scenario, this_machine_ranks(scenario.cluster))

@@ -11,8 +11,8 @@ from chinchilla_sim.budget import answer_budget, scenario_of
 from chinchilla_sim.cli import app
 from chinchilla_sim.cost.scaling import find_law
 from chinchilla_sim.errors import NoFeasiblePlanError, ScenarioError
-from chinchilla_sim.report.budget import Budget, BudgetStudy, budget_answer, budget_dict, budget_remarks
-from chinchilla_sim.report.budget_figure import budget_svg
+from chinchilla_sim.report.drawing.budget_figure import budget_svg
+from chinchilla_sim.report.tables.budget import Budget, BudgetStudy, budget_answer, budget_dict, budget_remarks
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.setting import prepare
 from chinchilla_sim.workflow import make_plan

@@ -11,7 +11,7 @@ from chinchilla_sim import doctor
 from chinchilla_sim.cluster.calibration import cache_path, describe_machine
 from chinchilla_sim.doctor import CHECKS, examine
 from chinchilla_sim.planner.signature import key_path, sign
-from chinchilla_sim.report.findings import Finding, is_ready
+from chinchilla_sim.report.tables.findings import Finding, is_ready
 from tests.test_cli import chinchilla
 
 

@@ -9,7 +9,7 @@ from chinchilla_sim.cost.accuracy import Interval
 from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.payoffs import can_run, plan_both, weigh
 from chinchilla_sim.planner.accuracy import changes_of
-from chinchilla_sim.report.payoffs import payoffs_dict, payoffs_table
+from chinchilla_sim.report.tables.payoffs import payoffs_dict, payoffs_table
 from chinchilla_sim.scenario.model import CompressionSpec
 from chinchilla_sim.validation.payoffs import Payoff, Side, read_payoffs, write_payoffs
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from chinchilla_sim.errors import ScenarioError
-from chinchilla_sim.report.summary import summary_text
+from chinchilla_sim.report.pages.summary import summary_text
 from chinchilla_sim.running import check_runnable, run_for_real
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.setting import prepare

@@ -6,7 +6,7 @@ import pytest
 
 from chinchilla_sim import setting
 from chinchilla_sim.graph.profile import Profile, TaskTime
-from chinchilla_sim.planner.task_seconds import TaskSeconds
+from chinchilla_sim.planner.pricing.task_seconds import TaskSeconds
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.setting import build_graph, prepare, profile_path
 

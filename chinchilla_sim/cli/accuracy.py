@@ -35,7 +35,7 @@ def calibrate_accuracy(
 ) -> None:
     """Measure the accuracy of what a scenario's plans may change, and print the table."""
     from chinchilla_sim.accuracy import Amount, measure_accuracy
-    from chinchilla_sim.report.accuracy_table import accuracy_dict, accuracy_table
+    from chinchilla_sim.report.tables.accuracy_table import accuracy_dict, accuracy_table
 
     if source is None:
         raise ScenarioError([Mistake("--accuracy", "needs a job to run", "write chinchilla calibrate --accuracy SCENARIO.toml")])
@@ -57,7 +57,7 @@ def calibrate_accuracy(
 def accuracy_of(setting: Setting, plan: Plan, step_s: float) -> tuple[list[str], dict[str, Any]]:
     """What is known of a given plan's accuracy, in words and JSON-ready; nothing where nobody asks and nothing was measured."""
     from chinchilla_sim.accuracy import rule_of
-    from chinchilla_sim.planner.explain import accuracy_words
+    from chinchilla_sim.planner.explanation.explain import accuracy_words
 
     rule = rule_of(setting, strict=False)
     if rule is None:

@@ -12,7 +12,7 @@ from chinchilla_sim.console import log, print_json, print_tables, save_json, sea
 from chinchilla_sim.errors import Mistake, ScenarioError
 
 if TYPE_CHECKING:
-    from chinchilla_sim.report.budget import Budget, BudgetStudy
+    from chinchilla_sim.report.tables.budget import Budget, BudgetStudy
 
 DAY_S = 86400.0
 
@@ -67,10 +67,10 @@ def budget(
 
 
 def _show(study: BudgetStudy, output: Path | None, as_json: bool) -> None:
-    from chinchilla_sim.report.budget import budget_answer, budget_dict, budget_remarks, budget_table, unfit_table
+    from chinchilla_sim.report.tables.budget import budget_answer, budget_dict, budget_remarks, budget_table, unfit_table
 
     if output:
-        from chinchilla_sim.report.budget_figure import budget_svg
+        from chinchilla_sim.report.drawing.budget_figure import budget_svg
 
         (output / "budget.svg").write_text(budget_svg(study) + "\n")
         save_json(output / "budget.json", budget_dict(study))
@@ -86,7 +86,7 @@ def _show(study: BudgetStudy, output: Path | None, as_json: bool) -> None:
 
 def _budget(days: float | None, time: str | None, usd: float | None) -> Budget:
     """The one budget that was given."""
-    from chinchilla_sim.report.budget import Budget
+    from chinchilla_sim.report.tables.budget import Budget
 
     given = [option for option, value in (("--days", days), ("--time", time), ("--usd", usd)) if value is not None]
     if len(given) != 1:

@@ -24,7 +24,7 @@ def validate_network(cases: Path, *, as_json: AsJson = False) -> None:
     cases
         Folder of cases (*.json): platform, tasks, and SimGrid's finish times under `fair` sharing.
     """
-    from chinchilla_sim.report.accuracy import network_table
+    from chinchilla_sim.report.tables.accuracy import network_table
     from chinchilla_sim.validation.simgrid import check_cases
 
     results = check_cases(cases)
@@ -47,7 +47,7 @@ def validate_planner(answers: Path, *, budget: str = "30s", as_json: AsJson = Fa
     budget
         CPU time for a problem whose optimum cannot be proven sooner (stages that are not contiguous).
     """
-    from chinchilla_sim.report.known import known_answers_tables
+    from chinchilla_sim.report.tables.known import known_answers_tables
     from chinchilla_sim.validation.known_answers import check_known_answers
 
     budget_s = seconds_of("--budget", budget)
@@ -74,7 +74,7 @@ def validate_published(rows: Path, *, output: Output = None, calibrate: int | No
     calibrate
         Fit six constants to so many random rows of each source with at least twice as many, and score them on the others.
     """
-    from chinchilla_sim.report.accuracy import fits_table, ledger_dict, ledger_tables
+    from chinchilla_sim.report.tables.accuracy import fits_table, ledger_dict, ledger_tables
     from chinchilla_sim.validation.fitting import fit_sources
     from chinchilla_sim.validation.ledger import ledger, predict_rows, regret, write_predictions
 
@@ -110,7 +110,7 @@ def validate_kernels(products: Path, *, device: str = "a100-sxm-80gb", precision
     precision
         fp32, fp16 or bf16: which peak counts.
     """
-    from chinchilla_sim.report.accuracy import kernels_dict, kernels_table
+    from chinchilla_sim.report.tables.accuracy import kernels_dict, kernels_table
     from chinchilla_sim.validation.kernels import check_kernels
 
     with busy("fitting"):
@@ -134,7 +134,7 @@ def validate_collectives(table: Path, *, device: str = "a100-sxm-80gb", network:
     network
         What a node's network interface carries ("800 Gbit/s"), for rows over several nodes.
     """
-    from chinchilla_sim.report.accuracy import collectives_dict, collectives_tables
+    from chinchilla_sim.report.tables.accuracy import collectives_dict, collectives_tables
     from chinchilla_sim.units import parse_bandwidth
     from chinchilla_sim.validation.collectives import check_collectives
 
@@ -159,7 +159,7 @@ def validate_schedules(profiles: Path, *, as_json: AsJson = False) -> None:
     profiles
         CSV of profiled stages (columns of pipeline_stage_profiles.csv: milliseconds of F, B, W and transfer, schedule, measured step).
     """
-    from chinchilla_sim.report.accuracy import schedules_dict, schedules_tables
+    from chinchilla_sim.report.tables.accuracy import schedules_dict, schedules_tables
     from chinchilla_sim.validation.zero_bubble import check_profiles
 
     with busy("simulating profiled stages"):
@@ -220,7 +220,7 @@ def calibrate(
 
 def _calibrate_machine(ranks: int | None, as_json: bool) -> None:
     from chinchilla_sim.cluster.calibration import core_count, stale_entries
-    from chinchilla_sim.report.machine import calibration_table
+    from chinchilla_sim.report.tables.machine import calibration_table
     from chinchilla_sim.workflow import calibrate as measure
 
     with watching_others() as others, busy("measuring this machine", CALIBRATION_S):
@@ -237,7 +237,7 @@ def _calibrate_machine(ranks: int | None, as_json: bool) -> None:
 @bench.command(name="simulator")
 def bench_simulator(*, as_json: AsJson = False) -> None:
     """Measure how fast the three evaluators are here: SimPy engine, replay, closed form; and flows, and a step of 3,072 GPUs."""
-    from chinchilla_sim.report.machine import figures_dict, speed_table
+    from chinchilla_sim.report.tables.machine import figures_dict, speed_table
     from chinchilla_sim.simulator.benchmark import measure_simulator
 
     figures = []
@@ -259,7 +259,7 @@ def bench_planner(*, most_devices: int = 16384, as_json: AsJson = False) -> None
     most_devices
         Leave out larger clusters.
     """
-    from chinchilla_sim.report.machine import figures_dict, speed_table
+    from chinchilla_sim.report.tables.machine import figures_dict, speed_table
     from chinchilla_sim.validation.planning_speed import measure_planning
 
     figures = []
@@ -275,8 +275,8 @@ def bench_planner(*, most_devices: int = 16384, as_json: AsJson = False) -> None
 @bench.command(name="recorder")
 def bench_recorder(*, as_json: AsJson = False) -> None:
     """Measure by how much recording every action slows a step of small ones here: the same steps with and without, in turns."""
-    from chinchilla_sim.report.machine import figures_dict, speed_table
-    from chinchilla_sim.runtime.recording_cost import measure_recorder
+    from chinchilla_sim.report.tables.machine import figures_dict, speed_table
+    from chinchilla_sim.runtime.benchmark.recording_cost import measure_recorder
 
     with busy("running steps in turns", 10.0):
         figures = list(measure_recorder())
@@ -297,8 +297,8 @@ def bench_ledger(rows: Path, *, leave_one_out: Annotated[bool, Parameter(negativ
     leave_one_out
         For each source fit constants and intervals to all others, and score them on it (five minutes for 2,800 rows).
     """
-    from chinchilla_sim.report.accuracy import ledger_dict, ledger_tables
-    from chinchilla_sim.report.reasons import left_out_dict, left_out_table
+    from chinchilla_sim.report.tables.accuracy import ledger_dict, ledger_tables
+    from chinchilla_sim.report.tables.reasons import left_out_dict, left_out_table
     from chinchilla_sim.validation.ledger import ledger, predict_rows, regret
     from chinchilla_sim.validation.left_out import leave_one_out as score_left_out
 
@@ -327,7 +327,7 @@ def catalogue(name: str | None = None, *, as_json: AsJson = False) -> None:
         Show all that the catalogue says about this entry.
     """
     from chinchilla_sim.cluster.catalogue import KINDS, entries, find_entries
-    from chinchilla_sim.report.catalogue import catalogue_dict, catalogue_tables, entry_tables
+    from chinchilla_sim.report.tables.catalogue import catalogue_dict, catalogue_tables, entry_tables
 
     if name is not None:
         found = find_entries(name)
@@ -358,7 +358,7 @@ def schema(*, markdown: Annotated[bool, Parameter(negative=())] = False) -> None
         print_json(json_schema())
         return
     from chinchilla_sim.examples import SUFFIX, example_folder, list_examples
-    from chinchilla_sim.report.reference import reference_page
+    from chinchilla_sim.report.tables.reference import reference_page
 
     folder = example_folder()
     places = ((one.name if (folder / one.name).is_dir() else f"{one.name}{SUFFIX}", one.line) for one in list_examples())

@@ -24,7 +24,7 @@ def validate_codecs(rows: Path, *, output: Output = None, as_json: AsJson = Fals
     output
         Write one line per run: id, simulated_step_s, simulated_rel_throughput, measured_rel_throughput.
     """
-    from chinchilla_sim.report.codecs import codec_tables, codecs_dict
+    from chinchilla_sim.report.tables.codecs import codec_tables, codecs_dict
     from chinchilla_sim.validation.codecs import check_codecs, write_predicted_codecs
 
     if output:
@@ -64,7 +64,7 @@ def codecs(
     output
         Write codecs.svg and codecs.json into this folder.
     """
-    from chinchilla_sim.report.codec_map import codec_map_dict, codec_map_svg, codec_map_table
+    from chinchilla_sim.report.drawing.codec_map import codec_map_dict, codec_map_svg, codec_map_table
     from chinchilla_sim.workflow import map_codecs
 
     if output:

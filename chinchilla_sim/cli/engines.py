@@ -33,10 +33,10 @@ def bench_engines(
     steps
         Steps in each turn that count.
     """
-    from chinchilla_sim.report.engines import engines_table
+    from chinchilla_sim.report.tables.engines import engines_table
     from chinchilla_sim.running import check_playable
-    from chinchilla_sim.runtime.engine_race import run_race
-    from chinchilla_sim.runtime.engines import check_engine
+    from chinchilla_sim.runtime.benchmark.engine_race import run_race
+    from chinchilla_sim.runtime.engine.engines import check_engine
 
     at_least("--rounds", rounds)
     at_least("--steps", steps)

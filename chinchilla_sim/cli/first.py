@@ -205,7 +205,7 @@ def examples(*names: str, output: Output = None, force: Replace = False, as_json
 def doctor(*, as_json: AsJson = False) -> None:
     """Say what is installed, what this machine can do, what would fail and the cure; exit code 1 where jobs cannot run."""
     from chinchilla_sim.doctor import examine
-    from chinchilla_sim.report.findings import findings_dict, findings_table, is_ready
+    from chinchilla_sim.report.tables.findings import findings_dict, findings_table, is_ready
 
     findings = examine()
     if as_json:

@@ -38,7 +38,7 @@ def bench_fuzz(
     output
         Folder for the smallest file of each failure (default: fuzz-failures; made only where there is one).
     """
-    from chinchilla_sim.report.fuzz import failures_table, fuzz_table
+    from chinchilla_sim.report.tables.fuzz import failures_table, fuzz_table
     from chinchilla_sim.validation.fuzz import fuzz
 
     at_least("--inputs", inputs)

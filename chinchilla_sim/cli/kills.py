@@ -25,8 +25,8 @@ def bench_kills(plan: Path | None = None, *, times: int = 10, seed: int = 0, as_
     """
     import tempfile
 
-    from chinchilla_sim.report.kills import kills_table
-    from chinchilla_sim.runtime.kills import Kill, measure_kills, small_plans
+    from chinchilla_sim.report.tables.kills import kills_table
+    from chinchilla_sim.runtime.benchmark.kills import Kill, measure_kills, small_plans
 
     at_least("--times", times)
     files = [load_plan_file(plan)] if plan else small_plans()

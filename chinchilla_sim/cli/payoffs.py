@@ -38,7 +38,7 @@ def bench_compression(
         Simulate only; scenarios whose nodes this machine does not emulate are never run.
     """
     from chinchilla_sim.payoffs import can_run, weigh
-    from chinchilla_sim.report.payoffs import payoffs_dict, payoffs_table
+    from chinchilla_sim.report.tables.payoffs import payoffs_dict, payoffs_table
     from chinchilla_sim.trials import measure_once
     from chinchilla_sim.validation.payoffs import read_payoffs, write_payoffs
 

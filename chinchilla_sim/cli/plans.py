@@ -21,8 +21,8 @@ from chinchilla_sim.console import Interrupt, busy, log, print_json, print_table
 from chinchilla_sim.errors import Mistake, ScenarioError
 
 if TYPE_CHECKING:
-    from chinchilla_sim.planner.candidate import Candidate
     from chinchilla_sim.planner.plan_file import PlanFile
+    from chinchilla_sim.planner.selection.candidate import Candidate
     from chinchilla_sim.setting import Setting
 
 
@@ -77,8 +77,8 @@ def plan(
 def _plan_one(scenario: Path, overrides: Overrides, output: Path | None, time_limit_s: float | None, front: bool, as_json: bool) -> None:
     from time import monotonic
 
-    from chinchilla_sim.report.front import front_dict, front_table
-    from chinchilla_sim.report.result import search_dict
+    from chinchilla_sim.report.pages.result import search_dict
+    from chinchilla_sim.report.tables.front import front_dict, front_table
     from chinchilla_sim.workflow import plan_file, study_of
 
     if output:
@@ -126,7 +126,7 @@ def explain(
     """
     import sys
 
-    from chinchilla_sim.report.reasons import explanation_dict, explanation_sentence, explanation_tables
+    from chinchilla_sim.report.tables.reasons import explanation_dict, explanation_sentence, explanation_tables
     from chinchilla_sim.simulator.sensitivity import explain_step
     from chinchilla_sim.workflow import open_plan, plan_file
 
@@ -152,7 +152,7 @@ def explain(
 
 
 def _explain_instead(setting: Setting, file: PlanFile, instead: str, as_json: bool) -> None:
-    from chinchilla_sim.report.reasons import instead_dict, instead_table
+    from chinchilla_sim.report.tables.reasons import instead_dict, instead_table
     from chinchilla_sim.workflow import plan_instead, simulate_plan
 
     chosen = simulate_plan(setting, file)
@@ -189,7 +189,7 @@ def simulate(
     trace
         Write a Chrome trace of all of them (for ui.perfetto.dev): spans, what every idle moment waits for, and the critical path.
     """
-    from chinchilla_sim.report.trace import chrome_trace
+    from chinchilla_sim.report.drawing.trace import chrome_trace
     from chinchilla_sim.workflow import open_plan, simulate_plan, with_program
 
     if not plans:
@@ -211,8 +211,8 @@ def simulate(
 
 def _print_simulated(rows: list[tuple[str, Candidate, Setting]], as_json: bool) -> None:
     from chinchilla_sim.report.remarks import remarks, remarks_dict
-    from chinchilla_sim.report.serving import requests_table
-    from chinchilla_sim.report.simulated import disturbed_dict, disturbed_table, memory_table, simulated_dict, simulated_table
+    from chinchilla_sim.report.tables.serving import requests_table
+    from chinchilla_sim.report.tables.simulated import disturbed_dict, disturbed_table, memory_table, simulated_dict, simulated_table
     from chinchilla_sim.workflow import disturb_plan
 
     disturbed = [disturb_plan(setting, candidate.plan, candidate.step_s) for _, candidate, setting in rows]
@@ -262,8 +262,8 @@ def schedule(
     transfer
         Seconds from rank to rank.
     """
-    from chinchilla_sim.report.simulated import schedule_dict, schedule_table
     from chinchilla_sim.report.sketch import sketch
+    from chinchilla_sim.report.tables.simulated import schedule_dict, schedule_table
     from chinchilla_sim.simulator.drawing import draw_schedule
 
     counts = {"--ranks": ranks, "--microbatches": microbatches, "--stages-per-rank": 1 if stages_per_rank is None else stages_per_rank}

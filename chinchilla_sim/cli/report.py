@@ -57,9 +57,9 @@ def report(
 
 def _save_data(study: Study, file: PlanFile, folder: Path) -> dict[str, Any]:
     """What goes with every form: plan, summary, trace and JSON."""
-    from chinchilla_sim.report.result import report_dict
-    from chinchilla_sim.report.summary import summary_text
-    from chinchilla_sim.report.trace import chrome_trace
+    from chinchilla_sim.report.drawing.trace import chrome_trace
+    from chinchilla_sim.report.pages.result import report_dict
+    from chinchilla_sim.report.pages.summary import summary_text
 
     result = report_dict(study) | {"plan": file.to_dict()}
     timelines = {"simulated": study.timeline} | ({"measured": study.measurement.timeline} if study.measurement else {})
@@ -72,9 +72,9 @@ def _save_data(study: Study, file: PlanFile, folder: Path) -> dict[str, Any]:
 
 def _save_forms(study: Study, folder: Path, forms: list[Form]) -> list[Path]:
     """The files that were asked for."""
-    from chinchilla_sim.report.markdown import pictures_of, render_markdown
-    from chinchilla_sim.report.page import render_page
-    from chinchilla_sim.report.spreadsheet import render_csv
+    from chinchilla_sim.report.pages.markdown import pictures_of, render_markdown
+    from chinchilla_sim.report.pages.page import render_page
+    from chinchilla_sim.report.pages.spreadsheet import render_csv
 
     written = []
     for form in dict.fromkeys(forms):

@@ -57,7 +57,7 @@ def run(
         Folder of a run that was interrupted: go on from its newest checkpoint, also with another plan or number of ranks.
     """
     from chinchilla_sim.running import judge_run, run_for_real, simulate_fully
-    from chinchilla_sim.runtime.engines import check_engine
+    from chinchilla_sim.runtime.engine.engines import check_engine
 
     if steps is not None:
         at_least("--steps", steps)
@@ -81,7 +81,7 @@ def run(
 
 
 def _print_run(file: PlanFile, folder: Path, comparison: Comparison, measurement: Measurement, as_json: bool) -> None:
-    from chinchilla_sim.report.measured import attribution_table, comparison_table, metrics_table
+    from chinchilla_sim.report.tables.measured import attribution_table, comparison_table, metrics_table
 
     if as_json:
         print_json({"plan": file.to_dict(), **comparison.to_dict(), **measurement.metrics, "weights": measurement.weights})
@@ -96,7 +96,7 @@ def _telling_what_is_left(folder: Path, as_json: bool) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        from chinchilla_sim.runtime.checkpoint_files import FOLDER, newest_step
+        from chinchilla_sim.runtime.record.checkpoint_files import FOLDER, newest_step
 
         metrics = folder / "metrics.jsonl"
         epochs = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []

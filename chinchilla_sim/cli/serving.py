@@ -22,7 +22,7 @@ def answers_requests(file: PlanFile) -> bool:
 def serve(setting: Setting, file: PlanFile, folder: Path, steps: int | None, as_json: bool, keep: bool = False) -> None:
     """Answer requests for real and print what they met, simulated and measured; `keep` leaves served.json in the folder."""
     from chinchilla_sim.console import save_json
-    from chinchilla_sim.report.serving import served_tables
+    from chinchilla_sim.report.tables.serving import served_tables
     from chinchilla_sim.service import serve_for_real
 
     with busy("answering requests"):

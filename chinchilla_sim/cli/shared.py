@@ -12,8 +12,8 @@ from chinchilla_sim.console import Interrupt, busy, log, print_json, print_table
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 
 if TYPE_CHECKING:
-    from chinchilla_sim.planner.candidate import SearchResult
     from chinchilla_sim.planner.plan_file import PlanFile
+    from chinchilla_sim.planner.selection.candidate import SearchResult
     from chinchilla_sim.setting import Setting
 
 CALIBRATION_S = 40.0
@@ -148,10 +148,10 @@ def measurement_of(folder: Path, file: PlanFile) -> Any:
 
 
 def print_plan(setting: Setting, search: SearchResult) -> None:
-    from chinchilla_sim.report.cost import cost_table
-    from chinchilla_sim.report.plans import candidates_table, ranks_table
-    from chinchilla_sim.report.serving import serving_tables
     from chinchilla_sim.report.sketch import sketch
+    from chinchilla_sim.report.tables.cost import cost_table
+    from chinchilla_sim.report.tables.plans import candidates_table, ranks_table
+    from chinchilla_sim.report.tables.serving import serving_tables
     from chinchilla_sim.workflow import study_of
 
     study = study_of(setting, search)
@@ -163,7 +163,7 @@ def print_plan(setting: Setting, search: SearchResult) -> None:
 def calibrate_tasks(scenario: Path, overrides: list[str] | None, ranks: int | None, as_json: bool) -> None:
     """Measure the tasks of a scenario's model."""
     from chinchilla_sim.cluster.build import this_machine_ranks
-    from chinchilla_sim.report.machine import profile_table
+    from chinchilla_sim.report.tables.machine import profile_table
     from chinchilla_sim.scenario.load import load_scenario
     from chinchilla_sim.workflow import profile_scenario
 

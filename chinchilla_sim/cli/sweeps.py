@@ -29,7 +29,7 @@ def plan_all(
     Exit code 2 if any was bad input, else 1 if any has no plan; an interrupt (130) leaves and prints what is done.
     """
     from chinchilla_sim.cluster.calibration import core_count
-    from chinchilla_sim.report.sweep import sweep_dict, sweep_tables
+    from chinchilla_sim.report.tables.sweep import sweep_dict, sweep_tables
     from chinchilla_sim.sweep import Question, interrupted, question_of
 
     asked = [question_of(number, file, overrides, time_limit_s) for number, file in enumerate(files)]
@@ -69,7 +69,7 @@ def _outcomes(bad: Iterable[Outcome], questions: Sequence[Question], jobs: int, 
 
 
 def _tell(outcome: Outcome, done: int, total: int, folder: Path | None) -> None:
-    from chinchilla_sim.report.sweep import progress_line
+    from chinchilla_sim.report.tables.sweep import progress_line
 
     if folder and outcome.plan:
         outcome.plan.save(folder / f"{outcome.row.name}.json")

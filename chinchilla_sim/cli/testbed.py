@@ -29,8 +29,8 @@ def up(scenario: Path, *, overrides: Overrides = None, as_json: AsJson = False) 
     scenario
         A scenario whose nodes all have device = "this-machine".
     """
-    from chinchilla_sim.report.testbed import hosts_table, traffic_table
-    from chinchilla_sim.runtime.testbed import open_testbed
+    from chinchilla_sim.report.tables.testbed import hosts_table, traffic_table
+    from chinchilla_sim.runtime.emulated.testbed import open_testbed
 
     spec = load_scenario_file(scenario, overrides).cluster
     with named(scenario), open_testbed(spec) as bed:
@@ -54,7 +54,7 @@ def up(scenario: Path, *, overrides: Overrides = None, as_json: AsJson = False) 
 @testbed.command
 def down(*, as_json: AsJson = False) -> None:
     """Remove nodes of testbeds whose own process was killed; those that run are left alone."""
-    from chinchilla_sim.runtime.testbed import remove_leftovers
+    from chinchilla_sim.runtime.emulated.testbed import remove_leftovers
 
     removed = remove_leftovers()
     if as_json:
@@ -75,7 +75,7 @@ def run_this_node(
 ) -> None:
     """This machine's part of `chinchilla run PLAN --rendezvous HOST:PORT --node-rank N`; node 0 compares and reports."""
     from chinchilla_sim.running import join_for_real
-    from chinchilla_sim.runtime.rendezvous import parse_rendezvous
+    from chinchilla_sim.runtime.launching.rendezvous import parse_rendezvous
 
     if source is None or source.suffix != ".json":
         cure = "plan first (`chinchilla plan SCENARIO -o plan.json`) and give the same file to all nodes"
@@ -97,7 +97,7 @@ def run_this_node(
 
 
 def _print_comparison(file: Any, source: Path, measurement: Any, force: bool, as_json: bool) -> None:
-    from chinchilla_sim.report.measured import categories_table, comparison_table, metrics_table
+    from chinchilla_sim.report.tables.measured import categories_table, comparison_table, metrics_table
     from chinchilla_sim.validation.compare import compare
     from chinchilla_sim.workflow import open_plan, simulate_plan
 

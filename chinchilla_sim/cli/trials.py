@@ -46,7 +46,7 @@ def bench_testbed(scenarios: list[Path], *, output: Output = None, steps: int = 
 
 def _measure_cases(paths: Sequence[Path], steps: int, output: Path | None, as_json: bool) -> bool:
     """Run every scenario that is not in the file yet and print them all; whether that was interrupted."""
-    from chinchilla_sim.report.trials import cases_dict, cases_tables
+    from chinchilla_sim.report.tables.trials import cases_dict, cases_tables
     from chinchilla_sim.trials import run_case
     from chinchilla_sim.validation.testbed_cases import read_cases, write_cases
 
@@ -73,7 +73,7 @@ def _measure_cases(paths: Sequence[Path], steps: int, output: Path | None, as_js
 
 def _measure_choices(paths: Sequence[Path], steps: int, first: int, as_json: bool) -> bool:
     """Run the first plans of every scenario and print which was the best; whether that was interrupted."""
-    from chinchilla_sim.report.trials import choices_dict, choices_table
+    from chinchilla_sim.report.tables.trials import choices_dict, choices_table
     from chinchilla_sim.trials import run_choices
 
     choices, interrupted = [], False

@@ -48,7 +48,7 @@ def validate_run(
     """
     import tempfile
 
-    from chinchilla_sim.report.measured import attribution_table, categories_table, comparison_table, peaks_table
+    from chinchilla_sim.report.tables.measured import attribution_table, categories_table, comparison_table, peaks_table
     from chinchilla_sim.running import judge_run, learn_from_run, run_for_real, simulate_fully
     from chinchilla_sim.workflow import open_plan
 
@@ -75,7 +75,7 @@ def validate_run(
 
 
 def _write(folder: Path, file: PlanFile, simulated: Simulated, measurement: Measurement, comparison: Comparison) -> None:
-    from chinchilla_sim.report.run_page import render_run_page
+    from chinchilla_sim.report.pages.run_page import render_run_page
 
     title = f"{file.scenario.name}: {file.plan.describe()}"
     page = render_run_page(title, simulated.timeline, measurement.timeline, comparison)

@@ -29,7 +29,7 @@ def validate_variants(
     train
         Train the model for job.epochs on one rank first.
     """
-    from chinchilla_sim.report.variants import variants_table
+    from chinchilla_sim.report.tables.variants import variants_table
     from chinchilla_sim.variants import compare_variants, ensure_formats
 
     loaded = load_scenario_file(scenario, overrides)

@@ -6,7 +6,7 @@ Time of one kernel, fitted to measured rows by non-negative least squares on rel
 
 (a sum, not a maximum: on the CPU cores that were measured, loading weights does not hide behind products).
 Linear layers have, in each number format, a fit of their own and what it is off by at every size that was measured (`cost/linear.py`).
-This module is given the rows; `runtime/probe.py` measures them. Rates depend on how many ranks are busy at
+This module is given the rows; `runtime/measurement/probe.py` measures them. Rates depend on how many ranks are busy at
 once, so each count has its own constants.
 """
 

@@ -9,9 +9,9 @@
     top-k     of 1 %: value + 4 B index            37 B, 14           4.2 B, 2           0.2 B, 1       no (all-gather)
     low-rank  of a matrix n x m: r (n + m) values  12 B, see below    12 B, see below    -              yes (all-reduce, twice)
 
-Bytes read and written per value and kernels started: counts of the operators in runtime/codecs.py, runtime/gradient_codecs.py and
-runtime/low_rank.py. Gradients are first copied side by side (8 B, `packing_s`), except by fp16 and bf16, which convert as they copy,
-and by codecs with feedback, which add them to the residual.
+Bytes read and written per value and kernels started: counts of the operators in runtime/exchanges/ (codecs.py, gradient_codecs.py and
+low_rank.py). Gradients are first copied side by side (8 B, `packing_s`), except by fp16 and bf16, which convert as they copy, and by
+codecs with feedback, which add them to the residual.
 
 int8 scales each block by its largest magnitude (one scale for a whole bucket gives 13-15 % gradient error, one per block below 1 %):
 maximum (4 B), minimum (4 B), division (8 B), rounding (8 B in place), conversion (5 B), and four kernels on scales alone. Decoding

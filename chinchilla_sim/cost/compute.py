@@ -52,7 +52,7 @@ MIXED_BYTES_PER_VALUE = 12.0
 """An update of fp32 masters beside 2-byte weights: gradients become fp32 (2 + 4), weights are rounded (2), and the norm reads all (4)."""
 
 UNPACKING = {"bf16": (1, 2.0), "int8": (2, 1.0), "int8-static": (2, 1.0), "int8-weights": (2, 1.0), "int4": (6, 0.5)}
-"""Kernels that make plain weights of packed ones (`runtime/number_formats.py`), and bytes that a packed value has."""
+"""Kernels that make plain weights of packed ones (`runtime/variant/number_formats.py`), and bytes that a packed value has."""
 
 ROUNDING_PASSES = 9
 """Kernels that round a tensor, each of which reads and writes it: scales, division, rounding, limits, back again, difference and sum."""

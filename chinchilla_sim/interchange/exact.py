@@ -9,8 +9,8 @@ from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.interchange.layers import layer_starts, stages_of
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
+from chinchilla_sim.planner.pricing.sharing import with_sharing
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
-from chinchilla_sim.planner.sharing import with_sharing
 from chinchilla_sim.scenario.schema import Scenario
 
 ONE_VALUE = (

@@ -13,7 +13,7 @@ from chinchilla_sim.interchange.to_deepspeed import export_deepspeed
 from chinchilla_sim.interchange.to_megatron import export_megatron
 from chinchilla_sim.interchange.to_torchtitan import export_torchtitan
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.sharing import with_sharing
+from chinchilla_sim.planner.pricing.sharing import with_sharing
 
 WRITERS: Mapping[str, tuple[str, Callable[[Exportable], Exported]]] = {
     "megatron": (".sh", export_megatron),

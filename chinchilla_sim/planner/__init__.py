@@ -1,12 +1,13 @@
 """How to split and compress: plans, the programs they become, and the search for the best one.
 
-what is decided    plan, plan_check, plan_file; executable: what of it the runtime plays
-what it becomes    program, action, schedules/; sharing: weights that several stages use
-what it costs      pricing fills in prices, with task_seconds, exchanges, packing, recompute, holdings
-what is possible   configuration: the space; screen, screen_links: bounds and estimates of all of it; bound: of one plan
-which plans        drafts: slots, placement, cutting (partition); scattered: pieces; free_space, stage_replicas: counts by stage
-which is best      search, judge, improve, limits, front, candidate; explain, alternative: why this one; codec_map
+what is decided    plan, plan_check, plan_file, signature; executable: what of it the runtime plays; slots: places for ranks
+what it becomes    program, action, schedules/
+what it costs      pricing/: pricer fills in prices, with task_seconds, exchanges, packing, recompute, holdings, sharing
+what is possible   space/: configuration; screen, screen_links, estimate: bounds and estimates of all of it; bound: of one plan
+which plans        drafting/: placement, cutting; scattered: pieces; free_space, stage_replicas: counts by stage
+which is best      selection/: search, judge, improve, limits, front, candidate; served_search, served_judge: under load
+why this one       explanation/: explain, alternative; codec_map: which codec at which bandwidth
 accurate enough?   accuracy: the measured table; accuracy_rule: floor, steps to a target; published_accuracy.toml
-under load         served_search, served_judge, serving
-peers' problems    ideals, replicated_stages, stage_choices, tensor_stages, assignment, assignment_programme, free_assignment
+under load         serving: what arrives, and what waits
+peers' problems    peers/: PipeDream, Piper and dnn-partitioning in their own cost models
 """

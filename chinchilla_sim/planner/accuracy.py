@@ -1,7 +1,7 @@
 """The accuracy table: short real runs of one job, as it is and with one change each, and what follows from them.
 
-`chinchilla calibrate --accuracy` measures it (runtime/accuracy_probe.py); it holds what was seen, and every figure is worked out when it is
-asked for (cost/accuracy.py). Changes are named by texts, so that whatever a plan may change has a row:
+`chinchilla calibrate --accuracy` measures it (runtime/accuracy/); it holds what was seen, and every figure is worked out when it is asked
+for (cost/accuracy.py). Changes are named by texts, so that whatever a plan may change has a row:
 
     gradients: int8      codec of what replicas exchange        activations: fp16    codec of what stages send each other
     local_steps: 16      of which replicas exchange in one      gradient_delay: 1    steps by which gradients are applied late

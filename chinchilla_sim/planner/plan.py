@@ -31,7 +31,7 @@ class Plan:
     PyTorch's notation where no formula draws them (custom and automatic schedules). `receives_in_flight`
     receives are posted ahead of their use on every rank. `collective_algorithm` is auto, ring,
     halving-doubling, tree or hierarchical; rings go from neighbour to neighbour (`ring_order` near) or as placed.
-    `shared_stages` are the sets of stages that train the same weights (`sharing.py`).
+    `shared_stages` are the sets of stages that train the same weights (`pricing/sharing.py`).
     `clips_gradients` says that updates wait for the norm of all gradients.
     `activation_priority` is the weight of messages between stages on links that they share with exchanges (None: the network's own).
     With `local_steps` H above 1 replicas take H optimizer steps of their own, then exchange how far their weights have moved (local SGD,

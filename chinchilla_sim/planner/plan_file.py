@@ -16,7 +16,7 @@ from chinchilla_sim.graph.contract import BUILTIN_FACTORIES
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
-from chinchilla_sim.planner.sharing import with_sharing
+from chinchilla_sim.planner.pricing.sharing import with_sharing
 from chinchilla_sim.planner.signature import FIELD, sign, signed_here
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.schema import Scenario

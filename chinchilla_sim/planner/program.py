@@ -37,7 +37,7 @@ from dataclasses import dataclass
 
 from chinchilla_sim.planner.action import PASSES, RECEIVES, Action, Op, parse_action
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.prices import Pricing
+from chinchilla_sim.planner.pricing.prices import Pricing
 from chinchilla_sim.planner.schedules.registry import SCHEDULES, Rows
 
 

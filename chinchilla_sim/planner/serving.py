@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.prices import Pricing
-from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.pricing.pricer import Pricer
+from chinchilla_sim.planner.pricing.prices import Pricing
 from chinchilla_sim.scenario.job import JobSpec
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from chinchilla_sim.cluster.topology import Cluster
-from chinchilla_sim.planner.candidate import Candidate
-from chinchilla_sim.planner.limits import limits_of, use_words
+from chinchilla_sim.planner.selection.candidate import Candidate
+from chinchilla_sim.planner.selection.limits import limits_of, use_words
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.units import format_bytes
 

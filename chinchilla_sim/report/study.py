@@ -9,10 +9,10 @@ from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.money import Expense, expense
 from chinchilla_sim.cost.rent import Rent, rent
 from chinchilla_sim.graph.task import TaskGraph
-from chinchilla_sim.planner.candidate import SearchResult
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.pricing import Pricer
-from chinchilla_sim.planner.traffic import Traffic, traffic_of
+from chinchilla_sim.planner.pricing.pricer import Pricer
+from chinchilla_sim.planner.pricing.traffic import Traffic, traffic_of
+from chinchilla_sim.planner.selection.candidate import SearchResult
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.simulator.sensitivity import Explanation
 from chinchilla_sim.timeline import Timeline

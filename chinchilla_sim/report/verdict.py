@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chinchilla_sim.planner.candidate import Candidate, SearchResult
+from chinchilla_sim.planner.selection.candidate import Candidate, SearchResult
 from chinchilla_sim.report.study import Study
 from chinchilla_sim.report.table import NOT_STATED
 from chinchilla_sim.units import format_joule, format_requests_per_s, format_seconds, format_usd

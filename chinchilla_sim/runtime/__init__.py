@@ -1,18 +1,14 @@
 """Do it for real: a program interpreted over torch.distributed, one process per rank.
 
-The tour, from the command to the wire:
+The tour, from the command to the wire; a folder imports only from those below its own line (checked), `worker.py` is what every rank runs:
 
-starting it            launch, agent, start, rendezvous, parent, supervision, notes, heartbeat; worker, threads: what every rank runs
-emulated machines      testbed, namespaces, fabric, guardian
-one rank's run         training, batches, optimizers, clipping, memory, records,
-                       recorder, clock, alignment
-the program            interpreter, messages, gradients, updates, agreement, groups; passes, stages, deferred, dtypes
-exchanges              exchange, posted, codecs, gradient_codecs, low_rank; sharding, fully_sharded (ZeRO)
-tensor parallelism     division, lanes
-nothing lost           checkpoint, checkpoint_files, checkpoint_reader, continuation, parts, pieces, rank_state, kills
-requests               serving, requests, line
-smaller models         variants, quantized, number_formats, sparsity, surgery; whole_variant
-other forms            engines, torch_engine, engine_race; export
-measuring              probe, format_probe, emulation, profiler, interlude, clocked, whole_passes, sharded_passes,
-                       variant_race, recording_cost; accuracy_probe, short_training, virtual_replicas, virtual_steps
+measuring            benchmark/ (races and kills), accuracy/ (short trainings), measurement/ (this machine, a model, emulated links)
+requests             answering/
+one rank's run       rank/: steps and epochs; saved/: nothing is lost; engine/: what else can play a plan
+the program          program/: actions in order, gradients, updates, clipping, ZeRO 3
+what is computed     stage/: stages, passes, lanes of tensor parallelism; variant/: smaller models
+what is exchanged    exchanges/: codecs, buckets, groups, ZeRO 1 and 2, who agrees with whom
+starting it          launching/: torchrun, rendezvous, keeping it alive; emulated/: machines that this one plays
+writing it down      record/: spans on one clock, notes, signs of life
+elsewhere            export/: the plan as files for torchrun, Slurm, Kubernetes, Docker, or one script of torch alone
 """

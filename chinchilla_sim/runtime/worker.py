@@ -15,12 +15,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chinchilla_sim.runtime.parent import die_with_parent, leave_if_orphaned
+from chinchilla_sim.runtime.launching.parent import die_with_parent, leave_if_orphaned
 
 if TYPE_CHECKING:
     import torch
 
-    from chinchilla_sim.runtime.engines import Engine
+    from chinchilla_sim.runtime.engine.engines import Engine
 
 BEHIND_WATCHDOG_S = 60.0
 """How much longer a rank waits for another than the command, which can tell who hangs, waits for any of them."""
@@ -44,9 +44,9 @@ def _run(folder: Path, allow_factory: bool, engine: Engine) -> None:
     import torch.distributed as dist
 
     from chinchilla_sim.planner.plan_file import load_plan
-    from chinchilla_sim.runtime.records import share_records
-    from chinchilla_sim.runtime.serving import make_run
-    from chinchilla_sim.runtime.threads import hurry_network_threads
+    from chinchilla_sim.runtime.answering.serving import make_run
+    from chinchilla_sim.runtime.launching.threads import hurry_network_threads
+    from chinchilla_sim.runtime.record.records import share_records
 
     prepare_process()
     device, path = choose_device(), folder / "plan.json"

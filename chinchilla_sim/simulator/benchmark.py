@@ -16,10 +16,10 @@ import simpy
 
 from chinchilla_sim.cluster.topology import Backend, Cluster, Device, Link
 from chinchilla_sim.planner.action import Op
-from chinchilla_sim.planner.estimate import ESTIMATED, PlanBatch, estimates_s
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.prices import NO_EXCHANGE, Exchange, Pricing, StagePrice
+from chinchilla_sim.planner.pricing.prices import NO_EXCHANGE, Exchange, Pricing, StagePrice
 from chinchilla_sim.planner.program import lower
+from chinchilla_sim.planner.space.estimate import ESTIMATED, PlanBatch, estimates_s
 from chinchilla_sim.simulator.activities import ActivityGraph, makespan_s
 from chinchilla_sim.simulator.engine import play_events
 from chinchilla_sim.simulator.fast import CompiledReplay, is_available

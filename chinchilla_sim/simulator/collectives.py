@@ -15,7 +15,7 @@ from itertools import chain
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.collective import interpolate_s, window_excess_s
 from chinchilla_sim.cost.rounds import MESSAGES, Round, hop_s, messages_of_hop, rounds_of
-from chinchilla_sim.planner.prices import Exchange
+from chinchilla_sim.planner.pricing.prices import Exchange
 from chinchilla_sim.simulator.activities import NO_ACTIVITY, ActivityGraph, FlowSpec
 
 MOST_FLOWS = 4096

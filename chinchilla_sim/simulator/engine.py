@@ -13,7 +13,7 @@ import simpy
 
 from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.prices import Pricing
+from chinchilla_sim.planner.pricing.prices import Pricing
 from chinchilla_sim.planner.program import Program
 from chinchilla_sim.simulator.activities import ActivityGraph, Times, timeline_of
 from chinchilla_sim.simulator.causes import with_causes

@@ -9,7 +9,7 @@ import networkx as nx
 from chinchilla_sim.cluster.topology import Backend, Cluster, Device, Link
 from chinchilla_sim.planner.action import Action, Op, parse_action
 from chinchilla_sim.planner.plan import CUSTOM, Plan
-from chinchilla_sim.planner.prices import NO_EXCHANGE, Pricing, StagePrice
+from chinchilla_sim.planner.pricing.prices import NO_EXCHANGE, Pricing, StagePrice
 from chinchilla_sim.planner.program import lower, passes_of
 from chinchilla_sim.planner.schedules.automatic import PassSeconds, find_rows
 from chinchilla_sim.planner.schedules.registry import SCHEDULES

@@ -18,7 +18,7 @@ from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.rounds import MESSAGES
 from chinchilla_sim.errors import RunError
 from chinchilla_sim.planner.action import Action, Op
-from chinchilla_sim.planner.prices import Pricing
+from chinchilla_sim.planner.pricing.prices import Pricing
 from chinchilla_sim.planner.program import Program
 from chinchilla_sim.simulator.activities import NO_ACTIVITY, ActivityGraph, FlowSpec, Record
 from chinchilla_sim.simulator.collectives import add_exchange

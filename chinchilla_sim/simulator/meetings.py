@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from chinchilla_sim.planner.action import Action
-from chinchilla_sim.planner.prices import Exchange
+from chinchilla_sim.planner.pricing.prices import Exchange
 
 MessageKey = tuple[str, int, int, int]
 """Direction, boundary, microbatch and lane (the replica, unless stages have replica counts of their own)."""

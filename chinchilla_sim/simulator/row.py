@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from chinchilla_sim.cost.rounds import MESSAGES
 from chinchilla_sim.planner.action import CATEGORY, COLLECTIVES, PASSES, RECEIVES, SENDS, Action, Op, message_of
-from chinchilla_sim.planner.prices import StagePrice, memory_change
+from chinchilla_sim.planner.pricing.prices import StagePrice, memory_change
 from chinchilla_sim.planner.program import needs
 from chinchilla_sim.simulator.activities import Holding, Record
 from chinchilla_sim.simulator.meetings import GRADIENTS, NORM, SECOND_ROUND, SHARED, Collective, CollectiveKey, Message

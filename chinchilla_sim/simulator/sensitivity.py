@@ -16,7 +16,7 @@ from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
-from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.pricing.pricer import Pricer
 from chinchilla_sim.planner.program import folds, lower
 from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.simulator.engine import simulate

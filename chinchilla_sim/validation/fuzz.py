@@ -24,8 +24,8 @@ from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.graph.importers import read_graph
 from chinchilla_sim.interchange.assemble import Machines, import_files
 from chinchilla_sim.planner.accuracy import AccuracyTable, load_table
-from chinchilla_sim.planner.judge import Progress
 from chinchilla_sim.planner.plan_file import load_plan, parse_plan
+from chinchilla_sim.planner.selection.judge import Progress
 from chinchilla_sim.scenario.check import suggest
 from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.scenario.load import load_scenario, parse_scenario

@@ -4,10 +4,10 @@ A file has one JSON object per line: `id`, `format` (of the graph in `input`, a 
 of the problem, which override those of the graph's file, and `known`, the peer's best objective (null where it found none),
 `relative_tolerance` and `known_cpu_s`. What the numbers mean stands with the solvers:
 
-    pipedream          num_machines_per_level, bandwidth_bytes_per_s_per_level,         planner/replicated_stages.py
+    pipedream          num_machines_per_level, bandwidth_bytes_per_s_per_level,         planner/peers/replicated_stages.py
                        activation_compression_ratio, straight_pipeline
-    piper              devices, memory_bytes, bandwidth_bytes_per_s, microbatches       planner/tensor_stages.py
-    dnn-partitioning   contiguous, accelerators, cpus, memory_bytes                     planner/assignment.py
+    piper              devices, memory_bytes, bandwidth_bytes_per_s, microbatches       planner/peers/tensor_stages.py
+    dnn-partitioning   contiguous, accelerators, cpus, memory_bytes                     planner/peers/assignment.py
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ from chinchilla_sim.graph.importers.dnn_partitioning import CPU, TRANSFER_BYTES_
 from chinchilla_sim.graph.importers.reading import Fields, is_amount, is_count
 from chinchilla_sim.graph.profile import ACCELERATOR, Profile
 from chinchilla_sim.graph.task import INPUT_OP, Task, TaskGraph
-from chinchilla_sim.planner.assignment import AssignmentProblem, assign_contiguous, units_of
-from chinchilla_sim.planner.free_assignment import assign_freely
-from chinchilla_sim.planner.replicated_stages import MachineLevel, ReplicationProblem, replicate_stages
-from chinchilla_sim.planner.stage_choices import TensorProblem
-from chinchilla_sim.planner.tensor_stages import split_tensor_stages
+from chinchilla_sim.planner.peers.assignment import AssignmentProblem, assign_contiguous, units_of
+from chinchilla_sim.planner.peers.free_assignment import assign_freely
+from chinchilla_sim.planner.peers.replicated_stages import MachineLevel, ReplicationProblem, replicate_stages
+from chinchilla_sim.planner.peers.stage_choices import TensorProblem
+from chinchilla_sim.planner.peers.tensor_stages import split_tensor_stages
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ from time import perf_counter
 from chinchilla_sim.cluster.build import build_cluster
 from chinchilla_sim.graph.coarsen import coarsen
 from chinchilla_sim.graph.zoo import FORMULAS, PRESETS
-from chinchilla_sim.planner.configuration import Space
-from chinchilla_sim.planner.partition import allowed_cuts
-from chinchilla_sim.planner.pricing import Pricer
-from chinchilla_sim.planner.screen import Screener
-from chinchilla_sim.planner.search import find_plans
+from chinchilla_sim.planner.pricing.pricer import Pricer
+from chinchilla_sim.planner.selection.search import find_plans
+from chinchilla_sim.planner.space.configuration import Space
+from chinchilla_sim.planner.space.partition import allowed_cuts
+from chinchilla_sim.planner.space.screen import Screener
 from chinchilla_sim.scenario.cluster import ClusterSpec
 from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.scenario.search import SearchSpec

@@ -20,8 +20,8 @@ from chinchilla_sim.cluster.topology import Cluster, Device, Link
 from chinchilla_sim.cost.collective import collective_s
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
-from chinchilla_sim.planner.prices import Exchange, Pricing
-from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.pricing.pricer import Pricer
+from chinchilla_sim.planner.pricing.prices import Exchange, Pricing
 from chinchilla_sim.planner.program import lower
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
 from chinchilla_sim.scenario.job import JobSpec

@@ -29,10 +29,10 @@ from chinchilla_sim.cluster.topology import CONTEXT_BYTES
 from chinchilla_sim.cost.memory import FP32_BYTES, STATE_COPIES, state_parts
 from chinchilla_sim.graph.task import LOSS_OP, Task, TaskGraph
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.prices import Pricing
-from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.pricing.pricer import Pricer
+from chinchilla_sim.planner.pricing.prices import Pricing
+from chinchilla_sim.planner.pricing.recompute import loss_parts
 from chinchilla_sim.planner.program import passes_of
-from chinchilla_sim.planner.recompute import loss_parts
 from chinchilla_sim.validation.published_model import FUSED_FAMILIES, Model, Row, count_of, precision_of, repeats_of
 
 COMMUNICATOR_BYTES = 0.25e9

@@ -23,7 +23,7 @@ import numpy as np
 from chinchilla_sim.cluster.recalibration import Recalibration, collective_name
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.planner.action import CATEGORY, Op, parse_action
-from chinchilla_sim.planner.prices import Pricing, StagePrice
+from chinchilla_sim.planner.pricing.prices import Pricing, StagePrice
 from chinchilla_sim.planner.program import Program
 from chinchilla_sim.simulator.activities import ActivityGraph, Times, timeline_of
 from chinchilla_sim.simulator.row import INPUT

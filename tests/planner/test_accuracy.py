@@ -14,12 +14,12 @@ from chinchilla_sim.errors import NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.graph.zoo import mlp
 from chinchilla_sim.planner.accuracy import AS_IT_IS, AccuracyTable, Protocol, ShortRun, changes_of
 from chinchilla_sim.planner.accuracy_rule import AccuracyRule, published, safe_codecs
-from chinchilla_sim.planner.candidate import SearchResult
-from chinchilla_sim.planner.explain import explain_choice
+from chinchilla_sim.planner.explanation.explain import explain_choice
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.pricing.pricer import Pricer
 from chinchilla_sim.planner.program import lower
-from chinchilla_sim.planner.search import find_plans
+from chinchilla_sim.planner.selection.candidate import SearchResult
+from chinchilla_sim.planner.selection.search import find_plans
 from chinchilla_sim.scenario.cluster import ClusterSpec
 from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.scenario.model import CompressionSpec

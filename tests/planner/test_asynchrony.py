@@ -10,20 +10,20 @@ from chinchilla_sim.cost.compute import agreement_s, difference_s
 from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.graph.zoo import chain, mlp
 from chinchilla_sim.planner.action import Op
-from chinchilla_sim.planner.configuration import Space
-from chinchilla_sim.planner.estimate import batch_of, estimates_s, lower_bounds_s
 from chinchilla_sim.planner.executable import unplayable
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.plan_file import PlanFile, load_plan, parse_plan
-from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.pricing.pricer import Pricer
 from chinchilla_sim.planner.program import lower
-from chinchilla_sim.planner.search import find_plans
+from chinchilla_sim.planner.selection.search import find_plans
+from chinchilla_sim.planner.space.configuration import Space
+from chinchilla_sim.planner.space.estimate import batch_of, estimates_s, lower_bounds_s
 from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.simulator.engine import simulate
+from tests.planner.pricing.test_sharing import cluster_of, plan_of
 from tests.planner.test_plan_file import TABLES
-from tests.planner.test_sharing import cluster_of, plan_of
 
 GRAPH = chain(4, 100_000, 1e8, 4.0, 8)
 JOB = JobSpec(global_batch_size=8)

@@ -10,9 +10,9 @@ from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.graph.zoo import chain, mlp
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.plan_file import PlanFile
-from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.pricing.pricer import Pricer
 from chinchilla_sim.planner.program import lower
-from chinchilla_sim.planner.search import find_plans
+from chinchilla_sim.planner.selection.search import find_plans
 from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.search import SearchSpec
@@ -20,7 +20,7 @@ from chinchilla_sim.setting import prepare
 from chinchilla_sim.simulator.engine import simulate
 from chinchilla_sim.workflow import make_plan, open_plan
 from tests.planner.graphs import sharing
-from tests.planner.test_sharing import cluster_of, plan_of
+from tests.planner.pricing.test_sharing import cluster_of, plan_of
 
 JOB = JobSpec(global_batch_size=8, clip_gradient_norm=1.0)
 

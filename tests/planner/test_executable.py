@@ -8,12 +8,12 @@ from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.graph.zoo import chain
 from chinchilla_sim.planner.executable import search_mistakes, unplayable, variant_mistakes
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.search import find_plans
+from chinchilla_sim.planner.selection.search import find_plans
 from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.scenario.model import CompressionSpec
 from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.simulator.engine import simulate
-from tests.planner.test_search import cluster_of
+from tests.planner.selection.test_search import cluster_of
 
 PLAN = Plan((("a",), ("b",)), ((0,), (1,)), (0, 1), 8, 2, "1f1b", ("none", "none"), ("int8",))
 

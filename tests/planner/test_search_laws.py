@@ -14,19 +14,19 @@ from chinchilla_sim.errors import NoFeasiblePlanError
 from chinchilla_sim.graph.coarsen import coarsen
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.zoo import bert, chain, gpt, mlp
-from chinchilla_sim.planner.bound import step_lower_bound_s
-from chinchilla_sim.planner.configuration import Sharding
+from chinchilla_sim.planner.drafting.free_space import FreeSpace
 from chinchilla_sim.planner.executable import unplayable
-from chinchilla_sim.planner.free_space import FreeSpace
-from chinchilla_sim.planner.improve import Budget
-from chinchilla_sim.planner.judge import Judge
 from chinchilla_sim.planner.plan import CUSTOM, Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
-from chinchilla_sim.planner.prices import Pricing
-from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.pricing.pricer import Pricer
+from chinchilla_sim.planner.pricing.prices import Pricing
 from chinchilla_sim.planner.program import Program, folds, lower, passes_of
-from chinchilla_sim.planner.screen import Screener, screen
-from chinchilla_sim.planner.search import PlanSearch
+from chinchilla_sim.planner.selection.improve import Budget
+from chinchilla_sim.planner.selection.judge import Judge
+from chinchilla_sim.planner.selection.search import PlanSearch
+from chinchilla_sim.planner.space.bound import step_lower_bound_s
+from chinchilla_sim.planner.space.configuration import Sharding
+from chinchilla_sim.planner.space.screen import Screener, screen
 from chinchilla_sim.scenario.cluster import ClusterSpec
 from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.scenario.search import SearchSpec
@@ -123,7 +123,7 @@ class Inquiry:
         """Search; what it found is in `seen`. The bound and the best objective stay with the judge."""
         searching = PlanSearch(self.pricer, self.search, Judge(self.pricer, self.search, self.simulate))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("chinchilla_sim.planner.search.Budget", lambda: Budget(self.budget))
+            patch.setattr("chinchilla_sim.planner.selection.search.Budget", lambda: Budget(self.budget))
             try:
                 searching.run(front=True)
             except NoFeasiblePlanError:
@@ -243,7 +243,7 @@ def test_streams_are_not_scattered(monkeypatch: pytest.MonkeyPatch) -> None:
     allowed = SearchSpec(executable=False, stage_tasks="free", stage_replicas="free")
     searching = PlanSearch(pricer, allowed, Judge(pricer, allowed, simulate))
     stream = next(plan for plan in FreeSpace(pricer, searching.space).plans() if plan.stage_count == 2)
-    monkeypatch.setattr("chinchilla_sim.planner.drafts.scatter", lambda _cutter, whole, _counts: [whole])
+    monkeypatch.setattr("chinchilla_sim.planner.drafting.drafts.scatter", lambda _cutter, whole, _counts: [whole])
     assert list(searching.drafter.scattered(stream)) == []
     assert list(searching.drafter.scattered(replace(stream, placement=((0,), (1,)), slots=(0, 1))))
 

@@ -12,13 +12,13 @@ from chinchilla_sim.cluster.build import build_cluster
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.errors import NoFeasiblePlanError
 from chinchilla_sim.graph.zoo import chain
-from chinchilla_sim.planner.configuration import Space
-from chinchilla_sim.planner.placement import slot_choices
+from chinchilla_sim.planner.drafting.placement import slot_choices
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.pricing import Pricer
-from chinchilla_sim.planner.screen import screen
-from chinchilla_sim.planner.search import SearchResult, find_plans
+from chinchilla_sim.planner.pricing.pricer import Pricer
+from chinchilla_sim.planner.selection.search import SearchResult, find_plans
 from chinchilla_sim.planner.slots import MOST, SlotChooser
+from chinchilla_sim.planner.space.configuration import Space
+from chinchilla_sim.planner.space.screen import screen
 from chinchilla_sim.scenario.cluster import ClusterSpec
 from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.scenario.search import SearchSpec

@@ -9,10 +9,10 @@ import pytest
 from chinchilla_sim.cluster.build import build_cluster
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.zoo import FORMULAS, chain, mlp
-from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.pricing.pricer import Pricer
 from chinchilla_sim.planner.program import folds, lower
-from chinchilla_sim.planner.search import find_plans
-from chinchilla_sim.planner.served_search import find_served_plans
+from chinchilla_sim.planner.selection.search import find_plans
+from chinchilla_sim.planner.selection.served_search import find_served_plans
 from chinchilla_sim.report.study import Study
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.simulator.engine import simulate

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from chinchilla_sim.report.page import render_page
-from chinchilla_sim.report.run_page import render_run_page
+from chinchilla_sim.report.pages.page import render_page
+from chinchilla_sim.report.pages.run_page import render_run_page
 from chinchilla_sim.report.study import Study
 from tests.report.browser import Browser, find_browser
 from tests.report.cells import MakeStudy

@@ -25,7 +25,7 @@ def test_rich_shows_markup_as_text() -> None:
 
 def test_importing_tables_is_light() -> None:
     """Neither matplotlib nor jinja2, rich or torch is imported before it is needed."""
-    names = ("page", "result", "summary", "trace")
+    names = ("pages.page", "pages.result", "pages.summary", "drawing.trace")
     code = f"import sys, {', '.join(f'chinchilla_sim.report.{name}' for name in names)}; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"matplotlib", "jinja2", "rich", "torch"} & set(modules)

@@ -1,8 +1,8 @@
 """The answer in one sentence."""
 
 from chinchilla_sim.graph.zoo import chain
-from chinchilla_sim.report.plans import candidates_table
 from chinchilla_sim.report.study import Study
+from chinchilla_sim.report.tables.plans import candidates_table
 from chinchilla_sim.report.verdict import answer, versus
 from chinchilla_sim.units import format_seconds
 from tests.report.cells import MakeStudy

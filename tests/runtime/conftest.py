@@ -8,7 +8,7 @@ import torch
 
 from chinchilla_sim.graph.contract import factory_of, load_job
 from chinchilla_sim.planner.plan_file import PlanFile
-from chinchilla_sim.runtime.batches import global_batches
+from chinchilla_sim.runtime.stage.batches import global_batches
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario
 

@@ -19,7 +19,7 @@ from torch.nn.functional import avg_pool2d, cross_entropy
 
 from chinchilla_sim.cost.codec import CODECS
 from chinchilla_sim.models.digits import load_digits
-from chinchilla_sim.runtime.exchange import BucketExchange
+from chinchilla_sim.runtime.exchanges.exchange import BucketExchange
 from chinchilla_sim.runtime.worker import prepare_process
 
 SHAPES = {

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from chinchilla_sim.planner.plan_file import load_plan
-from chinchilla_sim.runtime.engines import Engine
-from chinchilla_sim.runtime.serving import make_run
+from chinchilla_sim.runtime.answering.serving import make_run
+from chinchilla_sim.runtime.engine.engines import Engine
 from chinchilla_sim.runtime.worker import prepare_process
 
 

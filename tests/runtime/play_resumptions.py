@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 
 from chinchilla_sim.planner.plan_file import load_plan
-from chinchilla_sim.runtime.checkpoint_files import RESUME_FILE
-from chinchilla_sim.runtime.training import RankRun
+from chinchilla_sim.runtime.rank.training import RankRun
+from chinchilla_sim.runtime.record.checkpoint_files import RESUME_FILE
 from chinchilla_sim.runtime.worker import prepare_process
 
 CPU = torch.device("cpu")

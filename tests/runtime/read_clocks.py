@@ -10,7 +10,7 @@ from time import monotonic
 import torch
 import torch.distributed as dist
 
-from chinchilla_sim.runtime.clock import clock_name, read_offset
+from chinchilla_sim.runtime.record.clock import clock_name, read_offset
 from chinchilla_sim.runtime.worker import prepare_process
 
 AHEAD_S = (0.0, 1000.0, -0.25)

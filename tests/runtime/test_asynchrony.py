@@ -19,11 +19,11 @@ from chinchilla_sim.planner.executable import unplayable
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.plan_file import PlanFile
-from chinchilla_sim.runtime.batches import global_batches
-from chinchilla_sim.runtime.checkpoint_files import FOLDER, sealed_checkpoints, step_of
-from chinchilla_sim.runtime.exchange import bucket_codec
-from chinchilla_sim.runtime.launch import launch_ranks
-from chinchilla_sim.runtime.recorder import cycle_timeline, exchanges, kept_timelines, step_seconds
+from chinchilla_sim.runtime.exchanges.exchange import bucket_codec
+from chinchilla_sim.runtime.launching.launch import launch_ranks
+from chinchilla_sim.runtime.record.checkpoint_files import FOLDER, sealed_checkpoints, step_of
+from chinchilla_sim.runtime.record.recorder import cycle_timeline, exchanges, kept_timelines, step_seconds
+from chinchilla_sim.runtime.stage.batches import global_batches
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import build_graph

@@ -14,12 +14,12 @@ from chinchilla_sim.graph.compress import Variant
 from chinchilla_sim.graph.contract import factory_of, load_job
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_file import PlanFile
-from chinchilla_sim.planner.sharing import with_sharing
-from chinchilla_sim.runtime.batches import global_batches
-from chinchilla_sim.runtime.launch import launch_ranks
-from chinchilla_sim.runtime.optimizers import make_optimizer
-from chinchilla_sim.runtime.sparsity import Masks
-from chinchilla_sim.runtime.whole_variant import trainable_variant, variant_module
+from chinchilla_sim.planner.pricing.sharing import with_sharing
+from chinchilla_sim.runtime.launching.launch import launch_ranks
+from chinchilla_sim.runtime.rank.optimizers import make_optimizer
+from chinchilla_sim.runtime.stage.batches import global_batches
+from chinchilla_sim.runtime.stage.whole_variant import trainable_variant, variant_module
+from chinchilla_sim.runtime.variant.sparsity import Masks
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import build_graph

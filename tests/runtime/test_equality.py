@@ -13,14 +13,14 @@ import torch
 
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.action import Op
-from chinchilla_sim.planner.partition import allowed_cuts
 from chinchilla_sim.planner.plan import CUSTOM, Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.plan_file import PlanFile
+from chinchilla_sim.planner.pricing.sharing import with_sharing
 from chinchilla_sim.planner.schedules.listed import StageSeconds, list_rows
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
-from chinchilla_sim.planner.sharing import with_sharing
-from chinchilla_sim.runtime.launch import launch_ranks
+from chinchilla_sim.planner.space.partition import allowed_cuts
+from chinchilla_sim.runtime.launching.launch import launch_ranks
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import build_graph

@@ -13,10 +13,10 @@ from chinchilla_sim.cost.codec import CODECS, GRADIENTS_ONLY
 from chinchilla_sim.planner.executable import unplayable
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_file import PlanFile
-from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.pricing.pricer import Pricer
 from chinchilla_sim.planner.program import lower
-from chinchilla_sim.runtime.launch import launch_ranks
-from chinchilla_sim.runtime.recorder import merge_step
+from chinchilla_sim.runtime.launching.launch import launch_ranks
+from chinchilla_sim.runtime.record.recorder import merge_step
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import build_graph, prepare

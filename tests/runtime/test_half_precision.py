@@ -6,7 +6,7 @@ import torch
 from chinchilla_sim.cost.codec import CODECS, GRADIENTS_ONLY, payload_bytes
 from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.running import check_runnable
-from chinchilla_sim.runtime.codecs import MessageCodec, TensorSpec
+from chinchilla_sim.runtime.exchanges.codecs import MessageCodec, TensorSpec
 from chinchilla_sim.scenario.schema import Scenario
 
 LARGEST_ERROR = {"none": 0.0, "fp16": 8e-3, "bf16": 0.0, "int8": 2e-2}

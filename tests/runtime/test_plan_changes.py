@@ -12,9 +12,9 @@ from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.plan_file import PlanFile
-from chinchilla_sim.runtime.checkpoint_files import FOLDER, RESUME_FILE, checkpoint_path
-from chinchilla_sim.runtime.checkpoint_reader import read_metadata, read_tensors, saved_kinds
-from chinchilla_sim.runtime.launch import launch_ranks
+from chinchilla_sim.runtime.launching.launch import launch_ranks
+from chinchilla_sim.runtime.record.checkpoint_files import FOLDER, RESUME_FILE, checkpoint_path
+from chinchilla_sim.runtime.saved.checkpoint_reader import read_metadata, read_tensors, saved_kinds
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import build_graph

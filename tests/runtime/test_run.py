@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from chinchilla_sim.errors import RunError
-from chinchilla_sim.planner.placement import placements
+from chinchilla_sim.planner.drafting.placement import placements
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_file import PlanFile
-from chinchilla_sim.planner.pricing import Pricer
-from chinchilla_sim.runtime.launch import run_plan
+from chinchilla_sim.planner.pricing.pricer import Pricer
+from chinchilla_sim.runtime.launching.launch import run_plan
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import build_graph, prepare
@@ -143,7 +143,7 @@ def test_killed_command_leaves_no_process(write_scenario: Callable[..., Scenario
     PlanFile(make_plan(scenario, 2, 1, 1), scenario).save(tmp_path / "own.json")
     code = (
         "from pathlib import Path\nfrom chinchilla_sim.planner.plan_file import load_plan\n"
-        "from chinchilla_sim.runtime.launch import run_plan\n"
+        "from chinchilla_sim.runtime.launching.launch import run_plan\n"
         f"run_plan(load_plan(Path({str(tmp_path / 'own.json')!r})), Path({str(tmp_path / 'run')!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code])

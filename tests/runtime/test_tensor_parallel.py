@@ -13,24 +13,24 @@ import torch
 
 from chinchilla_sim.graph.shard import shard_graph
 from chinchilla_sim.graph.task import TaskGraph
-from chinchilla_sim.planner.blocking import arriving, inside
 from chinchilla_sim.planner.executable import unplayable
-from chinchilla_sim.planner.partition import allowed_cuts
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
 from chinchilla_sim.planner.plan_file import PlanFile
-from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.pricing.blocking import arriving, inside
+from chinchilla_sim.planner.pricing.pricer import Pricer
+from chinchilla_sim.planner.pricing.recompute import Blocks
+from chinchilla_sim.planner.pricing.sharing import with_sharing
 from chinchilla_sim.planner.program import lower
-from chinchilla_sim.planner.recompute import Blocks
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
-from chinchilla_sim.planner.sharing import with_sharing
-from chinchilla_sim.runtime.lanes import Lanes, apart
-from chinchilla_sim.runtime.launch import launch_ranks
+from chinchilla_sim.planner.space.partition import allowed_cuts
+from chinchilla_sim.runtime.launching.launch import launch_ranks
+from chinchilla_sim.runtime.stage.lanes import Lanes, apart
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import build_graph
 from chinchilla_sim.simulator.engine import simulate
-from tests.planner.test_search import cluster_of
+from tests.planner.selection.test_search import cluster_of
 from tests.runtime.conftest import train_alone
 
 STEPS = 8

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from chinchilla_sim.runtime.recording_cost import measure_recorder
+from chinchilla_sim.runtime.benchmark.recording_cost import measure_recorder
 
 ROOT = Path(__file__).parents[2]
 SCENARIO = ROOT / "scenarios" / "language_small.toml"

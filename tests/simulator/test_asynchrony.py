@@ -7,10 +7,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from chinchilla_sim.planner.action import Op
-from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.prices import Bucket, Exchange, Pricing, StagePrice
+from chinchilla_sim.planner.pricing.prices import Bucket, Exchange, Pricing, StagePrice
 from chinchilla_sim.planner.program import lower
+from chinchilla_sim.planner.space.bound import step_lower_bound_s
 from chinchilla_sim.simulator.disturbance import Spread, mean_of_steps
 from chinchilla_sim.simulator.engine import simulate
 from chinchilla_sim.timeline import Timeline

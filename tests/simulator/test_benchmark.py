@@ -2,7 +2,7 @@
 
 import pytest
 
-from chinchilla_sim.report.machine import speed_table
+from chinchilla_sim.report.tables.machine import speed_table
 from chinchilla_sim.simulator.activities import makespan_s
 from chinchilla_sim.simulator.benchmark import Figure, folded_pipeline, play_permutations, random_batch
 from chinchilla_sim.simulator.replay import replay

@@ -21,11 +21,11 @@ from chinchilla_sim.cost.collective import (
 )
 from chinchilla_sim.cost.rounds import rounds_lower_bound_s, rounds_of
 from chinchilla_sim.graph.zoo import mlp
-from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.prices import Exchange
-from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.pricing.pricer import Pricer
+from chinchilla_sim.planner.pricing.prices import Exchange
 from chinchilla_sim.planner.program import lower
+from chinchilla_sim.planner.space.bound import step_lower_bound_s
 from chinchilla_sim.scenario.cluster import ClusterSpec
 from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.simulator import collectives

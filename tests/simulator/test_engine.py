@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from chinchilla_sim.cluster.topology import Backend, Cluster, Device, Link
 from chinchilla_sim.errors import RunError
 from chinchilla_sim.planner.action import Op, parse_action
-from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.prices import Bucket, Exchange, Pricing, StagePrice
+from chinchilla_sim.planner.pricing.prices import Bucket, Exchange, Pricing, StagePrice
 from chinchilla_sim.planner.program import Program, lower
+from chinchilla_sim.planner.space.bound import step_lower_bound_s
 from chinchilla_sim.simulator.engine import simulate
 from chinchilla_sim.timeline import Timeline
 

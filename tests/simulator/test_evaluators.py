@@ -16,16 +16,16 @@ from chinchilla_sim.cluster.build import build_cluster
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.graph.zoo import chain
 from chinchilla_sim.planner.action import COMPUTES, Op
-from chinchilla_sim.planner.bound import step_lower_bound_s
-from chinchilla_sim.planner.estimate import batch_of, estimates_s, lower_bounds_s
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import STREAMED, mistakes_of
-from chinchilla_sim.planner.prices import Pricing
-from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.pricing.pricer import Pricer
+from chinchilla_sim.planner.pricing.prices import Pricing
+from chinchilla_sim.planner.pricing.sharing import with_sharing
 from chinchilla_sim.planner.program import lower, passes_of
 from chinchilla_sim.planner.schedules.automatic import PassSeconds, find_rows
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
-from chinchilla_sim.planner.sharing import with_sharing
+from chinchilla_sim.planner.space.bound import step_lower_bound_s
+from chinchilla_sim.planner.space.estimate import batch_of, estimates_s, lower_bounds_s
 from chinchilla_sim.scenario.cluster import ClusterSpec
 from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.simulator.activities import ActivityGraph, Times, makespan_s, timeline_of

@@ -17,12 +17,12 @@ from chinchilla_sim.cost.collective import sent_bytes
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.zoo import chain, mlp
 from chinchilla_sim.planner.action import COMPUTES, SENDS, Action, Op, message_of
-from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
-from chinchilla_sim.planner.prices import Pricing
-from chinchilla_sim.planner.pricing import Pricer
+from chinchilla_sim.planner.pricing.pricer import Pricer
+from chinchilla_sim.planner.pricing.prices import Pricing
 from chinchilla_sim.planner.program import lower, needs, passes_of
+from chinchilla_sim.planner.space.bound import step_lower_bound_s
 from chinchilla_sim.scenario.cluster import ClusterSpec
 from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.simulator.engine import simulate

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from chinchilla_sim.cluster.build import build_cluster
 from chinchilla_sim.cost.queueing import queue_wait_s
 from chinchilla_sim.graph.zoo import chain
-from chinchilla_sim.planner.pricing import Pricer
-from chinchilla_sim.planner.search import find_plans
+from chinchilla_sim.planner.pricing.pricer import Pricer
+from chinchilla_sim.planner.selection.search import find_plans
 from chinchilla_sim.planner.serving import ClosedLoop, Load, Station, Tandem, tandems_of
 from chinchilla_sim.scenario.cluster import ClusterSpec
 from chinchilla_sim.scenario.job import JobSpec

@@ -6,10 +6,10 @@ import pytest
 
 from chinchilla_sim.cluster.topology import Backend
 from chinchilla_sim.planner.action import Op
-from chinchilla_sim.planner.bound import step_lower_bound_s
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.prices import Bucket, Exchange, Pricing, StagePrice
+from chinchilla_sim.planner.pricing.prices import Bucket, Exchange, Pricing, StagePrice
 from chinchilla_sim.planner.program import lower
+from chinchilla_sim.planner.space.bound import step_lower_bound_s
 from chinchilla_sim.simulator.engine import simulate
 from tests.simulator.test_engine import LINK, PLAIN, RENDEZVOUS, cables, grid, prices, spans_of
 

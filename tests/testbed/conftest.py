@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from chinchilla_sim.runtime.namespaces import why_unavailable
-from chinchilla_sim.runtime.testbed import Testbed, open_testbed
+from chinchilla_sim.runtime.emulated.namespaces import why_unavailable
+from chinchilla_sim.runtime.emulated.testbed import Testbed, open_testbed
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.schema import Scenario
 

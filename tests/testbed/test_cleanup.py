@@ -13,14 +13,14 @@ import pytest
 
 from chinchilla_sim.cli.testbed import down
 from chinchilla_sim.errors import RunError, ScenarioError
-from chinchilla_sim.runtime import namespaces
-from chinchilla_sim.runtime.testbed import open_testbed
+from chinchilla_sim.runtime.emulated import namespaces
+from chinchilla_sim.runtime.emulated.testbed import open_testbed
 from tests.testbed.conftest import node, scenario_of, star
 
 ROOT = Path(__file__).parents[2]
 OWNER = """
 import json, subprocess, sys, time
-from chinchilla_sim.runtime.testbed import open_testbed
+from chinchilla_sim.runtime.emulated.testbed import open_testbed
 from tests.testbed.conftest import node, scenario_of, star
 
 with open_testbed(scenario_of(star(node("a", cpu_share=0.5), node("b"), bandwidth="1 Gbit/s", latency="1 ms")).cluster) as bed:

@@ -9,9 +9,9 @@ from statistics import median
 
 import pytest
 
-from chinchilla_sim.runtime.launch import TESTBED_PORT, NodeLaunch, launch_nodes
-from chinchilla_sim.runtime.namespaces import INTERFACE
-from chinchilla_sim.runtime.testbed import Testbed
+from chinchilla_sim.runtime.emulated.namespaces import INTERFACE
+from chinchilla_sim.runtime.emulated.testbed import Testbed
+from chinchilla_sim.runtime.launching.launch import TESTBED_PORT, NodeLaunch, launch_nodes
 from tests.testbed.bulk import VALUES
 
 TALK = str(Path(__file__).with_name("talk.py"))

@@ -9,8 +9,8 @@ import pytest
 
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_file import PlanFile
-from chinchilla_sim.runtime.launch import run_plan
-from chinchilla_sim.runtime.testbed import open_testbed
+from chinchilla_sim.runtime.emulated.testbed import open_testbed
+from chinchilla_sim.runtime.launching.launch import run_plan
 from chinchilla_sim.timeline import Timeline
 from tests.runtime.conftest import train_alone
 from tests.testbed.conftest import node, scenario_of, star

@@ -16,9 +16,9 @@ from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.runtime.export.bundle import Bundle, bundle, quoted, write
 from chinchilla_sim.runtime.export.machines import Machines, machines_of, number_by_node
-from chinchilla_sim.runtime.launch import RANK_ENVIRONMENT
+from chinchilla_sim.runtime.launching.launch import RANK_ENVIRONMENT
 
-LAUNCHER = "chinchilla_sim.runtime.agent"
+LAUNCHER = "chinchilla_sim.runtime.launching.agent"
 ONE_NODE_ONLY = "GLOO_SOCKET_IFNAME"
 DEFAULT_HOURS = 1
 CONFIG_MAP_LIMIT_BYTES = 1_000_000

@@ -20,11 +20,11 @@ from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.planner.program import lower
-from chinchilla_sim.runtime.batches import batch_length, global_batches
 from chinchilla_sim.runtime.export.bundle import Bundle, write
 from chinchilla_sim.runtime.export.script_check import WIRE_TYPES, check_script
 from chinchilla_sim.runtime.export.stage_code import ModuleCode, export_loss, write_module
-from chinchilla_sim.runtime.stages import Stage, cut_stages
+from chinchilla_sim.runtime.stage.batches import batch_length, global_batches
+from chinchilla_sim.runtime.stage.stages import Stage, cut_stages
 
 SPOKEN = (Op.F, Op.B, Op.SEND_F, Op.SEND_B, Op.RECV_F, Op.RECV_B, Op.REDUCE_GRAD, Op.OPTIM)
 """Packing is part of sending, unpacking of waiting."""

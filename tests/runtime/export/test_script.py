@@ -17,7 +17,7 @@ from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.runtime.export.script import export_script
 from chinchilla_sim.runtime.export.stage_code import write_module
-from chinchilla_sim.runtime.launch import RANK_ENVIRONMENT, run_plan
+from chinchilla_sim.runtime.launching.launch import RANK_ENVIRONMENT, run_plan
 from chinchilla_sim.scenario.schema import Scenario
 from tests.runtime.test_run import make_plan
 

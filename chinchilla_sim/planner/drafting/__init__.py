@@ -1,0 +1,1 @@
+"""From a configuration to plans: cuts into stages, and places for them."""

@@ -1,0 +1,1 @@
+"""Planning problems of PipeDream, Piper and dnn-partitioning, in their own cost models."""

@@ -1,0 +1,146 @@
+"""Prices: what every action of a plan costs in seconds and bytes, as `pricer.py` fills them in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from chinchilla_sim.planner.action import Action, Op
+from chinchilla_sim.planner.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Neighbouring tasks of a stage whose weights travel together: their share of its passes, and their bytes."""
+
+    forward_share: float
+    backward_share: float
+    parameter_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class StagePrice:
+    """One stage of one replica on its rank.
+
+    `action_s` is per microbatch (or step); `accumulation_s` comes on top of every backward pass but the first.
+    `blocking_s` are collectives inside a pass, for which it waits (tensor, sequence, context and expert parallelism).
+    `between_rounds_s` is the part of DECODE_GRAD that a second collective waits for.
+    `held_parts` are there all the time, by what they are; a microbatch adds `saved_bytes` from its F on, of which `kept_bytes` stay from
+    its I until its W, and `transient_bytes` while its backward pass runs (recompute).
+    """
+
+    action_s: dict[Op, float]
+    accumulation_s: float
+    held_parts: Mapping[str, float]
+    saved_bytes: float
+    kept_bytes: float = 0.0
+    transient_bytes: float = 0.0
+    blocking_s: dict[Op, float] = field(default_factory=dict)
+    buckets: tuple[Bucket, ...] = ()
+    between_rounds_s: float = 0.0
+
+    @property
+    def held_bytes(self) -> float:
+        """All that is there all the time."""
+        return sum(self.held_parts.values())
+
+    def compute_s(self, op: Op, first: bool = True) -> float:
+        """Seconds of a compute action; the `first` backward pass of a step has nothing to add its gradients to."""
+        return self.action_s[op] + (self.accumulation_s if op in (Op.B, Op.W) and not first else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A collective among the replicas of a stage, or the stages that share weights: `payload_bytes` of each device, in so many `rounds`
+    one after the other.
+
+    `orders` are the slots in the order of the ring, one for each device of a rank. `idle_s` is from the measured `table` of
+    (bytes, seconds) where there is one, else what the rounds of the `algorithm` take at least.
+    """
+
+    kind: str
+    payload_bytes: float = 0.0
+    idle_s: float = 0.0
+    sent_bytes: float = 0.0
+    rounds: int = 1
+    table: tuple[tuple[float, float], ...] = ()
+    algorithm: str = "ring"
+    orders: tuple[tuple[int, ...], ...] = ()
+
+
+NO_EXCHANGE = Exchange("all_reduce")
+
+
+@dataclass(frozen=True, slots=True)
+class Pricing:
+    """`stages[s][d]`; `boundary_bytes[s]` and `boundary_gradient_bytes[s]` are payloads of one microbatch behind stage s.
+
+    `gradients[s]` is the exchange of all gradients of stage s, `weights[s]` the all-gather of its sharded weights (ZeRO),
+    `shared[n][d]` the sum over the stages of replica d that share the n-th set of weights, `norm[d]` that of squared gradients over its
+    ranks (one for all replicas where these hold parts of them). Rank r takes `input_s[r]` to get its part of the batch, and its program
+    `message_s[r]` to send or await a message (empty: no time).
+    """
+
+    stages: tuple[tuple[StagePrice, ...], ...]
+    boundary_bytes: tuple[float, ...]
+    boundary_gradient_bytes: tuple[float, ...]
+    gradients: tuple[Exchange, ...]
+    weights: tuple[Exchange, ...] = ()
+    shared: tuple[tuple[Exchange, ...], ...] = ()
+    norm: tuple[Exchange, ...] = ()
+    input_s: tuple[float, ...] = ()
+    message_s: tuple[float, ...] = ()
+
+    def shared_s(self, plan: Plan, stage: int, replica: int) -> float:
+        """Idle seconds of all exchanges of weights that a stage shares with others: a rank runs them one behind the other."""
+        pairs = zip(plan.shared_stages, self.shared, strict=True)
+        return sum(exchanges[0 if plan.free_replicas else replica].idle_s for stages, exchanges in pairs if stage in stages)
+
+    def norm_of(self, replica: int) -> Exchange:
+        """The sum of squared gradients that a replica takes part in."""
+        return self.norm[replica if len(self.norm) > 1 else 0] if self.norm else NO_EXCHANGE
+
+    def message_bytes(self, direction: str, boundary: int) -> float:
+        """Payload of one message over a boundary."""
+        return (self.boundary_bytes if direction == "F" else self.boundary_gradient_bytes)[boundary]
+
+    def held_bytes(self, plan: Plan, rank: int) -> float:
+        """Bytes that a rank holds all the time."""
+        return sum(self.held_parts(plan, rank).values())
+
+    def held_parts(self, plan: Plan, rank: int) -> dict[str, float]:
+        """The same by what they are: weights, gradients, optimizer state, buffers."""
+        stages, replica = plan.position[rank]
+        parts: dict[str, float] = {}
+        for stage in stages:
+            for name, size in self.stages[stage][replica].held_parts.items():
+                parts[name] = parts.get(name, 0.0) + size
+        return parts
+
+    def peak_bytes(self, plan: Plan, rank: int, passes: Sequence[Action]) -> float:
+        """Most bytes that a rank holds at once while it plays these passes."""
+        stages, replica = plan.position[rank]
+        prices = {stage: self.stages[stage][replica] for stage in stages}
+        held = sum(price.held_bytes for price in prices.values())
+        if not plan.training:
+            return held + max(price.saved_bytes for price in prices.values())
+        peak = held
+        for action in passes:
+            before, after = memory_change(prices[action.stage], action.op)
+            peak = max(peak, held + before)
+            held += after
+        return peak
+
+
+def memory_change(price: StagePrice, op: Op) -> tuple[float, float]:
+    """Bytes that a pass adds while it runs, and those that it leaves behind (negative where it frees).
+
+    A microbatch whose activations are recomputed holds all of them from its backward pass (or I) on.
+    """
+    if op is Op.F:
+        return price.saved_bytes, price.saved_bytes
+    if op is Op.B:
+        return price.transient_bytes, -price.saved_bytes
+    if op is Op.I:
+        return price.transient_bytes, price.kept_bytes - price.saved_bytes
+    return (0.0, -price.kept_bytes) if op is Op.W else (0.0, 0.0)

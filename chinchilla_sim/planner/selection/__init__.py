@@ -1,0 +1,1 @@
+"""The search: simulated candidates, local search, limits, trade-offs."""

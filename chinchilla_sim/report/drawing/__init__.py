@@ -1,0 +1,1 @@
+"""Figures: matplotlib SVG and PNG, and the Chrome trace."""

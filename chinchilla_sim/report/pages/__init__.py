@@ -1,0 +1,1 @@
+"""A whole answer: the HTML page, Markdown, CSV, JSON, the summary of a scenario."""

@@ -1,0 +1,1 @@
+"""Tables of everything that is told, for terminal and page alike."""

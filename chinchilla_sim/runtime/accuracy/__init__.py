@@ -1,0 +1,1 @@
+"""Short trainings that measure what compression costs in accuracy."""

@@ -1,0 +1,1 @@
+"""Requests that arrive at a plan, answered for real."""

@@ -1,0 +1,1 @@
+"""Races and trials that `chinchilla bench` and `chinchilla validate` run."""

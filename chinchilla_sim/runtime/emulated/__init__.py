@@ -1,0 +1,1 @@
+"""Nodes and links that this machine emulates: namespaces, cgroups and a switch in user space."""

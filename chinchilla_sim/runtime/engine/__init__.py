@@ -1,0 +1,1 @@
+"""What can play a plan: our interpreter, or torch's own pipelining."""

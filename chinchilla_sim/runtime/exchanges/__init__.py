@@ -1,0 +1,1 @@
+"""What ranks tell each other: codecs, buckets, groups, sharding."""

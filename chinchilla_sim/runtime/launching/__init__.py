@@ -1,0 +1,1 @@
+"""Starting ranks and keeping a run alive, on one machine or several."""

@@ -1,0 +1,1 @@
+"""What this machine can do: kernels, messages, tasks of a model, emulated links."""

@@ -1,0 +1,1 @@
+"""One rank's whole run: optimizer steps and epochs."""

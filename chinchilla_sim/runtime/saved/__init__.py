@@ -1,0 +1,1 @@
+"""Nothing is lost: checkpoints that any other plan takes up."""

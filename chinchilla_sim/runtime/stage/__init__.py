@@ -1,0 +1,1 @@
+"""What a rank computes: stages cut from the model, and their passes."""

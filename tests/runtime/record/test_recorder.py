@@ -1,0 +1,80 @@
+"""Merging the records of ranks by hand."""
+
+from time import monotonic
+from typing import Any
+
+from chinchilla_sim.runtime.record.recorder import Recorder, kept_timelines, merge_step, step_seconds
+
+SENDER = {"compute": [["0F0", "forward", 0.0, 2.0]], "sends": [["F", 0, 0, 0, "0SEND_F0", 2.0, 100]], "receives": [], "collectives": []}
+RECEIVER = {
+    "compute": [["1F0", "forward", 3.0, 4.0]],
+    "sends": [],
+    "receives": [["F", 0, 0, 0, "1RECV_F0", 0.5, 3.0]],
+    "collectives": [],
+}
+
+
+def test_message_spans_both_ranks_from_departure_to_arrival() -> None:
+    """Sent at 2, posted at 0.5, waited for until 3: on the wire from 2 to 3 on both ranks."""
+    timeline = merge_step([SENDER, RECEIVER])
+    (send,), (receive,) = timeline.spans_of(0, "send"), timeline.spans_of(1, "receive")
+    assert (send.start_s, send.end_s, send.moved_bytes) == (2.0, 3.0, 100)
+    assert (receive.start_s, receive.end_s, receive.label) == (2.0, 3.0, "1RECV_F0")
+    assert timeline.step_s == 4.0
+    assert timeline.exposed_communication_s(1) == 1.0
+
+
+def test_collective_starts_when_the_last_member_has_joined() -> None:
+    """Rank 0 joined at 1, rank 1 at 3: both exchange from 3."""
+    ranks = [
+        {
+            "compute": [["0F0", "forward", 0.0, joined]],
+            "sends": [],
+            "receives": [],
+            "collectives": [["gradients", 0, 0, 0, "0REDUCE_GRAD", joined, 5.0, 8]],
+        }
+        for joined in (1.0, 3.0)
+    ]
+    assert [(span.start_s, span.end_s) for span in merge_step(ranks).spans if span.stream == "collective"] == [(3.0, 5.0)] * 2
+
+
+def test_drifting_ranks_do_not_count_time_twice() -> None:
+    """Rank 0 starts step 2 at 4 while rank 1 ends step 1 at 5: step 2 takes 9 - 5; a pause between steps is not counted."""
+    records = [{"intervals": [(0, 4), (4, 8), (20, 24)]}, {"intervals": [(1, 5), (5, 9), (20, 25)]}]
+    assert step_seconds(records) == [5, 4, 5]
+
+
+def test_waits_tell_how_long_a_receiver_looked() -> None:
+    """A wait from 2 to 3 for the message of rank 0 is told with its label; records without it have no waits."""
+    row = [*RECEIVER["receives"][0], 2.0]
+    (wait,) = merge_step([SENDER, RECEIVER | {"receives": [row]}]).waits
+    assert (wait.rank, wait.start_s, wait.end_s, wait.cause, wait.on_rank) == (1, 2.0, 3.0, "1RECV_F0", 0)
+    assert merge_step([SENDER, RECEIVER]).waits == ()
+
+
+def test_recorder_notes_when_a_wait_began() -> None:
+    """What the runtime says about the start of a wait comes back in the merged timeline."""
+    ranks = []
+    for _ in range(2):
+        recorder = Recorder()
+        recorder.begin_step()
+        start_s = monotonic()
+        recorder.compute("0F0", "forward", start_s)
+        recorder.join(("gradients", 0, 0, 0), "0REDUCE_GRAD", 8.0)
+        recorder.joined(("gradients", 0, 0, 0), start_s)
+        recorder.end_step()
+        ranks.append(recorder.to_dict()["steps"][0] | {"start_s": start_s})
+    waits = merge_step(ranks).waits
+    assert [(wait.rank, wait.start_s, wait.cause) for wait in waits] == [(r, ranks[r]["start_s"], "0REDUCE_GRAD") for r in range(2)]
+
+
+def test_kept_steps_are_those_behind_the_warm_up() -> None:
+    """Of seven recorded steps two are left; of three all stay, and of a long run all that were kept."""
+
+    def record(steps: int, kept: int) -> dict[str, Any]:
+        made = [SENDER | {"compute": [["0F0", "forward", float(n), n + 0.5]], "sends": []} for n in range(steps)]
+        return {"intervals": [(n, n + 0.5) for n in range(steps)], "steps": made[-kept:]}
+
+    assert [timeline.start_s for timeline in kept_timelines([record(7, 7)])] == [5.0, 6.0]
+    assert len(kept_timelines([record(3, 3)])) == 3
+    assert len(kept_timelines([record(100, 64)])) == 64
