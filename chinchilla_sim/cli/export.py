@@ -50,12 +50,13 @@ def export(
     output
         Folder to write to (default: NAME-TO, such as mnist_mlp-torchrun); of a configuration the file (default: NAME-megatron.sh).
     """
-    from chinchilla_sim.workflow import open_plan
+    from chinchilla_sim.given import check_feasible, open_plan
 
     if equal_layers and to not in CONFIGURATIONS:
         raise ScenarioError([Mistake("--equal-layers", f"is not for {to}, which takes any stages", "leave it out")])
     file = load_plan_file(plan, allow_factory)
     setting = open_plan(file, str(plan), force=force)
+    check_feasible(setting, file, str(plan), force)
     if to in CONFIGURATIONS:
         _write_configuration(file, setting, to, equal_layers, output, as_json)
     else:
@@ -104,9 +105,11 @@ def _write_configuration(file: PlanFile, setting: Setting, to: str, equal_layers
 
 def _with_equal_layers(file: PlanFile, setting: Setting) -> tuple[PlanFile, str]:
     """The plan with equal layers, and what that makes of its step."""
+    from chinchilla_sim.given import simulate_plan
     from chinchilla_sim.interchange.forms import with_equal_layers
-    from chinchilla_sim.workflow import simulate_plan
+    from chinchilla_sim.units import format_seconds
 
     equal = replace(file, plan=with_equal_layers(file.plan, setting.graph))
     before_s, after_s = (simulate_plan(setting, one).step_s for one in (file, equal))
-    return equal, f"equal layers: a simulated step takes {after_s:.4g} s instead of {before_s:.4g} s ({after_s / before_s - 1:+.1%})"
+    change = f"{format_seconds(after_s)} instead of {format_seconds(before_s)} ({after_s / before_s - 1:+.1%})"
+    return equal, f"equal layers: a simulated step takes {change}"

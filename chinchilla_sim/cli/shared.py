@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chinchilla_sim.console import Interrupt, busy, log, print_json, print_tables, searching
-from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
+from chinchilla_sim.errors import Mistake, ScenarioError
 
 if TYPE_CHECKING:
     from chinchilla_sim.planner.plan_file import PlanFile
@@ -40,18 +40,6 @@ def at_least(option: str, count: int, least: int = 1) -> None:
     """A ScenarioError for an option that counts too few."""
     if count < least:
         raise ScenarioError([Mistake(option, f"must be at least {least}, not {count}", f"write for example {option} {max(4, least)}")])
-
-
-@contextmanager
-def infeasible_as_json(as_json: bool, what: str) -> Iterator[None]:
-    """An answer that there is none, as one JSON document beside the message; `what` is missing in it."""
-    try:
-        yield
-    except NoFeasiblePlanError as answer:
-        if as_json:
-            why = {"constraint": answer.constraint, "shortfall": answer.shortfall, "cure": answer.cure}
-            print_json({what: None, "status": "infeasible", **why})
-        raise
 
 
 def load_plan_file(path: Path, allow_factory: bool = False) -> PlanFile:
@@ -93,9 +81,10 @@ def plan_to_run(
     source: Path, overrides: list[str] | None, force: bool, quiet: bool, allow_factory: bool = False
 ) -> tuple[PlanFile, Setting]:
     """The plan to run and its setting; this machine is calibrated first where it was not."""
+    from chinchilla_sim.given import check_feasible, open_plan
     from chinchilla_sim.running import check_runnable
     from chinchilla_sim.setting import prepare
-    from chinchilla_sim.workflow import ensure_calibration, make_best_plan, open_plan, plan_file
+    from chinchilla_sim.workflow import ensure_calibration, make_best_plan, plan_file
 
     is_plan = source.suffix == ".json"
     if is_plan and overrides:
@@ -108,7 +97,9 @@ def plan_to_run(
         for note in ensure_calibration(scenario):
             log(note)
     if file:
-        return file, open_plan(file, str(source), force=force)
+        setting = open_plan(file, str(source), force=force)
+        check_feasible(setting, file, str(source), force)
+        return file, setting
     with named(source):
         setting = prepare(scenario)
     with named(source), searching() as progress:
@@ -122,8 +113,8 @@ def run_to_resume(folder: Path | None, overrides: list[str] | None, allow_factor
     """The plan of an interrupted run and its setting, with some values of its scenario replaced, such as job.epochs."""
     from dataclasses import replace
 
+    from chinchilla_sim.given import open_plan
     from chinchilla_sim.running import check_runnable
-    from chinchilla_sim.workflow import open_plan
 
     if folder is None:
         raise ScenarioError([Mistake("source", "is missing", "name a scenario or a plan, or --resume FOLDER of a run")])

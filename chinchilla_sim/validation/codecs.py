@@ -29,6 +29,7 @@ from scipy.stats import spearmanr
 from chinchilla_sim.cluster.topology import Backend, Link
 from chinchilla_sim.cost.collective import halving_doubling_all_reduce_s, ring_all_gather_s, ring_all_reduce_s
 from chinchilla_sim.errors import Mistake, ScenarioError, why_unreadable
+from chinchilla_sim.units import plain_number
 
 OPERATOR_S = 10e-6
 """A GPU operator of TensorFlow 1, launch and executor (assumed: launch 5 us, executor as much)."""
@@ -334,7 +335,9 @@ def _row(row: dict[str, str], counted: dict[tuple[str, ...], float]) -> CodecRow
     workers, gradients, throughput = int(row["n_workers"]), 1e6 * float(row["grad_mb_uncompressed"]), float(row["throughput_per_s"])
     bandwidth = float(row["inter_node_gbps"] or workers == 1) * 1e9 / 8
     if workers < 1 or not all(0 < value < float("inf") for value in (gradients, throughput, bandwidth)):
-        raise ValueError(f"row {row['id']}: {workers} workers, {gradients:g} B of gradients, {throughput:g} a second")
+        raise ValueError(
+            f"row {row['id']}: {workers} workers, {plain_number(gradients)} B of gradients, {plain_number(throughput)} a second"
+        )
     return CodecRow(
         row["id"], row["model"], workers, bandwidth, row["transport"], row["backend"], row["comm_method"], row["method"],
         row["method_param"], row["error_feedback"] == "1", gradients, throughput, counted.get(_counted_key(row)),

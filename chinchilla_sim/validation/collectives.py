@@ -22,6 +22,7 @@ from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.collective import collective_s, interpolate_s, measured_table
 from chinchilla_sim.errors import Mistake, ScenarioError, why_unreadable
 from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.units import plain_number
 from chinchilla_sim.validation.published import INTERNODE_LATENCY_S, device_name_of
 from chinchilla_sim.validation.published_model import NotPredictedError
 
@@ -206,6 +207,6 @@ def _measured(row: dict[str, str]) -> tuple[Series, float, float]:
     kind, ranks, size, seconds = KINDS[row["op"]], int(row["n_gpus"]), float(row["size_bytes"]), float(row["time_us"]) / 1e6
     nodes = int(row["nodes"])
     if ranks < 2 or nodes < 1 or not (0 < size < float("inf") and 0 < seconds < float("inf")):
-        raise ValueError(f"{row['op']} of {ranks} ranks on {nodes} nodes, {size:g} B in {seconds:g} s")
+        raise ValueError(f"{row['op']} of {ranks} ranks on {nodes} nodes, {plain_number(size)} B in {plain_number(seconds)} s")
     version = " ".join(part for part in (row.get("source_id", ""), row["version"]) if part)
     return Series(row["device"], version, kind, nodes, ranks), size / (ranks if kind == "all_gather" else 1), seconds
