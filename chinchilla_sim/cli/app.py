@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -63,16 +64,17 @@ def launch(*tokens: Tokens, verbose: Verbose = False) -> None:
     app(tokens, exit_on_error=False)
 
 
-def main() -> None:
-    """Entry point of the `chinchilla` command."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Entry point of the `chinchilla` command, which takes the words behind it on the command line."""
+    given = sys.argv[1:] if words is None else words
     try:
-        app.meta(exit_on_error=False)
+        app.meta(given, exit_on_error=False)
     except CycloptsError as usage:
         # Cyclopts has told it on stderr.
-        _end(ScenarioError([Mistake("", str(usage), "see --help")]))
+        _end(ScenarioError([Mistake("", str(usage), "see --help")]), given)
     except ChinchillaError as error:
         log(str(error))
-        _end(error)
+        _end(error, given)
     except BrokenPipeError:
         # Whoever read our output has seen enough (`| head`); the interpreter must not try to flush it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -82,8 +84,8 @@ def main() -> None:
         sys.exit(INTERRUPTED)
 
 
-def _end(error: ChinchillaError) -> NoReturn:
+def _end(error: ChinchillaError, words: Sequence[str]) -> NoReturn:
     """Leave with the exit code of an error; with --json it stands on stdout too, in place of a result."""
-    if "--json" in sys.argv[1:]:
+    if "--json" in words:
         print_json(error.to_dict())
     sys.exit(error.exit_code)

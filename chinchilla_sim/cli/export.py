@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from chinchilla_sim.cli.app import AllowFactory, AsJson, Force, Output, app
-from chinchilla_sim.cli.shared import load_plan_file
+from chinchilla_sim.cli.shared import load_plan_file, named
 from chinchilla_sim.console import busy, log, print_json, writable_file, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
 
@@ -60,14 +60,15 @@ def export(
     if to in CONFIGURATIONS:
         _write_configuration(file, setting, to, equal_layers, output, as_json)
     else:
-        _write_folder(file, setting, to, output, as_json)
+        _write_folder(file, setting, plan, to, output, as_json)
 
 
-def _write_folder(file: PlanFile, setting: Setting, to: str, output: Path | None, as_json: bool) -> None:
+def _write_folder(file: PlanFile, setting: Setting, source: Path, to: str, output: Path | None, as_json: bool) -> None:
     from chinchilla_sim.running import check_exportable
     from chinchilla_sim.runtime.export.folder import export_folder
 
-    check_exportable(file)
+    with named(source):
+        check_exportable(file)
     folder = writable_folder(output or Path(f"{file.scenario.name}-{to}"))
     with busy(f"writing {folder}"):
         notes = export_folder(file, setting.cluster, to, folder)

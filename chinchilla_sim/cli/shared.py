@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chinchilla_sim.console import Interrupt, busy, log, print_json, print_tables, searching
+from chinchilla_sim.console import Interrupt, busy, log, print_json, print_tables, searching, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
 
 if TYPE_CHECKING:
@@ -34,6 +34,22 @@ def seconds_of(option: str, text: str) -> float:
         return parse_seconds(text)
     except ValueError as error:
         raise ScenarioError([Mistake(option, f"{text!r} is no time", 'write a number with a unit, such as "30s"')]) from error
+
+
+def quantity_of(option: str, text: str, parse: Callable[[str], float]) -> float:
+    """The number of an option with a unit, such as "10 Gbit/s"."""
+    try:
+        return parse(text)
+    except ValueError as error:
+        (mistake,) = error.args
+        raise ScenarioError([Mistake(option, mistake.what, mistake.cure)]) from error
+
+
+def check_cache() -> None:
+    """A ScenarioError where what is about to be measured could not be kept."""
+    from chinchilla_sim.cluster.calibration import cache_folder
+
+    writable_folder(cache_folder(), "CHINCHILLA_CACHE")
 
 
 def at_least(option: str, count: int, least: int = 1) -> None:
@@ -162,6 +178,7 @@ def calibrate_tasks(scenario: Path, overrides: list[str] | None, ranks: int | No
     if not this_machine_ranks(loaded.cluster):
         cure = 'set cluster.kind = "this-machine"; other machines are described by the catalogue'
         raise ScenarioError([Mistake("cluster.kind", "only this machine's tasks can be measured here", cure)], str(scenario))
+    check_cache()
     with watching_others() as others, busy("measuring every task of the model"):
         profile, path = profile_scenario(loaded)
     if as_json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -39,7 +38,7 @@ def up(scenario: Path, *, overrides: Overrides = None, as_json: AsJson = False) 
         if as_json:
             # Stdout is one document, which comes at the end.
             for host in bed.hosts.values():
-                log(f"{host.name}: {shlex.join(host.command(['bash']))}")
+                log(f"{host.name}: ip netns exec {host.namespace} bash")
         else:
             print_tables(hosts_table(hosts))
         sys.stdout.flush()

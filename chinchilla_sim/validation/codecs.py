@@ -303,7 +303,7 @@ def read_codec_rows(path: Path) -> tuple[list[CodecRow], Counter[str]]:
             reader = csv.DictReader(file)
             missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
-                raise KeyError(", ".join(missing))
+                raise ValueError(f"it lacks {', '.join(missing)}" if len(missing) < len(COLUMNS) else "it has none of its columns")
             table = list(reader)
         counted = {}
         unused: Counter[str] = Counter()
@@ -319,8 +319,7 @@ def read_codec_rows(path: Path) -> tuple[list[CodecRow], Counter[str]]:
             else:
                 rows.append(_row(row, counted))
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        said = why_unreadable(error) if isinstance(error, OSError | UnicodeDecodeError) else f"{type(error).__name__} {error}"
-        what = f"cannot be read: {said}"
+        what = f"cannot be read: {why_unreadable(error)}"
         raise ScenarioError([Mistake("", what, f"give columns {', '.join(COLUMNS)}")], str(path)) from error
     if not rows:
         raise ScenarioError([Mistake("", f"holds no row of mode {MEASURED_MODE}", "give measured runs")], str(path))

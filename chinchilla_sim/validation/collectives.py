@@ -74,7 +74,7 @@ def check_collectives(path: Path, device: str = "a100-sxm-80gb", network_bytes_p
 
     ScenarioError where the file cannot be read.
     """
-    find_device(device, "bf16", "device")
+    find_device(device, "bf16", "--device")
     measured, unused = read_collectives(path, device)
     lines = []
     for series, rows in measured.items():
@@ -174,7 +174,7 @@ def read_collectives(path: Path, device: str) -> tuple[dict[Series, dict[float, 
             reader = csv.DictReader(file)
             names = set(reader.fieldnames or ())
             if not names.issuperset(NODE_COLUMNS) and not names.issuperset(COLUMNS):
-                raise KeyError(f"{', '.join(NODE_COLUMNS)}; or {', '.join(COLUMNS)}")
+                raise ValueError("it has other columns, or none")
             for row in reader:
                 if names.issuperset(NODE_COLUMNS):
                     row = _general(row, device)
@@ -186,8 +186,7 @@ def read_collectives(path: Path, device: str) -> tuple[dict[Series, dict[float, 
                     series, size, seconds = _measured(row)
                     measured.setdefault(series, {})[size] = seconds
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        said = why_unreadable(error) if isinstance(error, OSError | UnicodeDecodeError) else f"{type(error).__name__} {error}"
-        what = f"cannot be read: {said}"
+        what = f"cannot be read: {why_unreadable(error)}"
         raise ScenarioError([Mistake("", what, f"give columns {', '.join(NODE_COLUMNS)}; or {', '.join(COLUMNS)}")], str(path)) from error
     if not measured:
         raise ScenarioError([Mistake("", "holds no measured collective", f"op is one of {', '.join(KINDS)}")], str(path))
