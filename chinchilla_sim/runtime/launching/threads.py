@@ -26,16 +26,19 @@ NETWORK_THREADS = ("gloo_tcp_loop", "pt_gloo_runloop")
 SLICE_NS = 100_000
 """The shortest that the kernel grants; the usual one is 1.4 to 3 ms."""
 
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+"""What this process may run on before it keeps to its share."""
+
 _SET_ATTRIBUTES = {"x86_64": 314, "aarch64": 274}
 _ATTRIBUTES = struct.Struct("=IIQiIQQQ")
 """sched_attr of sched_setattr(2): size, policy, flags, nice, priority, runtime (the slice), deadline, period."""
 
 
 def keep_to_own_cores(local_rank: int, local_count: int) -> frozenset[int]:
-    """Let this process, with its threads, run on its share of the cores alone; returns that (nothing where the system knows no cores)."""
-    if not hasattr(os, "sched_setaffinity"):
+    """Let this process, with its threads, run on its share of the cores that it was started on; returns that (none where nobody knows)."""
+    if not CORES:
         return frozenset()
-    share = own_cores(sorted(os.sched_getaffinity(0)), local_rank, local_count)
+    share = own_cores(CORES, local_rank, local_count)
     for thread in _threads() or [0]:
         with suppress(OSError):
             os.sched_setaffinity(thread, share)
