@@ -58,6 +58,15 @@ def at_least(option: str, count: int, least: int = 1) -> None:
         raise ScenarioError([Mistake(option, f"must be at least {least}, not {count}", f"write for example {option} {max(4, least)}")])
 
 
+def process_count(jobs: int | None) -> int:
+    """Processes for --jobs: as many as there are cores unless told."""
+    from chinchilla_sim.cluster.calibration import core_count
+
+    if jobs is not None:
+        at_least("--jobs", jobs)
+    return jobs or core_count()
+
+
 def load_plan_file(path: Path, allow_factory: bool = False) -> PlanFile:
     """A plan file whose factory, if it names one, may be imported."""
     from chinchilla_sim.planner.plan_file import load_plan

@@ -37,7 +37,7 @@ from chinchilla_sim.planner.program import lower
 from chinchilla_sim.runtime.exchanges.codecs import encode
 from chinchilla_sim.runtime.exchanges.groups import Groups, seat_of
 from chinchilla_sim.runtime.launching.launch import launch_ranks
-from chinchilla_sim.runtime.launching.threads import hurry_network_threads
+from chinchilla_sim.runtime.launching.threads import keep_to_own_cores, order_network_threads
 from chinchilla_sim.runtime.measurement.clocked import Clocked
 from chinchilla_sim.runtime.measurement.format_probe import (
     REREAD_BYTES,
@@ -175,6 +175,7 @@ def _measure_rank(folder: Path) -> None:
     for count in busy_counts(rank_count):
         dist.barrier()
         if rank < count:
+            keep_to_own_cores(rank, count)
             record["kernels"][count] = [asdict(row) for row in _kernels()]
             record["linear"][count] = [asdict(row) for row in format_rows()]
             record["reread"][count] = [reread_s_per_byte(size) for size in REREAD_BYTES]
@@ -182,13 +183,15 @@ def _measure_rank(folder: Path) -> None:
             record["steps"][count] = {m: _reference_step_s(m) for m in REFERENCE_COUNTS}
     for count in [count for count in busy_counts(rank_count) if count > 1]:
         group = dist.new_group(list(range(count)))
-        hurry_network_threads()
+        order_network_threads()
         dist.barrier()
         if rank < count:
+            keep_to_own_cores(rank, count)
             record["collectives"]["all_reduce"][count] = [[size, _all_reduce_s(size, group)] for size in MESSAGE_BYTES]
             record["collectives"]["all_gather"][count] = [[size, _all_gather_s(size, count, group)] for size in MESSAGE_BYTES]
     dist.barrier()
     if rank_count > 1 and rank < 2:
+        keep_to_own_cores(rank, 2)
         record["transfers"] = [[size, _transfer_s(size, rank)] for size in MESSAGE_BYTES]
         record["program_message_s"] = _program_message_s(rank)
     dist.barrier()

@@ -29,6 +29,7 @@ from chinchilla_sim.graph.profile import Profile, TaskTime
 from chinchilla_sim.graph.task import LOSS_OP, Task
 from chinchilla_sim.graph.trace import as_tuple
 from chinchilla_sim.runtime.launching.launch import launch_ranks
+from chinchilla_sim.runtime.launching.threads import keep_to_own_cores
 from chinchilla_sim.runtime.measurement.interlude import Interlude
 from chinchilla_sim.runtime.measurement.probe import busy_counts
 from chinchilla_sim.runtime.measurement.sharded_passes import sharding_seconds
@@ -89,6 +90,7 @@ def _measure_rank(folder: Path) -> None:
     for count in busy_counts(rank_count):
         dist.barrier()
         if rank < count:
+            keep_to_own_cores(rank, count)
             sizes = microbatch_sizes(scenario.job.global_batch_size)
             measured = [in_context(profile_tasks(job, size, training, variant), job, size, training, variant) for size in sizes]
             record[count] = [row for rows, _ in measured for row in rows]
