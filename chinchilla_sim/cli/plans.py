@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from chinchilla_sim.cli.accuracy import accuracy_of
-from chinchilla_sim.cli.app import AllowFactory, AsJson, Force, Output, Overrides, app
+from chinchilla_sim.cli.app import DECIDE, AllowFactory, AsJson, Force, Output, Overrides, app
 from chinchilla_sim.cli.shared import (
     at_least,
     find_plan,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from chinchilla_sim.setting import Setting
 
 
-@app.command
+@app.command(group=DECIDE)
 def plan(
     *scenarios: Path,
     overrides: Overrides = None,
@@ -55,7 +55,8 @@ def plan(
     jobs
         Processes that plan several scenarios (default: one per core).
     scheduler
-        Plan on the Dask cluster with this address, such as "tcp://10.0.0.1:8786" (see `dask scheduler`), not here.
+        Plan on the Dask cluster with this address, such as "tcp://10.0.0.1:8786" (see `dask scheduler`), not here; it needs
+        pip install 'chinchilla-sim[dask]' on both sides.
     front
         Also list the trade-offs between time, price, energy and free memory: the plans of which none is better in everything.
     """
@@ -102,7 +103,7 @@ def _plan_one(scenario: Path, overrides: Overrides, output: Path | None, time_li
     interrupt.leave()
 
 
-@app.command
+@app.command(group=DECIDE)
 def explain(
     plan: Path,
     *,
@@ -164,7 +165,7 @@ def _explain_instead(setting: Setting, file: PlanFile, instead: str, as_json: bo
         print_tables(instead_table(chosen, other, setting.cluster, setting.scenario))
 
 
-@app.command
+@app.command(group=DECIDE)
 def simulate(
     *plans: Path,
     overrides: Overrides = None,
@@ -232,7 +233,7 @@ def _print_simulated(rows: list[tuple[str, Candidate, Setting]], as_json: bool) 
             print(f"{name}: {remark}")
 
 
-@app.command
+@app.command(group=DECIDE)
 def schedule(
     name: str,
     *,
