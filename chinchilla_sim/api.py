@@ -31,6 +31,7 @@ from typing import Any
 
 from chinchilla_sim.console import save_json
 from chinchilla_sim.errors import Mistake, ScenarioError
+from chinchilla_sim.given import open_plan, simulate_plan
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_file import PlanFile, load_plan
 from chinchilla_sim.planner.selection.candidate import Candidate, SearchResult
@@ -42,7 +43,7 @@ from chinchilla_sim.setting import Setting, prepare
 from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.validation.compare import Comparison, Measurement
 from chinchilla_sim.validation.compare import compare as compare_timelines
-from chinchilla_sim.workflow import make_best_plan, open_plan, simulate_plan
+from chinchilla_sim.workflow import make_best_plan
 
 __all__ = ["FoundPlan", "Shown", "compare", "find_plans", "load_scenario", "run", "show", "simulate"]
 

@@ -20,6 +20,7 @@ from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.rent import rent
 from chinchilla_sim.cost.scaling import Futures, ScalingLaw, draw_futures
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
+from chinchilla_sim.given import disturb_plan
 from chinchilla_sim.graph.zoo.ladder import WIDEST, Ladder, Size, common_options
 from chinchilla_sim.planner.selection.judge import Progress
 from chinchilla_sim.report.tables.budget import Budget, BudgetStudy, PlannedSize, count_words
@@ -28,7 +29,7 @@ from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import Setting, prepare, shape_options
 from chinchilla_sim.units import format_seconds
 from chinchilla_sim.validation.published import SPREAD
-from chinchilla_sim.workflow import disturb_plan, make_plan, plan_file
+from chinchilla_sim.workflow import make_plan, plan_file
 
 DRAWS = 1000
 COARSE = 2

@@ -127,7 +127,8 @@ def writable_folder(folder: Path, option: str = "--output") -> Path:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise ScenarioError([Mistake(option, f"cannot write to {folder}: {error.strerror}", "name another folder")]) from error
+        why = "it is a file" if folder.is_file() else error.strerror
+        raise ScenarioError([Mistake(option, f"cannot write to {folder}: {why}", "name another folder")]) from error
     return folder
 
 

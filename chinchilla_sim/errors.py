@@ -4,12 +4,13 @@ ChinchillaError                 exit 1   caught once, in cli.py
 ├── ScenarioError               exit 2   bad input, all mistakes at once
 ├── NoFeasiblePlanError         exit 1   the question has no answer: which constraint, by how much, what would help
 └── RunError                    exit 1   a plan was started for real and did not finish
+    ├── DeadlockError           exit 1   its ranks wait for each other; where a file says so, it is told as bad input
     └── RankLostError           exit 1   a process was killed, which is no fault of the job: the run may start again
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 MOST_SHOWN = 40
 """A file of another kind altogether has a mistake on every line: nobody reads hundreds."""
@@ -19,6 +20,10 @@ class ChinchillaError(Exception):
     """Anything a user can cause and cure; `exit_code` is what the command returns."""
 
     exit_code: ClassVar[int] = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: what a command with --json prints in place of its result."""
+        return {"status": "failed", "problem": str(self)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,30 +74,60 @@ class ScenarioError(ChinchillaError):
         more = len(self.mistakes) - len(lines)
         return "\n".join([*lines, *([f"{place}and {more} more mistakes like these"] if more else [])])
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: the file, where it is known, and all of its mistakes."""
+        return {"status": "bad input", "file": self.source, "mistakes": [asdict(mistake) for mistake in self.mistakes]}
+
 
 class NoFeasiblePlanError(ChinchillaError):
-    """No plan meets the scenario: an answer, not a crash.
+    """No plan meets the scenario, or the one of a file does not: an answer, not a crash.
 
     >>> print(NoFeasiblePlanError("device memory", "the best plan needs 21 GB of 16 GB", "allow recompute or add a node"))
     no feasible plan: device memory: the best plan needs 21 GB of 16 GB; allow recompute or add a node
+    >>> print(NoFeasiblePlanError("device memory", "rank 0 needs 21 GB of 16 GB", "plan again", "plan.json"))
+    plan.json: is not feasible: device memory: rank 0 needs 21 GB of 16 GB; plan again
     """
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, constraint: str, shortfall: str, cure: str) -> None:
+    def __init__(self, constraint: str, shortfall: str, cure: str, source: str | None = None) -> None:
         self.constraint = constraint
         self.shortfall = shortfall
         self.cure = cure
-        super().__init__(constraint, shortfall, cure)
+        self.source = source
+        super().__init__(constraint, shortfall, cure, source)
 
     def __str__(self) -> str:
-        return f"no feasible plan: {self.constraint}: {self.shortfall}; {self.cure}"
+        what = f"{self.source}: is not feasible" if self.source else "no feasible plan"
+        return f"{what}: {self.reason}"
+
+    @property
+    def reason(self) -> str:
+        """Which constraint, by how much, and what would help."""
+        return f"{self.constraint}: {self.shortfall}; {self.cure}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: there is no plan, and why."""
+        why = {"constraint": self.constraint, "shortfall": self.shortfall, "cure": self.cure}
+        return {"status": "infeasible", "file": self.source, "plan": None, **why}
 
 
 class RunError(ChinchillaError):
     """A real run failed; the message names the rank and action where it stopped, and what to do."""
 
     exit_code: ClassVar[int] = 1
+
+
+class DeadlockError(RunError):
+    """Actions that wait for each other in a circle, and the `ranks` whose rows they stand in."""
+
+    def __init__(self, waiting: str, ranks: tuple[int, ...]) -> None:
+        self.waiting = waiting
+        self.ranks = ranks
+        super().__init__(waiting, ranks)
+
+    def __str__(self) -> str:
+        return f"the program deadlocks: {self.waiting}"
 
 
 class RankLostError(RunError):

@@ -102,7 +102,8 @@ def copy_examples(names: Sequence[str], folder: Path, force: bool = False) -> tu
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             (folder / place).write_bytes(entry.read_bytes())
     except OSError as error:
-        raise ScenarioError([Mistake("--output", f"cannot write to {folder}: {error.strerror}", "name another folder")]) from error
+        why = "it is a file" if folder.is_file() else error.strerror
+        raise ScenarioError([Mistake("--output", f"cannot write to {folder}: {why}", "name another folder")]) from error
     return tuple(folder / place for place in wanted)
 
 

@@ -18,6 +18,7 @@ from chinchilla_sim.running import run_for_real
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.setting import Setting, prepare
+from chinchilla_sim.units import format_seconds
 from chinchilla_sim.validation.payoffs import Payoff, Side
 from chinchilla_sim.workflow import make_plan
 
@@ -75,7 +76,7 @@ def weigh(path: Path, steps: int | None, told: Callable[[str], None]) -> Payoff:
     for round_ in range(ROUNDS if steps else 0):
         for seconds, candidate in zip(measured, pair, strict=True):
             seconds.append(_run_s(setting, candidate, steps))
-            told(f"{path.stem}, round {round_ + 1} of {ROUNDS}: {candidate.plan.describe()} {1e3 * seconds[-1]:.3g} ms")
+            told(f"{path.stem}, round {round_ + 1} of {ROUNDS}: {candidate.plan.describe()} {format_seconds(seconds[-1])}")
     sides = [
         Side(
             candidate.plan.describe(),

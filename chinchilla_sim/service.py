@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chinchilla_sim.given import plan_tandems
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.planner.serving import ClosedLoop, Load, demand_of
 from chinchilla_sim.running import check_playable
 from chinchilla_sim.setting import Setting
 from chinchilla_sim.simulator.requests import serve_closed_loop, serve_load
-from chinchilla_sim.workflow import plan_tandems
 
 if TYPE_CHECKING:
     from chinchilla_sim.validation.served import ServedComparison

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
@@ -30,9 +30,8 @@ from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.model import Builtin, ModelSpec
 from chinchilla_sim.scenario.search import SearchSpec
+from chinchilla_sim.wish import Wish
 
-Kind = Literal["training", "inference"]
-Objective = Literal["step_time", "cost", "energy", "latency"]
 HUGGING_FACE = "huggingface"
 BUILTINS = tuple(name for name in get_args(Builtin) if name != HUGGING_FACE)
 ARCHITECTURE = re.compile(r"[A-Z]\w*(For[A-Z]\w*|Model)")
@@ -43,27 +42,6 @@ NODE_DEVICES = 8
 BATCH_SIZE = 64
 LATENCY = "10 us"
 WIDTH = 138
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What a user has said so far; None is not said."""
-
-    model: str | None = None
-    kind: Kind | None = None
-    batch: int | None = None
-    objective: Objective | None = None
-    device: str | None = None
-    count: int | None = None
-    network: str | None = None
-    arrival_rate: str | None = None
-    price: str | None = None
-    power: str | None = None
-
-    @property
-    def here(self) -> bool:
-        """Whether it is about this machine."""
-        return self.device in (None, THIS_MACHINE)
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def _row_of_error(file: str, name: str, error: BaseException, search_s: float) -
         problem = "\n".join(map(str, error.mistakes)) if error.source == file else str(error)
         return SweepRow(file, name, "bad input", problem, error.exit_code, search_s)
     if isinstance(error, NoFeasiblePlanError):
-        return SweepRow(file, name, "no feasible plan", str(error).removeprefix("no feasible plan: "), error.exit_code, search_s)
+        return SweepRow(file, name, "no feasible plan", error.reason, error.exit_code, search_s)
     problem = str(error) if isinstance(error, ChinchillaError) else f"{type(error).__name__}: {error}"
     return SweepRow(file, name, "failed", problem, ChinchillaError.exit_code, search_s)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from chinchilla_sim.cluster.build import this_machine_ranks
 from chinchilla_sim.cluster.topology import Cluster
+from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.planner.selection.candidate import Candidate
 from chinchilla_sim.running import check_runnable, run_for_real
@@ -36,8 +37,11 @@ Told = Callable[[str], None]
 def measure_once(paths: Sequence[Path], told: Told) -> None:
     """Calibrate this machine and each model where that was not done; every scenario is checked first."""
     scenarios = [load_scenario(path) for path in paths]
-    for scenario in scenarios:
-        check_runnable(scenario)
+    for path, scenario in zip(paths, scenarios, strict=True):
+        try:
+            check_runnable(scenario)
+        except ScenarioError as error:
+            raise ScenarioError(error.mistakes, error.source or str(path)) from error
     ranks = max(this_machine_ranks(scenario.cluster) for scenario in scenarios)
     if find_calibration(ranks)[0] is None:
         told(f"measuring this machine with up to {ranks} busy ranks")

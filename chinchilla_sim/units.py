@@ -21,6 +21,8 @@ Case counts only where it must: b is a bit and B a byte, m is milli and M is meg
 (10000000000000.0, 0.0005, 1024.0)
 >>> format_seconds(0.0032), format_bytes(1.6e6), format_bandwidth(1.25e9), format_usd(12.345)
 ('3.20 ms', '1.60 MB', '10.0 Gbit/s', '12.3 USD')
+>>> format_usd(13.2e6), format_usd(0.0000123), format_flop(3.14e23)
+('13.2 M USD', '0.0000123 USD', '314 Zflop')
 >>> parse_seconds("10 GB")
 Traceback (most recent call last):
 ValueError: "10 GB" is a quantity of bytes, not of time; write for example "50 us"
@@ -77,7 +79,7 @@ class QuantityKind:
             scaled = float(f"{abs(value) / float(self.factors[unit]):.2e}")
             if scaled >= 1:
                 break
-        return f"{'-' if value < 0 else ''}{_three_digits(scaled)} {unit}"
+        return f"{'-' if value < 0 else ''}{_padded(scaled)} {unit}"
 
     def write(self, value: float) -> str:
         """Every digit in the base unit: `parse` returns the identical float."""
@@ -113,14 +115,28 @@ def _fold_case(unit: str) -> str:
     return _LETTERS_WITHOUT_CASE.sub(lambda letters: letters[0].lower(), compact)
 
 
-def _three_digits(value: float) -> str:
-    if not 1e-4 <= value < 1e6:
-        return f"{value:.2e}"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
+def plain_number(value: float, digits: int = 3) -> str:
+    """At most so many significant digits as people write them: without an exponent, as long as nobody must count the zeros.
+
+    >>> plain_number(13.2e6), plain_number(0.00001234), plain_number(-2.50, 4), plain_number(0.0), plain_number(6.02e23)
+    ('13200000', '0.0000123', '-2.5', '0', '6.02e+23')
+    """
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    text = _padded(value, digits)
+    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
+
+
+def _padded(value: float, digits: int = 3) -> str:
+    """The same of a number other than 0, with all digits."""
+    rounded = float(f"{value:.{digits - 1}e}")
+    if not 1e-9 <= abs(rounded) < 1e15:
+        return f"{value:.{digits - 1}e}"
+    return f"{rounded:.{max(0, digits - 1 - math.floor(math.log10(abs(rounded))))}f}"
 
 
 _SMALL = {"n": Fraction(1, 10**9), "u": Fraction(1, 10**6), "µ": Fraction(1, 10**6), "μ": Fraction(1, 10**6), "m": Fraction(1, 1000)}
-_LARGE = {"": Fraction(1), **{prefix: Fraction(1000**power) for power, prefix in enumerate("kMGTPE", start=1)}}
+_LARGE = {"": Fraction(1), **{prefix: Fraction(1000**power) for power, prefix in enumerate("kMGTPEZY", start=1)}}
 _BINARY = {prefix + "i": Fraction(1024**power) for power, prefix in enumerate("KMGTP", start=1)}
 _TIME = {"s": Fraction(1), "min": Fraction(60), "h": Fraction(3600), "d": Fraction(86400)}
 _KWH = Fraction(3_600_000)
@@ -130,7 +146,7 @@ def _scale(unit: str, prefixes: Mapping[str, Fraction], one: Fraction = Fraction
     return {prefix + unit: factor * one for prefix, factor in prefixes.items()}
 
 
-def _names(unit: str, prefixes: str = "kMGTPE") -> tuple[str, ...]:
+def _names(unit: str, prefixes: str = "kMGTPEZY") -> tuple[str, ...]:
     return (unit, *(prefix + unit for prefix in prefixes))
 
 
@@ -150,7 +166,8 @@ FLOP_PER_S = QuantityKind("computing speed", "flop/s", "10 Tflop/s", _scale("flo
 FLOP = QuantityKind("computing work", "flop", "10 Gflop", _scale("flop", _LARGE), _names("flop"))
 WATT = QuantityKind("power", "W", "300 W", _WATTS, tuple(_WATTS))
 JOULE = QuantityKind("energy", "J", "2 kWh", _ENERGIES, ("nJ", "uJ", "mJ", "J", "kJ", "kWh", "MWh", "GWh"))
-USD = QuantityKind("money", "USD", "25 USD", {"USD": Fraction(1)}, ("USD",))
+_MONEY = {"USD": Fraction(1), "M USD": Fraction(1000**2)}
+USD = QuantityKind("money", "USD", "25 USD", _MONEY, tuple(_MONEY))
 USD_PER_S = QuantityKind("price per time", "USD/s", "2 USD/h", {f"USD/{unit}": 1 / factor for unit, factor in _TIME.items()}, ("USD/h",))
 KG_PER_JOULE = QuantityKind("carbon intensity", "kg/J", "400 g/kWh", _INTENSITIES, ("g/kWh",))
 _REQUESTS = {f"{word}/{unit}": 1 / factor for word in ("requests", "request") for unit, factor in _TIME.items()}

@@ -20,6 +20,7 @@ from chinchilla_sim.scenario.cluster import ClusterSpec
 from chinchilla_sim.scenario.model import CompressionSpec
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import CALIBRATION_VARIABLE, find_calibration, prepare
+from chinchilla_sim.units import format_seconds
 from chinchilla_sim.validation.spread import Played, SpreadVariant
 from chinchilla_sim.validation.variants import SimulatedVariant, VariantCheck, check_variants
 from chinchilla_sim.workflow import calibrate, calibration_notes, make_plan
@@ -61,13 +62,13 @@ def spread_variants(scenario: Scenario, ranks: Sequence[int], told: Callable[[st
                 trained = None
                 if variant.quantize != "bf16":
                     trained = _play(_over(scenario, variant, count, kind="training"), folder / "training", None)
-                    told(f"{variant.describe()}, trained over {count} ranks: {trained.plan}, {1e3 * trained.measured_s:.3g} ms a step")
+                    told(f"{variant.describe()}, trained over {count} ranks: {trained.plan}, {format_seconds(trained.measured_s)} a step")
                 weights = folder / "training" / "weights.pt" if trained else plain
                 plain = plain or weights
                 answering = _over(scenario, variant, count, kind="inference")
                 answering = answering.model_copy(update={"model": answering.model.model_copy(update={"weights": str(weights)})})
                 answers = _play(answering, folder / "answering", ANSWERED_BATCHES)
-                told(f"{variant.describe()}, answering over {count} ranks: {answers.plan}, {1e3 * answers.measured_s:.3g} ms a batch")
+                told(f"{variant.describe()}, answering over {count} ranks: {answers.plan}, {format_seconds(answers.measured_s)} a batch")
                 yield SpreadVariant(variant.describe(), count, trained, answers)
 
 

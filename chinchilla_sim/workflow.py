@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from chinchilla_sim.cluster.build import this_machine_ranks
 from chinchilla_sim.cluster.calibration import Calibration, save_calibration
 from chinchilla_sim.cluster.other_load import OtherLoad, load_warning
 from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
+from chinchilla_sim.given import serve_plan, simulate_plan
 from chinchilla_sim.graph.coarsen import coarsen, expand
 from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.task import TaskGraph
@@ -22,9 +23,7 @@ from chinchilla_sim.planner.accuracy_rule import AccuracyRule
 from chinchilla_sim.planner.explanation.alternative import search_instead
 from chinchilla_sim.planner.explanation.codec_map import CodecCell, CodecMap, codec_cell, with_bandwidth
 from chinchilla_sim.planner.explanation.explain import explain_choice
-from chinchilla_sim.planner.plan import CUSTOM, Plan
-from chinchilla_sim.planner.plan_check import mistakes_of
-from chinchilla_sim.planner.plan_file import PlanFile, check_sharing, check_tasks
+from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.planner.pricing.pricer import Pricer
 from chinchilla_sim.planner.program import folds, lower
 from chinchilla_sim.planner.selection.candidate import Candidate, SearchResult
@@ -33,19 +32,13 @@ from chinchilla_sim.planner.selection.judge import Progress, Stop
 from chinchilla_sim.planner.selection.limits import within_limits
 from chinchilla_sim.planner.selection.search import find_plans
 from chinchilla_sim.planner.selection.served_search import find_served_plans
-from chinchilla_sim.planner.serving import ClosedLoop, Serving, Tandem, demand_of, load_of, tandems_of
+from chinchilla_sim.planner.serving import load_of
 from chinchilla_sim.running import judge_run, simulate_fully
-from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.model import CompressionSpec
-from chinchilla_sim.scenario.overrides import apply_overrides
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import Setting, build_graph, find_calibration, prepare, profile_path
-from chinchilla_sim.simulator.disturbance import Spread, disturbances_of, draw_steps, mean_of_steps
-from chinchilla_sim.simulator.drawing import read_order_file
-from chinchilla_sim.simulator.engine import devices_of, simulate
-from chinchilla_sim.simulator.goodput import Goodput, simulate_goodput
-from chinchilla_sim.simulator.lowering import activities_of
-from chinchilla_sim.simulator.requests import serve_closed_loop, simulate_requests
+from chinchilla_sim.simulator.engine import simulate
+from chinchilla_sim.simulator.requests import simulate_requests
 
 if TYPE_CHECKING:
     from chinchilla_sim.report.study import Study
@@ -256,20 +249,6 @@ def _in_own_tasks(setting: Setting, coarse: TaskGraph, candidate: Candidate) -> 
     return replace(candidate, plan=plan, pricing=pricing, timeline=timeline, objective=objective, serving=serving)
 
 
-def serve_plan(setting: Setting, plan: Plan) -> Serving | None:
-    """What the requests of an inference job make of a plan; None where the job states none, or stages have replica counts of their own."""
-    demand = demand_of(setting.scenario.job)
-    if demand is None or plan.free_replicas:
-        return None
-    tandems = plan_tandems(setting, plan)
-    return serve_closed_loop(tandems, demand) if isinstance(demand, ClosedLoop) else simulate_requests(tandems, demand)
-
-
-def plan_tandems(setting: Setting, plan: Plan) -> tuple[Tandem, ...]:
-    """Each replica of an inference plan as a line of stations."""
-    return tandems_of(plan, Pricer(setting.graph, setting.cluster, setting.scenario.job, setting.profile))
-
-
 def map_codecs(
     scenario: Scenario, bandwidths: Sequence[float], batches: Sequence[int], progress: Progress | None = None, stop: Stop | None = None
 ) -> CodecMap:
@@ -298,78 +277,6 @@ def map_codecs(
 def plan_file(setting: Setting, search: SearchResult) -> PlanFile:
     """The chosen plan as it is written to plan.json."""
     return PlanFile(search.best.plan, setting.scenario, setting.hashes, search.best.step_s)
-
-
-def open_plan(file: PlanFile, source: str, overrides: Sequence[str] = (), force: bool = False) -> Setting:
-    """The setting of a plan file, refused where it has changed since (unless forced) or the plan does not fit it.
-
-    `overrides` change the embedded scenario first, such as another bandwidth.
-    """
-    scenario = file.allow_factory(False, source).scenario
-    if overrides:
-        data, mistakes = apply_overrides(scenario.to_dict(), overrides)
-        if mistakes:
-            raise ScenarioError(mistakes, source)
-        scenario = parse_scenario(data, source)
-    setting = prepare(scenario)
-    mismatches = [] if force else file.mismatches(setting.hashes)
-    if file.plan.global_batch_size != scenario.job.global_batch_size:
-        what = f"the plan is for {file.plan.global_batch_size} samples, the scenario has {scenario.job.global_batch_size}"
-        mismatches.append(Mistake("job.global_batch_size", what, "plan again"))
-    clips = file.plan.training and scenario.job.clip_gradient_norm is not None
-    if file.plan.clips_gradients != clips:
-        what = f"job.clip_gradient_norm {'asks for' if clips else 'does without'} clipping, the plan {'does not' if clips else 'clips'}"
-        mismatches.append(Mistake("plan.clips_gradients", what, f"plan again, or write {str(clips).lower()}"))
-    if file.plan.training != (scenario.job.kind == "training"):
-        mismatches.append(Mistake("plan.schedule", f"{file.plan.schedule} is not a schedule of {scenario.job.kind}", "plan again"))
-    if mismatches:
-        raise ScenarioError(mismatches, source)
-    check_tasks(file.plan, [task.name for task in setting.graph.compute_tasks], setting.cluster.rank_count, source)
-    check_sharing(file.plan, setting.graph, source)
-    return setting
-
-
-def simulate_plan(setting: Setting, file: PlanFile) -> Candidate:
-    """The simulated step of a given plan, with the causes of idle time."""
-    pricing = Pricer(setting.graph, setting.cluster, setting.scenario.job, setting.profile).price(file.plan)
-    timeline = simulate(lower(file.plan, folds(file.plan, pricing)), pricing, setting.cluster, causes=True)
-    return Candidate(file.plan, pricing, timeline, timeline.step_s, serving=serve_plan(setting, file.plan))
-
-
-def with_program(file: PlanFile, program: Path) -> PlanFile:
-    """The plan with the rows of a CSV in PyTorch's notation in place of its schedule."""
-    plan = replace(file.plan, schedule=CUSTOM, order=read_order_file(program))
-    mistakes = [Mistake(where, what) for where, what in mistakes_of(plan)]
-    if mistakes:
-        raise ScenarioError(mistakes, str(program))
-    return replace(file, plan=plan)
-
-
-@dataclass(frozen=True)
-class Robustness:
-    """What disturbances make of a plan: the spread of its steps, and its goodput where nodes fail."""
-
-    spread: Spread
-    goodput: Goodput | None
-
-
-def disturb_plan(setting: Setting, plan: Plan, step_s: float) -> Robustness | None:
-    """Monte Carlo of a plan under the scenario's [disturbances]; None without any."""
-    spec, cluster = setting.scenario.disturbances, setting.cluster
-    if spec is None:
-        return None
-    seed = setting.scenario.job.seed
-    pricing = Pricer(setting.graph, cluster, setting.scenario.job, setting.profile).price(plan)
-    program, disturbances = lower(plan, folds(plan, pricing)), disturbances_of(spec, cluster, seed)
-    programs = [program, *([program.local] if program.local else [])]
-    drawn = [draw_steps(activities_of(one, pricing, cluster), cluster, devices_of(plan, cluster), disturbances) for one in programs]
-    spread = mean_of_steps(drawn[0], drawn[-1], plan.local_steps)
-    if spec.failures is None:
-        return Robustness(spread, None)
-    failures, nodes = spec.failures, {cluster.node_of(slot) for slot in plan.slots}
-    between_s = failures.mean_time_between_failures_s / len(nodes)
-    goodput = simulate_goodput(step_s, failures.checkpoint_s, failures.restart_s, between_s, seed, failures.interval_s)
-    return Robustness(spread, goodput)
 
 
 def study_of(setting: Setting, search: SearchResult, measurement: Measurement | None = None) -> Study:

@@ -1,14 +1,16 @@
 """Commands around the simulator: schedules drawn, rows from CSV played, traces with causes, disturbed steps."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chinchilla_sim.cli import app
-from chinchilla_sim.errors import ScenarioError
+from chinchilla_sim.errors import NoFeasiblePlanError, ScenarioError
 
+EXAMPLES = Path(__file__).parents[1] / "scenarios"
 SCENARIO = """
 model = { formula = "mlp", widths = [64, 256, 256, 10] }
 job = { global_batch_size = 32 }
@@ -73,8 +75,26 @@ def test_rows_from_csv_take_the_place_of_the_schedule(plan: Path, tmp_path: Path
     assert "zb-h1" in given["summary"] and "custom" in typed["summary"]
     assert typed["simulated_step_s"] != given["simulated_step_s"]
     rows.write_text("0F0,0F1,0F2,0F3,0B0,0B1,0B2\n1F0,1B0\n")
-    with pytest.raises(ScenarioError, match="microbatch 3 of stage 0 needs F then B"):
+    with pytest.raises(ScenarioError, match=r"gpipe.csv: row 1: microbatch 3 of stage 0 needs F then B.*; give every pass"):
         call(capsys, "simulate", plan, "--program", rows)
+
+
+def test_rows_that_wait_for_each_other_are_bad_input(plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A backward pass before its forward pass: file, rows, who waits for whom, cure; in a CSV, drawn or played, and inside a plan."""
+    rows = tmp_path / "rows.csv"
+    text = "0F0,0B0,0F1,0F2,0F3,0B1,0B2,0B3\n1F0,1F1,1B0,1B1,1F2,1F3,1B2,1B3\n"
+    rows.write_text(text)
+    circle = r"cannot be played to the end: 0B0 of rank 0 waits for 1SEND_B0 of rank 1.* waits for 1F1 of rank 1.*; put F behind F"
+    for words in (["simulate", plan, "--program", rows], ["schedule", rows]):
+        with pytest.raises(ScenarioError, match=rf"rows\.csv: rows 1 and 2: {circle}") as caught:
+            call(capsys, *words)
+        assert caught.value.exit_code == 2
+    data = json.loads(plan.read_text())
+    data["plan"] |= {"schedule": "custom", "order": [row.replace(",", " ") for row in text.split()]}
+    plan.write_text(json.dumps(data))
+    for command in ("simulate", "explain"):
+        with pytest.raises(ScenarioError, match=rf"plan\.json: plan\.order, rows 1 and 2: {circle}"):
+            call(capsys, command, plan)
 
 
 def test_trace_tells_causes_and_the_critical_path(plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,16 +164,62 @@ search = {{ {lists}, microbatch_counts = [8], schedules = ["1f1b"] }}
     assert summary in (tmp_path / "report" / "summary.txt").read_text()
 
 
-def test_simulate_says_what_a_plan_breaks(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On devices with too little memory and within a limit that is too tight the plan is simulated, and both are said."""
-    assert "does not fit" not in call(capsys, "simulate", plan)
-    sets = ("--set", "cluster.nodes.0.memory=1 MB", "--set", "search.maximum_step_time=1 us")
-    text = call(capsys, "simulate", plan, *sets)
-    assert "does not fit into memory: rank" in text and "maximum step time 1.00 us: takes" in text and "which is beyond" in text
-    (told,) = json.loads(call(capsys, "simulate", plan, *sets, "--json"))["plans"]
-    assert told["fits"] is False and [limit["holds"] for limit in told["limits"]] == [False]
+SETS = ("--set", "cluster.nodes.0.memory=1 MB", "--set", "search.maximum_step_time=1 us")
+
+
+def infeasible(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """What a command prints that ends with exit code 1."""
+    with pytest.raises(SystemExit) as end:
+        call(capsys, *words)
+    assert end.value.code == 1
+    return capsys.readouterr().out
+
+
+def test_looking_at_an_infeasible_plan_shows_it_and_exits_1(plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Too little memory and a limit that is too tight: simulate (all plans of the table) and explain say both, with what would help."""
+    assert "is not feasible" not in call(capsys, "simulate", plan)
+    (tmp_path / "other.json").write_text(plan.read_text())
+    for words in (["simulate", plan, tmp_path / "other.json"], ["explain", plan]):
+        text = infeasible(capsys, *words, *SETS)
+        assert "is not feasible: search.maximum_step_time: takes" in text and 'write maximum_step_time = "' in text
+        assert "is not feasible: device memory: rank 0 needs" in text and "or use devices with 1.41 MB of memory" in text
+    assert infeasible(capsys, "simulate", plan, tmp_path / "other.json", *SETS).count("is not feasible: device memory") == 2
+
+
+def test_an_infeasible_plan_is_one_document(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --json the document comes out as ever, and says what is broken."""
+    (told,) = json.loads(infeasible(capsys, "simulate", plan, *SETS, "--json"))["plans"]
+    assert told["fits"] is False and [limit["holds"] for limit in told["limits"]] == [False] and told["status"] == "infeasible"
+    explained = json.loads(infeasible(capsys, "explain", plan, *SETS, "--json"))
+    assert explained["breaches"] == told["breaches"] and explained["headroom_bytes"] < 0
+    assert [breach["constraint"] for breach in told["breaches"]] == ["device memory", "search.maximum_step_time"]
     (told,) = json.loads(call(capsys, "simulate", plan, "--json"))["plans"]
-    assert told["fits"] is True and "limits" not in told
+    assert (told["fits"], told["status"], told["breaches"]) == (True, "feasible", []) and "limits" not in told
+
+
+def test_what_would_help_does(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A plan with as much memory and time as the message asks for is feasible."""
+    found = json.loads(infeasible(capsys, "simulate", plan, *SETS, "--json"))["plans"][0]["breaches"]
+    memory = re.search(r"devices with (.*) of memory", found[0]["cure"])
+    limit = re.search(r'maximum_step_time = "(.*?)"', found[1]["cure"])
+    assert memory and limit
+    call(capsys, "simulate", plan, "--set", f"cluster.nodes.0.memory={memory[1]}", "--set", f"search.maximum_step_time={limit[1]}")
+
+
+def test_acting_on_an_infeasible_plan_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """run, validate run, export: nothing is started or written where the plan breaks a limit, unless --force says to go on."""
+    scenario = ["plan", EXAMPLES / "mnist_mlp.toml", "--set", "search.maximum_step_time=1 h", "-o", tmp_path / "plan.json"]
+    call(capsys, *scenario)
+    data = json.loads((tmp_path / "plan.json").read_text())
+    data["scenario"]["search"]["maximum_step_time"] = "1 us"
+    (tmp_path / "plan.json").write_text(json.dumps(data))
+    out = ["-o", tmp_path / "out"]
+    for words in (["export", "--to", "torchrun", *out], ["export", "--to", "script", *out], ["run", *out], ["validate", "run", *out]):
+        with pytest.raises(NoFeasiblePlanError, match=r"plan\.json: is not feasible: search\.maximum_step_time.*or go on with --force"):
+            call(capsys, *words, tmp_path / "plan.json")
+    assert not (tmp_path / "out" / "plan.json").exists()
+    call(capsys, "export", tmp_path / "plan.json", "--to", "torchrun", *out, "--force")
+    assert (tmp_path / "out" / "plan.json").exists()
 
 
 def test_files_that_cannot_be_written_are_mistakes(plan: Path, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Drafts of scenarios: whatever is wished is a scenario that plans, or a mistake with its cure."""
 
 import tomllib
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.graph.zoo import PRESETS
 from chinchilla_sim.scenario.load import load_scenario, parse_scenario
 from chinchilla_sim.setting import prepare
-from chinchilla_sim.starter import BUILTINS, Wish, draft_scenario, resolve_device
+from chinchilla_sim.starter import BUILTINS, draft_scenario, resolve_device
+from chinchilla_sim.wish import Wish
 from chinchilla_sim.workflow import make_plan
 
 
@@ -110,12 +110,3 @@ def test_own_code_is_named_from_the_folder_of_the_scenario(tmp_path: Path, monke
     (tmp_path / "job.py").write_text("")
     monkeypatch.chdir(tmp_path)
     assert scenario_of(Wish("job.py:build"), Path("deep/below")).model.factory == "../../job.py:build"
-
-
-def test_a_wish_is_all_options() -> None:
-    """The command takes every part of a wish as an option of the same name."""
-    from inspect import signature
-
-    from chinchilla_sim.cli.first import init
-
-    assert {field.name for field in fields(Wish)} <= set(signature(init).parameters)

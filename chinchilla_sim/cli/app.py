@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from chinchilla_sim.console import INTERRUPTED, log, tell_details
-from chinchilla_sim.errors import ChinchillaError
+from chinchilla_sim.console import INTERRUPTED, log, print_json, tell_details
+from chinchilla_sim.errors import ChinchillaError, Mistake, ScenarioError
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 no feasible plan, a run or a check that failed; 2 bad input; 130 interrupted (Ctrl-C), with what there "
-    "was so far. Results go to stdout (as one JSON document with --json), progress and messages to stderr."
+    "Exit codes: 0 done; 1 no feasible plan, a given plan that does not fit into memory or breaks a limit of its scenario (simulate and "
+    "explain show it all the same, what runs or exports it asks for --force), a run or a check that failed; 2 bad input; 130 interrupted "
+    "(Ctrl-C), with what there was so far. Results go to stdout, progress and messages to stderr. With --json stdout is one JSON document, "
+    'also where it has to say "status": "infeasible", "bad input" or "failed".'
 )
 
 FIRST_STEPS, DECIDE = Group("First steps", sort_key=1), Group("Which plan?", sort_key=2)
@@ -45,7 +48,14 @@ Overrides = Annotated[
     list[str] | None, Parameter(name="--set", help="Replace a value of the scenario, such as job.global_batch_size=128.", negative=())
 ]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print one JSON document instead of tables.", negative=())]
-Force = Annotated[bool, Parameter(name="--force", help="Use a plan although its graph, catalogue or calibration has changed.", negative=())]
+Force = Annotated[
+    bool,
+    Parameter(
+        name="--force",
+        help="Use a plan although its graph, catalogue or calibration has changed; run or export it although it is not feasible.",
+        negative=(),
+    ),
+]
 AllowFactory = Annotated[
     bool,
     Parameter(name="--allow-factory", help="Import the Python function that a plan names although it was not made here.", negative=()),
@@ -66,15 +76,17 @@ def launch(*tokens: Tokens, verbose: Verbose = False) -> None:
     app(tokens, exit_on_error=False)
 
 
-def main() -> None:
-    """Entry point of the `chinchilla` command."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Entry point of the `chinchilla` command, which takes the words behind it on the command line."""
+    given = sys.argv[1:] if words is None else words
     try:
-        app.meta(exit_on_error=False)
-    except CycloptsError:
-        sys.exit(2)
+        app.meta(given, exit_on_error=False)
+    except CycloptsError as usage:
+        # Cyclopts has told it on stderr.
+        _end(ScenarioError([Mistake("", str(usage), "see --help")]), given)
     except ChinchillaError as error:
         log(str(error))
-        sys.exit(error.exit_code)
+        _end(error, given)
     except BrokenPipeError:
         # Whoever read our output has seen enough (`| head`); the interpreter must not try to flush it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -82,3 +94,10 @@ def main() -> None:
     except KeyboardInterrupt:
         log("interrupted")
         sys.exit(INTERRUPTED)
+
+
+def _end(error: ChinchillaError, words: Sequence[str]) -> NoReturn:
+    """Leave with the exit code of an error; with --json it stands on stdout too, in place of a result."""
+    if "--json" in words:
+        print_json(error.to_dict())
+    sys.exit(error.exit_code)

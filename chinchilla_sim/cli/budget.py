@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from chinchilla_sim.cli.app import DECIDE, AsJson, Output, Overrides, app
-from chinchilla_sim.cli.shared import infeasible_as_json, load_scenario_file, named, seconds_of
+from chinchilla_sim.cli.shared import load_scenario_file, named, seconds_of
 from chinchilla_sim.console import log, print_json, print_tables, save_json, searching, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
 
@@ -61,7 +61,7 @@ def budget(
         writable_folder(output)
     loaded = load_scenario_file(scenario, overrides)
     own = loaded.model.formula if loaded.model.formula in ("gpt", "llama") else "gpt"
-    with infeasible_as_json(as_json, "best"), named(scenario), searching("planning sizes") as progress:
+    with named(scenario), searching("planning sizes") as progress:
         study = answer_budget(loaded, str(scenario), family or own, chosen, amount, progress, log)
     _show(study, output, as_json)
 

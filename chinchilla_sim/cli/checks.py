@@ -10,9 +10,17 @@ from cyclopts import Parameter
 
 from chinchilla_sim.cli.accuracy import calibrate_accuracy, only_with_accuracy
 from chinchilla_sim.cli.app import CHECK, FIRST_STEPS, AsJson, Output, Overrides, app, bench, validate
-from chinchilla_sim.cli.shared import CALIBRATION_S, calibrate_tasks, process_count, seconds_of, watching_others
+from chinchilla_sim.cli.shared import (
+    CALIBRATION_S,
+    at_least,
+    calibrate_tasks,
+    check_cache,
+    process_count,
+    quantity_of,
+    seconds_of,
+    watching_others,
+)
 from chinchilla_sim.console import Interrupt, busy, log, print_json, print_tables, searching, writable_folder
-from chinchilla_sim.errors import Mistake, ScenarioError
 
 
 @validate.command(name="network")
@@ -146,10 +154,7 @@ def validate_collectives(table: Path, *, device: str = "a100-sxm-80gb", network:
     from chinchilla_sim.units import parse_bandwidth
     from chinchilla_sim.validation.collectives import check_collectives
 
-    try:
-        network_bytes_per_s = parse_bandwidth(network) if network else None
-    except ValueError as error:
-        raise ScenarioError([Mistake("--network", str(error), "give a bandwidth")]) from error
+    network_bytes_per_s = None if network is None else quantity_of("--network", network, parse_bandwidth)
     with busy("thinning tables"):
         result = check_collectives(table, device, network_bytes_per_s)
     if as_json:
@@ -219,6 +224,8 @@ def calibrate(
     output
         With --accuracy: keep the result in this file, for search.accuracy_table (default: beside the calibrations of this machine).
     """
+    if ranks is not None:
+        at_least("--ranks", ranks)
     if accuracy:
         calibrate_accuracy(scenario, overrides, seeds, steps, replicas, output, as_json)
         return
@@ -234,6 +241,7 @@ def _calibrate_machine(ranks: int | None, as_json: bool) -> None:
     from chinchilla_sim.report.tables.machine import calibration_table
     from chinchilla_sim.workflow import calibrate as measure
 
+    check_cache()
     with watching_others() as others, busy("measuring this machine", CALIBRATION_S):
         calibration, path = measure(ranks or core_count())
     for reason in stale_entries(calibration.key):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from chinchilla_sim.cli.app import DECIDE, AsJson, Output, Overrides, app, validate
-from chinchilla_sim.cli.shared import load_scenario_file
+from chinchilla_sim.cli.shared import load_scenario_file, quantity_of
 from chinchilla_sim.console import Interrupt, log, print_json, print_tables, save_json, searching, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
 
@@ -99,10 +99,7 @@ def default_batches(batch: int) -> list[int]:
 def _bandwidths(text: str) -> list[float]:
     from chinchilla_sim.units import parse_bandwidth
 
-    try:
-        found = [parse_bandwidth(part.strip()) for part in text.split(",")]
-    except ValueError as error:
-        raise ScenarioError([Mistake("--bandwidths", str(error), f'write for example "{BANDWIDTHS}"')]) from error
+    found = [quantity_of("--bandwidths", part.strip(), parse_bandwidth) for part in text.split(",")]
     if min(found) <= 0:
         raise ScenarioError([Mistake("--bandwidths", "must be more than 0", f'write for example "{BANDWIDTHS}"')])
     return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from chinchilla_sim.cli.app import RUN, AllowFactory, AsJson, Force, Output, app
-from chinchilla_sim.cli.shared import load_plan_file
+from chinchilla_sim.cli.shared import load_plan_file, named
 from chinchilla_sim.console import busy, log, print_json, writable_file, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
 
@@ -50,23 +50,25 @@ def export(
     output
         Folder to write to (default: NAME-TO, such as mnist_mlp-torchrun); of a configuration the file (default: NAME-megatron.sh).
     """
-    from chinchilla_sim.workflow import open_plan
+    from chinchilla_sim.given import check_feasible, open_plan
 
     if equal_layers and to not in CONFIGURATIONS:
         raise ScenarioError([Mistake("--equal-layers", f"is not for {to}, which takes any stages", "leave it out")])
     file = load_plan_file(plan, allow_factory)
     setting = open_plan(file, str(plan), force=force)
+    check_feasible(setting, file, str(plan), force)
     if to in CONFIGURATIONS:
         _write_configuration(file, setting, to, equal_layers, output, as_json)
     else:
-        _write_folder(file, setting, to, output, as_json)
+        _write_folder(file, setting, plan, to, output, as_json)
 
 
-def _write_folder(file: PlanFile, setting: Setting, to: str, output: Path | None, as_json: bool) -> None:
+def _write_folder(file: PlanFile, setting: Setting, source: Path, to: str, output: Path | None, as_json: bool) -> None:
     from chinchilla_sim.running import check_exportable
     from chinchilla_sim.runtime.export.folder import export_folder
 
-    check_exportable(file)
+    with named(source):
+        check_exportable(file)
     folder = writable_folder(output or Path(f"{file.scenario.name}-{to}"))
     with busy(f"writing {folder}"):
         notes = export_folder(file, setting.cluster, to, folder)
@@ -104,9 +106,11 @@ def _write_configuration(file: PlanFile, setting: Setting, to: str, equal_layers
 
 def _with_equal_layers(file: PlanFile, setting: Setting) -> tuple[PlanFile, str]:
     """The plan with equal layers, and what that makes of its step."""
+    from chinchilla_sim.given import simulate_plan
     from chinchilla_sim.interchange.forms import with_equal_layers
-    from chinchilla_sim.workflow import simulate_plan
+    from chinchilla_sim.units import format_seconds
 
     equal = replace(file, plan=with_equal_layers(file.plan, setting.graph))
     before_s, after_s = (simulate_plan(setting, one).step_s for one in (file, equal))
-    return equal, f"equal layers: a simulated step takes {after_s:.4g} s instead of {before_s:.4g} s ({after_s / before_s - 1:+.1%})"
+    change = f"{format_seconds(after_s)} instead of {format_seconds(before_s)} ({after_s / before_s - 1:+.1%})"
+    return equal, f"equal layers: a simulated step takes {change}"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -15,9 +15,7 @@ from chinchilla_sim.cli.app import FIRST_STEPS, AsJson, Output, app
 from chinchilla_sim.cli.shared import at_least
 from chinchilla_sim.console import log, print_json, print_tables, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
-
-if TYPE_CHECKING:
-    from chinchilla_sim.starter import Wish
+from chinchilla_sim.wish import Wish
 
 LINE_WIDTH = 110
 Replace = Annotated[bool, Parameter(name="--force", help="Replace files that are there.", negative=())]
@@ -27,16 +25,7 @@ Replace = Annotated[bool, Parameter(name="--force", help="Replace files that are
 def init(
     file: Path = Path("scenario.toml"),
     *,
-    model: str | None = None,
-    kind: Literal["training", "inference"] | None = None,
-    batch: int | None = None,
-    objective: Literal["step_time", "cost", "energy", "latency"] | None = None,
-    device: str | None = None,
-    count: int | None = None,
-    network: str | None = None,
-    arrival_rate: str | None = None,
-    price: str | None = None,
-    power: str | None = None,
+    wish: Annotated[Wish, Parameter(name="*")] = Wish(),  # noqa: B008 - frozen
     ask: bool | None = None,
     force: Replace = False,
     as_json: AsJson = False,
@@ -49,39 +38,17 @@ def init(
     ----------
     file
         The file to write.
-    model
-        A model that comes with chinchilla_sim and runs (mnist_mlp, gpt, bert, resnet, ...), a published one to plan and simulate
-        (llama-2-7b, gpt2-xl, resnet50, ...), a class of transformers (LlamaForCausalLM), or your own function (path/to/file.py:build).
-    kind
-        Train the model, or apply it.
-    batch
-        Samples of a step, over all devices.
-    objective
-        What the planner minimises.
-    device
-        A device of the catalogue, such as H100 (see `chinchilla catalogue`); default: this machine.
-    count
-        How many devices, by eights to a node; of this machine: ranks (default: one per core).
-    network
-        What joins the nodes: a bandwidth ("100 Gbit/s") or a link of the catalogue (infiniband-ndr).
-    arrival_rate
-        Requests that arrive in inference, such as "200 requests/s"; objective latency needs it.
-    price
-        Price of a node, or of this machine, such as "2 USD/h", where the catalogue does not know it.
-    power
-        Electric power of a device, or of this machine, such as "65 W".
     ask
         Ask for what is left open (default: on a terminal).
     """
     from chinchilla_sim.scenario.load import load_scenario
-    from chinchilla_sim.starter import Wish, draft_scenario
+    from chinchilla_sim.starter import draft_scenario
 
-    for option, number in {"--batch": batch, "--count": count}.items():
+    for option, number in {"--batch": wish.batch, "--count": wish.count}.items():
         if number is not None:
             at_least(option, number)
     if file.exists() and not force:
         raise ScenarioError([Mistake(str(file), "is there already", "name another file, or replace it by --force")])
-    wish = Wish(model, kind, batch, objective, device, count, network, arrival_rate, price, power)
     asking = sys.stdin.isatty() and sys.stderr.isatty() and not as_json if ask is None else ask
     draft = draft_scenario(_ask_for(wish) if asking else wish, file.stem, file.parent)
     writable_folder(file.parent, "FILE")

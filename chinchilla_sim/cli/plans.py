@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from chinchilla_sim.cli.accuracy import accuracy_of
 from chinchilla_sim.cli.app import DECIDE, AllowFactory, AsJson, Force, Output, Overrides, app
-from chinchilla_sim.cli.shared import at_least, find_plan, infeasible_as_json, load_plan_file, print_plan, process_count, seconds_of
+from chinchilla_sim.cli.shared import at_least, find_plan, load_plan_file, print_plan, process_count, seconds_of
 from chinchilla_sim.console import Interrupt, busy, log, print_json, print_tables, save_json, searching, writable_file
 from chinchilla_sim.errors import Mistake, ScenarioError
 
 if TYPE_CHECKING:
-    from chinchilla_sim.planner.plan_file import PlanFile
     from chinchilla_sim.planner.selection.candidate import Candidate
     from chinchilla_sim.setting import Setting
 
@@ -77,8 +78,7 @@ def _plan_one(scenario: Path, overrides: Overrides, output: Path | None, time_li
     if output:
         writable_file(output, "--output")
     started_s, interrupt = monotonic(), Interrupt()
-    with infeasible_as_json(as_json, "plan"):
-        setting, search = find_plan(scenario, overrides, time_limit_s, front, interrupt)
+    setting, search = find_plan(scenario, overrides, time_limit_s, front, interrupt)
     search_s = monotonic() - started_s
     file = plan_file(setting, search)
     if output:
@@ -107,7 +107,8 @@ def explain(
 ) -> None:
     """Say what decides the step of a plan, and how much each input matters: link bandwidth x 2, flop/s + 10 %, latency / 2 and so on.
 
-    The plan stays as it is; only its machines change. Exit code 1 where it does not fit into memory. With --instead: why not another one.
+    The plan stays as it is; only its machines change. Exit code 1 where it does not fit into memory or breaks a limit of its scenario.
+    With --instead: why not another one.
 
     Parameters
     ----------
@@ -117,11 +118,11 @@ def explain(
         Compare with the best plan of another configuration, such as "dp=8,pp=1": time, memory and money; keys are dp, pp, tp, cp, ep,
         m (microbatches), zero, buckets, schedule, recompute, gradients and activations (codecs). Exit code 1 where it does not fit.
     """
-    import sys
-
+    from chinchilla_sim.given import open_plan, simulate_plan
+    from chinchilla_sim.report.remarks import remarks, remarks_dict
     from chinchilla_sim.report.tables.reasons import explanation_dict, explanation_sentence, explanation_tables
     from chinchilla_sim.simulator.sensitivity import explain_step
-    from chinchilla_sim.workflow import open_plan, plan_file
+    from chinchilla_sim.workflow import plan_file
 
     if plan.suffix == ".toml":
         setting, search = find_plan(plan, overrides)
@@ -129,32 +130,43 @@ def explain(
     else:
         file = load_plan_file(plan, allow_factory)
         setting = open_plan(file, str(plan), overrides or (), force)
+    chosen = simulate_plan(setting, file)
+    judged = chosen, setting.cluster, setting.scenario
     if instead is not None:
-        _explain_instead(setting, file, instead, as_json)
+        _explain_instead(setting, chosen, instead, as_json)
+        _leave_infeasible(remarks_dict(*judged))
         return
     with busy("simulating with other inputs"):
         found = explain_step(setting.graph, setting.cluster, setting.scenario.job, file.plan, setting.profile)
     words, facts = accuracy_of(setting, file.plan, found.step_s)
     if as_json:
-        print_json(explanation_dict(found) | facts)
+        print_json(explanation_dict(found) | facts | remarks_dict(*judged))
     else:
         print(explanation_sentence(found), *words, "", sep="\n")
         print_tables(*explanation_tables(found))
-    if found.headroom_bytes < 0:
-        sys.exit(1)
+        print(*(f"{plan}: {remark}\n" for remark in remarks(*judged)), sep="", end="")
+    _leave_infeasible(remarks_dict(*judged))
 
 
-def _explain_instead(setting: Setting, file: PlanFile, instead: str, as_json: bool) -> None:
+def _explain_instead(setting: Setting, chosen: Candidate, instead: str, as_json: bool) -> None:
+    from chinchilla_sim.report.remarks import remarks, remarks_dict
     from chinchilla_sim.report.tables.reasons import instead_dict, instead_table
-    from chinchilla_sim.workflow import plan_instead, simulate_plan
+    from chinchilla_sim.workflow import plan_instead
 
-    chosen = simulate_plan(setting, file)
     with searching() as progress:
         other = plan_instead(setting, instead, progress)
+    judged = setting.cluster, setting.scenario
     if as_json:
-        print_json(instead_dict(chosen, other, setting.cluster, setting.scenario))
+        print_json(instead_dict(chosen, other, *judged) | remarks_dict(chosen, *judged))
     else:
-        print_tables(instead_table(chosen, other, setting.cluster, setting.scenario))
+        print_tables(instead_table(chosen, other, *judged))
+        print(*(f"this plan {remark}\n" for remark in remarks(chosen, *judged)), sep="", end="")
+
+
+def _leave_infeasible(*told: Mapping[str, Any]) -> None:
+    """Exit code 1 where a plan that was shown is not feasible."""
+    if any(one["status"] == "infeasible" for one in told):
+        sys.exit(1)
 
 
 @app.command(group=DECIDE)
@@ -169,7 +181,8 @@ def simulate(
 ) -> None:
     """Simulate one step of given plans, also on another cluster, and compare them in one table.
 
-    Says where one does not fit into memory, or is beyond a limit of its scenario.
+    All of them are printed; where one does not fit into memory, or breaks a limit of its scenario, it is said what would help, and the
+    exit code is 1.
     With [disturbances] in the scenario (jitter, stragglers, links that slow down, traffic, failures) a second table tells the
     spread of the step time and the goodput.
 
@@ -182,8 +195,8 @@ def simulate(
     trace
         Write a Chrome trace of all of them (for ui.perfetto.dev): spans, what every idle moment waits for, and the critical path.
     """
+    from chinchilla_sim.given import open_plan, simulate_plan, with_program
     from chinchilla_sim.report.drawing.trace import chrome_trace
-    from chinchilla_sim.workflow import open_plan, simulate_plan, with_program
 
     if not plans:
         raise ScenarioError([Mistake("", "no plan named", "chinchilla simulate PLAN.json")])
@@ -192,10 +205,10 @@ def simulate(
     rows: list[tuple[str, Candidate, Setting]] = []
     for path in plans:
         file = load_plan_file(path, allow_factory)
-        if program:
-            file = with_program(file, program)
         # Values that are set on purpose need no hash: the graph's still counts.
         setting = open_plan(file, str(path), overrides or (), force)
+        if program:
+            file = with_program(file, program, setting)
         rows.append((str(path), simulate_plan(setting, file), setting))
     if trace:
         save_json(trace, chrome_trace({name: candidate.timeline for name, candidate, _ in rows}))
@@ -203,17 +216,18 @@ def simulate(
 
 
 def _print_simulated(rows: list[tuple[str, Candidate, Setting]], as_json: bool) -> None:
+    from chinchilla_sim.given import disturb_plan
     from chinchilla_sim.report.remarks import remarks, remarks_dict
     from chinchilla_sim.report.tables.serving import requests_table
     from chinchilla_sim.report.tables.simulated import disturbed_dict, disturbed_table, memory_table, simulated_dict, simulated_table
-    from chinchilla_sim.workflow import disturb_plan
 
     disturbed = [disturb_plan(setting, candidate.plan, candidate.step_s) for _, candidate, setting in rows]
+    judged = [remarks_dict(candidate, setting.cluster, setting.scenario) for _, candidate, setting in rows]
     if as_json:
         told = [{"plan": name} | simulated_dict(candidate) for name, candidate, _ in rows]
-        told = [one | remarks_dict(row[1], row[2].cluster, row[2].scenario) for one, row in zip(told, rows, strict=True)]
         spreads = [disturbed_dict(found.spread, found.goodput) if found else {} for found in disturbed]
-        print_json({"plans": [one | spread for one, spread in zip(told, spreads, strict=True)]})
+        print_json({"plans": [one | more | spread for one, more, spread in zip(told, judged, spreads, strict=True)]})
+        _leave_infeasible(*judged)
         return
     named = [(name, candidate) for name, candidate, _ in rows]
     memory = [memory_table(rows[0][1])] if len(rows) == 1 else []
@@ -223,6 +237,7 @@ def _print_simulated(rows: list[tuple[str, Candidate, Setting]], as_json: bool) 
     for name, candidate, setting in rows:
         for remark in remarks(candidate, setting.cluster, setting.scenario):
             print(f"{name}: {remark}")
+    _leave_infeasible(*judged)
 
 
 @app.command(group=DECIDE)

@@ -16,6 +16,8 @@ from chinchilla_sim.console import log, print_json, print_tables, save_json, sho
 
 if TYPE_CHECKING:
     from chinchilla_sim.planner.plan_file import PlanFile
+    from chinchilla_sim.runtime.engine.engines import Engine
+    from chinchilla_sim.setting import Setting
     from chinchilla_sim.validation.compare import Comparison, Measurement
 
 
@@ -59,7 +61,6 @@ def run(
     resume
         Folder of a run that was interrupted: go on from its newest checkpoint, also with another plan or number of ranks.
     """
-    from chinchilla_sim.running import judge_run, run_for_real, simulate_fully
     from chinchilla_sim.runtime.engine.engines import check_engine
 
     if steps is not None:
@@ -75,6 +76,13 @@ def run(
     (folder / "measurement.json").unlink(missing_ok=True)
     if answers_requests(file):
         return serve(setting, file, folder, steps, as_json, keep=True)
+    _train(file, setting, folder, steps, engine, resume, as_json)
+
+
+def _train(file: PlanFile, setting: Setting, folder: Path, steps: int | None, engine: Engine, resume: Path | None, as_json: bool) -> None:
+    """Make the steps of a plan for real, and compare them with simulated ones."""
+    from chinchilla_sim.running import judge_run, run_for_real, simulate_fully
+
     simulated = simulate_fully(setting, file.plan)
     with show_epochs(file.scenario.job.epochs, steps or file.scenario.job.total_steps) as watch, _telling_what_is_left(folder, as_json):
         measurement = run_for_real(file, folder, steps, watch, engine=engine, resume=resume, tell=log)

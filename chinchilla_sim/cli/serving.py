@@ -24,6 +24,7 @@ def serve(setting: Setting, file: PlanFile, folder: Path, steps: int | None, as_
     from chinchilla_sim.console import save_json
     from chinchilla_sim.report.tables.serving import served_tables
     from chinchilla_sim.service import serve_for_real
+    from chinchilla_sim.units import plain_number
 
     with busy("answering requests"):
         comparison, metrics = serve_for_real(setting, file, folder, steps)
@@ -35,6 +36,6 @@ def serve(setting: Setting, file: PlanFile, folder: Path, steps: int | None, as_
         return
     print_tables(*served_tables(comparison))
     for name, value in metrics.items():
-        print(f"{name.replace('_', ' ')}: {value:.4g}")
+        print(f"{name.replace('_', ' ')}: {plain_number(value, 4)}")
     if keep:
         log(f"served.json and the first answers (answers*.pt) are in {folder}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chinchilla_sim.console import Interrupt, busy, log, print_json, print_tables, searching
-from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
+from chinchilla_sim.console import Interrupt, busy, log, print_json, print_tables, searching, writable_folder
+from chinchilla_sim.errors import Mistake, ScenarioError
 
 if TYPE_CHECKING:
     from chinchilla_sim.planner.plan_file import PlanFile
@@ -36,6 +36,22 @@ def seconds_of(option: str, text: str) -> float:
         raise ScenarioError([Mistake(option, f"{text!r} is no time", 'write a number with a unit, such as "30s"')]) from error
 
 
+def quantity_of(option: str, text: str, parse: Callable[[str], float]) -> float:
+    """The number of an option with a unit, such as "10 Gbit/s"."""
+    try:
+        return parse(text)
+    except ValueError as error:
+        (mistake,) = error.args
+        raise ScenarioError([Mistake(option, mistake.what, mistake.cure)]) from error
+
+
+def check_cache() -> None:
+    """A ScenarioError where what is about to be measured could not be kept."""
+    from chinchilla_sim.cluster.calibration import cache_folder
+
+    writable_folder(cache_folder(), "CHINCHILLA_CACHE")
+
+
 def at_least(option: str, count: int, least: int = 1) -> None:
     """A ScenarioError for an option that counts too few."""
     if count < least:
@@ -49,18 +65,6 @@ def process_count(jobs: int | None) -> int:
     if jobs is not None:
         at_least("--jobs", jobs)
     return jobs or core_count()
-
-
-@contextmanager
-def infeasible_as_json(as_json: bool, what: str) -> Iterator[None]:
-    """An answer that there is none, as one JSON document beside the message; `what` is missing in it."""
-    try:
-        yield
-    except NoFeasiblePlanError as answer:
-        if as_json:
-            why = {"constraint": answer.constraint, "shortfall": answer.shortfall, "cure": answer.cure}
-            print_json({what: None, "status": "infeasible", **why})
-        raise
 
 
 def load_plan_file(path: Path, allow_factory: bool = False) -> PlanFile:
@@ -102,9 +106,10 @@ def plan_to_run(
     source: Path, overrides: list[str] | None, force: bool, quiet: bool, allow_factory: bool = False
 ) -> tuple[PlanFile, Setting]:
     """The plan to run and its setting; this machine is calibrated first where it was not."""
+    from chinchilla_sim.given import check_feasible, open_plan
     from chinchilla_sim.running import check_runnable
     from chinchilla_sim.setting import prepare
-    from chinchilla_sim.workflow import ensure_calibration, make_best_plan, open_plan, plan_file
+    from chinchilla_sim.workflow import ensure_calibration, make_best_plan, plan_file
 
     is_plan = source.suffix == ".json"
     if is_plan and overrides:
@@ -117,7 +122,9 @@ def plan_to_run(
         for note in ensure_calibration(scenario):
             log(note)
     if file:
-        return file, open_plan(file, str(source), force=force)
+        setting = open_plan(file, str(source), force=force)
+        check_feasible(setting, file, str(source), force)
+        return file, setting
     with named(source):
         setting = prepare(scenario)
     with named(source), searching() as progress:
@@ -131,8 +138,8 @@ def run_to_resume(folder: Path | None, overrides: list[str] | None, allow_factor
     """The plan of an interrupted run and its setting, with some values of its scenario replaced, such as job.epochs."""
     from dataclasses import replace
 
+    from chinchilla_sim.given import open_plan
     from chinchilla_sim.running import check_runnable
-    from chinchilla_sim.workflow import open_plan
 
     if folder is None:
         raise ScenarioError([Mistake("source", "is missing", "name a scenario or a plan, or --resume FOLDER of a run")])
@@ -180,6 +187,7 @@ def calibrate_tasks(scenario: Path, overrides: list[str] | None, ranks: int | No
     if not this_machine_ranks(loaded.cluster):
         cure = 'set cluster.kind = "this-machine"; other machines are described by the catalogue'
         raise ScenarioError([Mistake("cluster.kind", "only this machine's tasks can be measured here", cure)], str(scenario))
+    check_cache()
     with watching_others() as others, busy("measuring every task of the model"):
         profile, path = profile_scenario(loaded)
     if as_json:

@@ -34,11 +34,13 @@ def up(scenario: Path, *, overrides: Overrides = None, as_json: AsJson = False) 
 
     spec = load_scenario_file(scenario, overrides).cluster
     with named(scenario), open_testbed(spec) as bed:
-        hosts = list(bed.hosts.values())
+        hosts = [host.to_dict() for host in bed.hosts.values()]
         if as_json:
-            print_json({"guardian": bed.guardian, "nodes": [host.to_dict() for host in hosts]})
+            # Stdout is one document, which comes at the end.
+            for host in bed.hosts.values():
+                log(f"{host.name}: ip netns exec {host.namespace} bash")
         else:
-            print_tables(hosts_table([host.to_dict() for host in hosts]))
+            print_tables(hosts_table(hosts))
         sys.stdout.flush()
         ends = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
         signal.pthread_sigmask(signal.SIG_BLOCK, ends)
@@ -46,7 +48,7 @@ def up(scenario: Path, *, overrides: Overrides = None, as_json: AsJson = False) 
         signal.sigwait(ends)
         traffic = bed.traffic()
     if as_json:
-        print_json(traffic.to_dict())
+        print_json({"guardian": bed.guardian, "nodes": hosts, "traffic": traffic.to_dict()})
     else:
         print_tables(traffic_table(traffic.to_dict()))
 
@@ -84,24 +86,34 @@ def run_this_node(
         raise ScenarioError([Mistake("--node-rank", "is missing for --rendezvous", "number the nodes from 0, which is at HOST")])
     meeting = parse_rendezvous(rendezvous, node_rank)
     file = load_plan_file(source, allow_factory)
+    # Node 0 compares in the end; others may have been calibrated otherwise.
+    simulated = _simulated(file, source, force) if node_rank == 0 else None
     folder = writable_folder(output or Path("reports") / file.scenario.name / "run")
     (folder / "measurement.json").unlink(missing_ok=True)
     with named(source), show_epochs(file.scenario.job.epochs) as watch:
         measurement = join_for_real(file, folder, meeting, steps, watch)
-    if measurement is None:
+    if measurement is None or simulated is None:
         log(f"the ranks of node {node_rank} are done; node 0 has the report")
         return
     save_json(folder / "measurement.json", measurement.to_dict())
-    _print_comparison(file, source, measurement, force, as_json)
+    _print_comparison(file, simulated, measurement, as_json)
     log(f"weights, metrics and measurement are in {folder}")
 
 
-def _print_comparison(file: Any, source: Path, measurement: Any, force: bool, as_json: bool) -> None:
+def _simulated(file: Any, source: Path, force: bool) -> Any:
+    """The simulated step of a plan that may be run."""
+    from chinchilla_sim.given import check_feasible, open_plan, simulate_plan
+
+    setting = open_plan(file, str(source), force=force)
+    check_feasible(setting, file, str(source), force)
+    return simulate_plan(setting, file).timeline
+
+
+def _print_comparison(file: Any, simulated: Any, measurement: Any, as_json: bool) -> None:
     from chinchilla_sim.report.tables.measured import categories_table, comparison_table, metrics_table
     from chinchilla_sim.validation.compare import compare
-    from chinchilla_sim.workflow import open_plan, simulate_plan
 
-    comparison = compare(simulate_plan(open_plan(file, str(source), force=force), file).timeline, measurement)
+    comparison = compare(simulated, measurement)
     if as_json:
         print_json({"plan": file.to_dict(), **comparison.to_dict(), **measurement.metrics, "weights": measurement.weights})
     else:

@@ -48,14 +48,15 @@ def validate_run(
     """
     import tempfile
 
+    from chinchilla_sim.given import check_feasible, open_plan
     from chinchilla_sim.report.tables.measured import attribution_table, categories_table, comparison_table, peaks_table
     from chinchilla_sim.running import judge_run, learn_from_run, run_for_real, simulate_fully
-    from chinchilla_sim.workflow import open_plan
 
     at_least("--steps", steps)
     folder = writable_folder(output) if output else None
     file = load_plan_file(plan, allow_factory)
     setting = open_plan(file, str(plan), force=force)
+    check_feasible(setting, file, str(plan), force)
     if answers_requests(file):
         with tempfile.TemporaryDirectory(prefix="chinchilla-") as run_folder:
             return serve(setting, file, Path(run_folder), steps, as_json)
@@ -66,12 +67,12 @@ def validate_run(
     comparison = judge_run(setting, simulated, measurement)
     if folder:
         _write(folder, file, simulated, measurement, comparison)
+    if recalibrate:
+        log(f"stored what the run taught in {learn_from_run(setting, simulated, measurement)}; plans made from now on use it")
     if as_json:
         print_json(comparison.to_dict())
     else:
         print_tables(comparison_table(comparison), *attribution_table(comparison), categories_table(comparison), *peaks_table(comparison))
-    if recalibrate:
-        log(f"stored what the run taught in {learn_from_run(setting, simulated, measurement)}; plans made from now on use it")
 
 
 def _write(folder: Path, file: PlanFile, simulated: Simulated, measurement: Measurement, comparison: Comparison) -> None:

@@ -251,7 +251,7 @@ def load_calibration(path: Path) -> Calibration:
             raise ValueError(f"not a {FORMAT} file of version {VERSION}")
         return Calibration.from_dict(data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        cure = "delete it and run chinchilla calibrate"
+        cure = "delete it and run chinchilla calibrate" if path.exists() else "run chinchilla calibrate, or unset CHINCHILLA_CALIBRATION"
         raise ScenarioError([Mistake("calibration", f"cannot be read: {why_unreadable(error)}", cure)], source=str(path)) from error
 
 

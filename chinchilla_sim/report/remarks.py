@@ -1,42 +1,29 @@
-"""What a simulated plan breaks: memory that it does not fit into, limits that it does not keep."""
+"""What a simulated plan breaks, and which limits it keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.planner.selection.candidate import Candidate
+from chinchilla_sim.planner.selection.feasibility import breaches_of, missing_memory
 from chinchilla_sim.planner.selection.limits import limits_of, use_words
 from chinchilla_sim.scenario.schema import Scenario
-from chinchilla_sim.units import format_bytes
-
-
-def missing_memory(candidate: Candidate, cluster: Cluster) -> tuple[int, float, float] | None:
-    """The rank that lacks most memory, the bytes that it holds at its peak and those that it can use; None where the plan fits."""
-    plan, peaks = candidate.plan, dict[int, float]()
-    for sample in candidate.timeline.memory:
-        peaks[sample.rank] = max(peaks.get(sample.rank, 0.0), sample.held_bytes)
-    usable = {rank: cluster.device(plan.slots_of(rank)[0], len(plan.slots)).usable_memory_bytes for rank in peaks}
-    lacking = [(usable[rank] - peak, rank) for rank, peak in peaks.items() if peak > usable[rank]]
-    if not lacking:
-        return None
-    _, rank = min(lacking)
-    return rank, peaks[rank], usable[rank]
 
 
 def remarks(candidate: Candidate, cluster: Cluster, scenario: Scenario) -> Iterator[str]:
-    """A sentence for everything that the plan breaks, and one for the limits of the scenario that it keeps."""
-    lacking = missing_memory(candidate, cluster)
-    if lacking:
-        rank, peak_bytes, usable_bytes = lacking
-        yield f"does not fit into memory: rank {rank} needs {format_bytes(peak_bytes)} of {format_bytes(usable_bytes)} usable"
-    for use in limits_of(scenario.job, scenario.search, cluster).uses(candidate.plan.slots, candidate.step_s):
-        yield f"{use_words(use)}{'' if use.holds else ', which is beyond'}"
+    """A sentence for everything that the plan breaks, and one for every limit of the scenario that it keeps."""
+    yield from (f"is not feasible: {breach}" for breach in breaches_of(candidate, cluster, scenario))
+    uses = limits_of(scenario.job, scenario.search, cluster).uses(candidate.plan.slots, candidate.step_s)
+    yield from (use_words(use) for use in uses if use.holds)
 
 
 def remarks_dict(candidate: Candidate, cluster: Cluster, scenario: Scenario) -> dict[str, Any]:
-    """JSON-ready: whether the plan fits, and what it takes of every limit."""
+    """JSON-ready: whether the plan is feasible and fits into memory, all that it breaks, and what it takes of every limit."""
+    found = breaches_of(candidate, cluster, scenario)
     uses = limits_of(scenario.job, scenario.search, cluster).uses(candidate.plan.slots, candidate.step_s)
     limits = [{"key": use.limit.key, "most": use.limit.most, "value": use.value, "holds": use.holds} for use in uses]
-    return {"fits": missing_memory(candidate, cluster) is None} | ({"limits": limits} if limits else {})
+    told = {"status": "infeasible" if found else "feasible", "breaches": [asdict(breach) for breach in found]}
+    return told | {"fits": missing_memory(candidate, cluster) is None} | ({"limits": limits} if limits else {})

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from chinchilla_sim.cluster.topology import Cluster
-from chinchilla_sim.errors import RunError
+from chinchilla_sim.errors import DeadlockError
 from chinchilla_sim.timeline import Category, MemorySample, Span, Stream, Timeline
 
 NO_ACTIVITY = -1
@@ -156,7 +156,7 @@ class ActivityGraph:
         return np.bincount(np.asarray(self._to, dtype=np.int64), minlength=len(self)).tolist() if self._to else [0] * len(self)
 
     def in_order(self) -> list[int]:
-        """Activities so that each comes behind all that it waits for; RunError names a cycle where there is none."""
+        """Activities so that each comes behind all that it waits for; DeadlockError names a cycle where there is none."""
         successors, waits = self.successors(), self.waits()
         starts, others, _ = successors
         ready = [number for number, count in enumerate(waits) if count == 0]
@@ -173,7 +173,7 @@ class ActivityGraph:
             raise self.deadlock(set(ready))
         return ready
 
-    def deadlock(self, finished: set[int]) -> RunError:
+    def deadlock(self, finished: set[int]) -> DeadlockError:
         """An error that tells one cycle of activities that wait for each other."""
         starts, others, _ = self.predecessors()
         number = next(number for number in range(len(self)) if number not in finished)
@@ -182,10 +182,12 @@ class ActivityGraph:
             path.append(number)
             number = next(other for other in others[starts[number] : starts[number + 1]] if other >= 0 and other not in finished)
         names = {record.last: f"{record.label} of rank {record.rank}" for record in reversed(self.records)}
-        cycle = [names.get(step, "a join") for step in path[path.index(number) :]]
+        ranks = {record.last: record.rank for record in reversed(self.records)}
+        waiting = path[path.index(number) :]
+        cycle = [names.get(step, "a join") for step in waiting]
         cycle = [name for name in cycle if name != "a join"] or ["a join"]
         cycle = [name for index, name in enumerate(cycle) if name != cycle[index - 1]] or cycle[:1]
-        return RunError(f"the program deadlocks: {' waits for '.join([*cycle, cycle[0]])}")
+        return DeadlockError(" waits for ".join([*cycle, cycle[0]]), tuple(sorted({ranks[step] for step in waiting if step in ranks})))
 
 
 class Times(NamedTuple):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from chinchilla_sim.errors import Mistake, RunError, ScenarioError, why_unreadable
+from chinchilla_sim.errors import DeadlockError, Mistake, ScenarioError, why_unreadable
 from chinchilla_sim.planner.action import parse_action
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.plan_check import mistakes_of
@@ -33,6 +34,23 @@ def read_order_file(path: Path) -> tuple[str, ...]:
         raise ScenarioError([Mistake("", f"cannot be read: {why_unreadable(error)}", cure)], str(path)) from error
 
 
+def check_plan_of_rows(plan: Plan, source: str) -> None:
+    """ScenarioError where the rows of a file and the plan that is to play them contradict each other."""
+    cure = "give every pass of every stage and microbatch once, in the row of its rank"
+    found = [(re.sub(r"^order\.(\d+)$", lambda row: f"row {int(row[1]) + 1}", where), what) for where, what in mistakes_of(plan)]
+    if found:
+        raise ScenarioError([Mistake("" if where == "order" else where, what, cure) for where, what in found], source)
+
+
+def unplayable_rows(error: DeadlockError, plan: Plan, field: str = "") -> Mistake:
+    """A circle of waiting actions as a mistake of the rows that a file, or a field of it, writes out; every replica plays the same rows."""
+    line = {rank: row for replica in range(plan.data_parallel_degree) for row, rank in enumerate(plan.pipeline(replica), start=1)}
+    rows = sorted({line[rank] for rank in error.ranks})
+    place = f"row{'s' if len(rows) > 1 else ''} {' and '.join(map(str, rows))}"
+    cure = "put F behind F of the stage before, B behind B of the stage after, and the microbatches of both in one order"
+    return Mistake(f"{field}, {place}" if field else place, f"cannot be played to the end: {error.waiting}", cure)
+
+
 @dataclass(frozen=True)
 class DrawnSchedule:
     """A schedule of equal stages, played."""
@@ -50,22 +68,17 @@ def draw_schedule(
     passes = PassSeconds(*seconds)
     if name.endswith(".csv"):
         plan = custom_plan(read_order_file(Path(name)))
-        found = mistakes_of(plan)
+        check_plan_of_rows(plan, name)
     elif name in SCHEDULES:
         width = stages_per_rank or (1 if SCHEDULES[name].layout == "line" else 2)
         refused = SCHEDULES[name].refuses(ranks, width, microbatches)
-        found = [("", refused)] if refused else []
-        plan = (
-            Plan((), ((0,),), (), 1, 1, "1f1b", (), ())
-            if found
-            else equal_stages_plan(name, ranks, width, microbatches, passes, transfer_s)
-        )
+        if refused:
+            raise ScenarioError([Mistake("", refused)], name)
+        plan = equal_stages_plan(name, ranks, width, microbatches, passes, transfer_s)
     else:
         raise ScenarioError([Mistake("", f"there is no schedule {name!r}", suggest(name, list(SCHEDULES)))])
-    if found:
-        raise ScenarioError([Mistake(where, what) for where, what in found], name)
     try:
         timeline = play_equal_stages(plan, passes, transfer_s)
-    except RunError as error:
-        raise ScenarioError([Mistake("", str(error), "put every pass behind those that it needs")], name) from error
+    except DeadlockError as error:
+        raise ScenarioError([unplayable_rows(error, plan)], name) from error
     return DrawnSchedule(plan, rows_of(plan), timeline, plan.microbatch_count * (sum(seconds) if plan.training else seconds[0]))

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.rounds import MESSAGES
-from chinchilla_sim.errors import RunError
+from chinchilla_sim.errors import DeadlockError, RunError
 from chinchilla_sim.planner.action import Action, Op
 from chinchilla_sim.planner.pricing.prices import Pricing
 from chinchilla_sim.planner.program import Program
@@ -135,9 +135,8 @@ class Lowering:
             absent = [rank for rank in members if rank not in collective.joined_after]
             if absent:
                 waiting = next(iter(collective.joined_after))
-                raise RunError(
-                    f"the program deadlocks: {collective.actions[waiting]} of rank {waiting} waits for rank {absent[0]}, which never joins"
-                )
+                what = f"{collective.actions[waiting]} of rank {waiting} waits for rank {absent[0]}, which never joins"
+                raise DeadlockError(what, (waiting, absent[0]))
             entries[key] = self.graph.join(collective.joined_after.values(), always=True)
             if self.folded and not collective.exchange.table:
                 exits[key] = self.graph.add(collective.exchange.idle_s * collective.part, after=entries[key])

@@ -193,10 +193,10 @@ class Row:
             begin = end = self._append(label, action, seconds)
         else:
             begin, end = self._bucket_parts(action, seconds, sharded, leaves)
-        blocking_s = price.blocking_s.get(op, 0.0)
-        if blocking_s:
+        blocking_s, sent = price.blocking_s.get(op, 0.0), price.blocking_bytes.get(op, 0.0)
+        if blocking_s or sent:
             end = lowering.graph.add(blocking_s, after=end)
-            lowering.graph.records.append(Record(self.rank, "collective", "collective", label, end, end))
+            lowering.graph.records.append(Record(self.rank, "collective", "collective", label, end, end, sent))
             lowering.tail[self.rank] = end
         return begin, end
 

@@ -100,7 +100,8 @@ def explain_step(
     shares, binding_rank = path_shares(timeline)
     busiest = max(range(timeline.rank_count), key=lambda rank: (timeline.utilization(rank), -rank))
     left = {
-        rank: cluster.device(plan.slots_of(rank)[0]).usable_memory_bytes - max(s.held_bytes for s in timeline.memory if s.rank == rank)
+        rank: cluster.device(plan.slots_of(rank)[0], len(plan.slots)).usable_memory_bytes
+        - max(s.held_bytes for s in timeline.memory if s.rank == rank)
         for rank in {sample.rank for sample in timeline.memory}
     }
     fullest = min(left, key=lambda rank: (left[rank], rank))

@@ -29,6 +29,7 @@ from scipy.stats import spearmanr
 from chinchilla_sim.cluster.topology import Backend, Link
 from chinchilla_sim.cost.collective import halving_doubling_all_reduce_s, ring_all_gather_s, ring_all_reduce_s
 from chinchilla_sim.errors import Mistake, ScenarioError, why_unreadable
+from chinchilla_sim.units import plain_number
 
 OPERATOR_S = 10e-6
 """A GPU operator of TensorFlow 1, launch and executor (assumed: launch 5 us, executor as much)."""
@@ -302,7 +303,7 @@ def read_codec_rows(path: Path) -> tuple[list[CodecRow], Counter[str]]:
             reader = csv.DictReader(file)
             missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
-                raise KeyError(", ".join(missing))
+                raise ValueError(f"it lacks {', '.join(missing)}" if len(missing) < len(COLUMNS) else "it has none of its columns")
             table = list(reader)
         counted = {}
         unused: Counter[str] = Counter()
@@ -318,8 +319,7 @@ def read_codec_rows(path: Path) -> tuple[list[CodecRow], Counter[str]]:
             else:
                 rows.append(_row(row, counted))
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        said = why_unreadable(error) if isinstance(error, OSError | UnicodeDecodeError) else f"{type(error).__name__} {error}"
-        what = f"cannot be read: {said}"
+        what = f"cannot be read: {why_unreadable(error)}"
         raise ScenarioError([Mistake("", what, f"give columns {', '.join(COLUMNS)}")], str(path)) from error
     if not rows:
         raise ScenarioError([Mistake("", f"holds no row of mode {MEASURED_MODE}", "give measured runs")], str(path))
@@ -334,7 +334,9 @@ def _row(row: dict[str, str], counted: dict[tuple[str, ...], float]) -> CodecRow
     workers, gradients, throughput = int(row["n_workers"]), 1e6 * float(row["grad_mb_uncompressed"]), float(row["throughput_per_s"])
     bandwidth = float(row["inter_node_gbps"] or workers == 1) * 1e9 / 8
     if workers < 1 or not all(0 < value < float("inf") for value in (gradients, throughput, bandwidth)):
-        raise ValueError(f"row {row['id']}: {workers} workers, {gradients:g} B of gradients, {throughput:g} a second")
+        raise ValueError(
+            f"row {row['id']}: {workers} workers, {plain_number(gradients)} B of gradients, {plain_number(throughput)} a second"
+        )
     return CodecRow(
         row["id"], row["model"], workers, bandwidth, row["transport"], row["backend"], row["comm_method"], row["method"],
         row["method_param"], row["error_feedback"] == "1", gradients, throughput, counted.get(_counted_key(row)),

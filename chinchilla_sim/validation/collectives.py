@@ -22,6 +22,7 @@ from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.collective import collective_s, interpolate_s, measured_table
 from chinchilla_sim.errors import Mistake, ScenarioError, why_unreadable
 from chinchilla_sim.scenario.cluster import ClusterSpec
+from chinchilla_sim.units import plain_number
 from chinchilla_sim.validation.published import INTERNODE_LATENCY_S, device_name_of
 from chinchilla_sim.validation.published_model import NotPredictedError
 
@@ -73,7 +74,7 @@ def check_collectives(path: Path, device: str = "a100-sxm-80gb", network_bytes_p
 
     ScenarioError where the file cannot be read.
     """
-    find_device(device, "bf16", "device")
+    find_device(device, "bf16", "--device")
     measured, unused = read_collectives(path, device)
     lines = []
     for series, rows in measured.items():
@@ -173,7 +174,7 @@ def read_collectives(path: Path, device: str) -> tuple[dict[Series, dict[float, 
             reader = csv.DictReader(file)
             names = set(reader.fieldnames or ())
             if not names.issuperset(NODE_COLUMNS) and not names.issuperset(COLUMNS):
-                raise KeyError(f"{', '.join(NODE_COLUMNS)}; or {', '.join(COLUMNS)}")
+                raise ValueError("it has other columns, or none")
             for row in reader:
                 if names.issuperset(NODE_COLUMNS):
                     row = _general(row, device)
@@ -185,8 +186,7 @@ def read_collectives(path: Path, device: str) -> tuple[dict[Series, dict[float, 
                     series, size, seconds = _measured(row)
                     measured.setdefault(series, {})[size] = seconds
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        said = why_unreadable(error) if isinstance(error, OSError | UnicodeDecodeError) else f"{type(error).__name__} {error}"
-        what = f"cannot be read: {said}"
+        what = f"cannot be read: {why_unreadable(error)}"
         raise ScenarioError([Mistake("", what, f"give columns {', '.join(NODE_COLUMNS)}; or {', '.join(COLUMNS)}")], str(path)) from error
     if not measured:
         raise ScenarioError([Mistake("", "holds no measured collective", f"op is one of {', '.join(KINDS)}")], str(path))
@@ -206,6 +206,6 @@ def _measured(row: dict[str, str]) -> tuple[Series, float, float]:
     kind, ranks, size, seconds = KINDS[row["op"]], int(row["n_gpus"]), float(row["size_bytes"]), float(row["time_us"]) / 1e6
     nodes = int(row["nodes"])
     if ranks < 2 or nodes < 1 or not (0 < size < float("inf") and 0 < seconds < float("inf")):
-        raise ValueError(f"{row['op']} of {ranks} ranks on {nodes} nodes, {size:g} B in {seconds:g} s")
+        raise ValueError(f"{row['op']} of {ranks} ranks on {nodes} nodes, {plain_number(size)} B in {plain_number(seconds)} s")
     version = " ".join(part for part in (row.get("source_id", ""), row["version"]) if part)
     return Series(row["device"], version, kind, nodes, ranks), size / (ranks if kind == "all_gather" else 1), seconds

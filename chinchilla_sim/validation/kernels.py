@@ -29,7 +29,7 @@ class KernelResult:
 
 def check_kernels(path: Path, device_name: str, precision: str = "bf16") -> KernelResult:
     """A table of products (columns m, n, k, latency_ms) on a device of the catalogue; ScenarioError where it cannot be read."""
-    device, table = find_device(device_name, precision, "device"), read_products(path)
+    device, table = find_device(device_name, precision, "--device"), read_products(path)
     peak = device.peak_flop_per_s, device.peak_bytes_per_s
     fold = np.random.default_rng(0).integers(0, FOLDS, len(table.m))
     errors = []

@@ -40,7 +40,8 @@ def check_cases(folder: Path) -> list[CaseResult]:
     """Every case of a folder, by name; ScenarioError lists all files that cannot be read or played."""
     paths = sorted(folder.glob("*.json"))
     if not paths:
-        raise ScenarioError([Mistake("", "holds no *.json files", "name the folder of the cases")], str(folder))
+        what = "holds no *.json files" if folder.is_dir() else "it is a file" if folder.exists() else "there is no such folder"
+        raise ScenarioError([Mistake("", what, "name the folder of the cases")], str(folder))
     results, mistakes = [], []
     for path in paths:
         try:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chinchilla_sim.errors import ScenarioError
+from chinchilla_sim.given import simulate_plan
 from chinchilla_sim.interchange.arguments import parse_arguments
 from chinchilla_sim.interchange.assemble import Imported, Machines, import_files
 from chinchilla_sim.interchange.exact import exact_plan
@@ -18,7 +19,6 @@ from chinchilla_sim.interchange.to_megatron import export_megatron
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.setting import prepare
 from chinchilla_sim.validation.published import SPREAD
-from chinchilla_sim.workflow import simulate_plan
 
 DATA = Path(__file__).parents[1] / "data" / "configs"
 SMALL = (

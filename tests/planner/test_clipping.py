@@ -7,6 +7,7 @@ import pytest
 
 from chinchilla_sim.cost.compute import clipping_s
 from chinchilla_sim.errors import ScenarioError
+from chinchilla_sim.given import open_plan
 from chinchilla_sim.graph.zoo import chain, mlp
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.plan_file import PlanFile
@@ -18,7 +19,7 @@ from chinchilla_sim.scenario.load import parse_scenario
 from chinchilla_sim.scenario.search import SearchSpec
 from chinchilla_sim.setting import prepare
 from chinchilla_sim.simulator.engine import simulate
-from chinchilla_sim.workflow import make_plan, open_plan
+from chinchilla_sim.workflow import make_plan
 from tests.planner.graphs import sharing
 from tests.planner.pricing.test_sharing import cluster_of, plan_of
 

@@ -25,6 +25,7 @@ from chinchilla_sim.planner.program import lower
 from chinchilla_sim.planner.schedules.registry import SCHEDULES
 from chinchilla_sim.planner.space.partition import allowed_cuts
 from chinchilla_sim.runtime.launching.launch import launch_ranks
+from chinchilla_sim.runtime.record.recorder import merge_step
 from chinchilla_sim.runtime.stage.lanes import Lanes, apart
 from chinchilla_sim.scenario.load import load_scenario
 from chinchilla_sim.scenario.schema import Scenario
@@ -207,6 +208,18 @@ def test_bytes_between_stages_are_those_of_the_plan(
     sent = [row for record in records_of(played[4] / f"{model}-{name}", plan) for row in record["steps"][-1]["sends"]]
     assert len(sent) == 2 * plan.microbatch_count
     assert all(row[6] == pricing.message_bytes(row[0], row[1]) for row in sent)
+
+
+@pytest.mark.parametrize(("model", "ranks", "name"), EXACT)
+def test_a_rank_sends_what_is_simulated(graphs: Any, plans: Any, played: Any, scenarios: Any, model: str, ranks: int, name: str) -> None:
+    """All that a rank sends in a step, inside its passes too: measured and simulated alike."""
+    plan, cluster = plans[model, ranks, name], cluster_of(*[{}] * ranks)
+    pricing = Pricer(graphs[model], cluster, scenarios[model].job).price(plan)
+    simulated = simulate(lower(plan), pricing, cluster)
+    measured = merge_step([record["steps"][-1] for record in records_of(played[ranks] / f"{model}-{name}", plan)])
+    for rank in range(plan.rank_count):
+        assert measured.sent_bytes(rank) == pytest.approx(simulated.sent_bytes(rank), rel=0.01)
+        assert simulated.sent_bytes(rank) > 0
 
 
 @pytest.mark.parametrize("name", ["replicas-in-buckets", "zero-1", "zero-2-in-buckets", "zero-3-in-buckets"])

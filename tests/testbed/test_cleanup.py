@@ -96,18 +96,19 @@ def test_a_testbed_ends_with_its_block(exists: Callable[[str], bool]) -> None:
 
 
 def test_up_says_how_to_enter_and_counts(tmp_path: Path, exists: Callable[[str], bool]) -> None:
-    """`chinchilla testbed up --json` prints the nodes, and after Ctrl-C what went over their links."""
+    """`chinchilla testbed up --json` says how to enter, and after Ctrl-C prints nodes and traffic as one document."""
     (tmp_path / "two.toml").write_text((ROOT / "scenarios" / "testbed_two_nodes.toml").read_text())
     command = [sys.executable, "-m", "chinchilla_sim.cli", "testbed", "up", str(tmp_path / "two.toml"), "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout and process.stderr
-        assert "Ctrl-C" in process.stderr.readline()
+        said = [process.stderr.readline() for _ in range(3)]
+        assert "Ctrl-C" in said[2] and said[0].startswith("node-0: ip netns exec ")
         names = [path.name for path in Path("/run/netns").iterdir()]
         process.send_signal(signal.SIGINT)
         text = process.stdout.read()
         assert process.wait(30) == 0
-    made, end = json.JSONDecoder().raw_decode(text)
-    traffic = json.loads(text[end:])
+    made = json.loads(text)
+    traffic = made["traffic"]
     assert [made_node["name"] for made_node in made["nodes"]] == ["node-0", "node-1"]
     assert {made_node["namespace"] for made_node in made["nodes"]} <= set(names)
     assert traffic["drops"] == 0 and set(traffic["wire_bytes"].values()) == {0}

@@ -1,4 +1,4 @@
-"""Seconds of the collectives that a pass waits for: those between its operators, and those that make what has arrived whole.
+"""Seconds and bytes of the collectives that a pass waits for: those between its operators, and those that make what has arrived whole.
 
 Each process of a tensor-parallel rank sends its share of a boundary's whole tensors to its counterpart; they are gathered on arrival,
 within the pass that takes them (Narayanan et al. 2021's scatter and gather).
@@ -10,11 +10,43 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from chinchilla_sim.cluster.topology import Cluster
-from chinchilla_sim.cost.collective import collective_s, measured_table
-from chinchilla_sim.graph.shard import Collective, ShardedGraph, collectives_of
+from chinchilla_sim.cost.collective import collective_s, measured_table, sent_bytes
+from chinchilla_sim.graph.shard import Axis, Collective, ShardedGraph, collectives_of
 from chinchilla_sim.graph.task import Task
+from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.pricing.buckets import bucket_ends, trained_sizes
+
+
+def blocking_of(
+    part: ShardedGraph, cluster: Cluster, plan: Plan, stage: int, tasks: Sequence[Task], again: frozenset[str], scale: float
+) -> tuple[dict[Op, float], dict[Op, float]]:
+    """Seconds that passes wait for a microbatch of `scale` times the graph's batch, and bytes that all devices of the rank send in them."""
+    forward, backward = in_passes(part, plan, stage, tasks, again)
+    there_s, back_s = (seconds_of(row, cluster, plan, stage, scale) for row in (forward, backward))
+    there, back = (plan.group_width * sum(sent_of(one, plan, scale) for one in row) for row in (forward, backward))
+    return {Op.F: there_s, Op.B: back_s, Op.I: back_s}, {Op.F: there, Op.B: back, Op.I: back}
+
+
+def in_passes(
+    part: ShardedGraph, plan: Plan, stage: int, tasks: Sequence[Task], again: frozenset[str]
+) -> tuple[list[Collective], list[Collective]]:
+    """All that a stage waits for, forward and backward: between operators, once more where a forward pass runs `again`, and on arrival."""
+    forward, backward = inside(part, plan, stage, tasks)
+    repeated, _ = inside(part, plan, stage, [task for task in tasks if task.name in again])
+    arrived, returned = arriving(part, plan, stage)
+    return [*forward, *arrived], [*backward, *repeated, *returned]
+
+
+def sent_of(collective: Collective, plan: Plan, scale: float) -> float:
+    """Bytes that one device sends, for `scale` times the graph's batch; none where it has no partner."""
+    degree = degrees_of(plan)[collective.axis]
+    return sent_bytes(collective.kind, collective.payload_bytes * scale, degree) if degree > 1 else 0.0
+
+
+def degrees_of(plan: Plan) -> dict[Axis, int]:
+    """How many devices work together along each axis."""
+    return {"tensor": plan.tensor_parallel_degree, "context": plan.context_parallel_degree, "expert": plan.expert_parallel_degree}
 
 
 def inside(part: ShardedGraph, plan: Plan, stage: int, tasks: Sequence[Task]) -> tuple[list[Collective], list[Collective]]:

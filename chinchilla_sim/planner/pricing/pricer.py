@@ -18,7 +18,7 @@ from chinchilla_sim.graph.shard import ShardedGraph, shard_graph
 from chinchilla_sim.graph.task import Task, TaskGraph
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.pricing.blocking import arriving, inside, seconds_of
+from chinchilla_sim.planner.pricing.blocking import blocking_of
 from chinchilla_sim.planner.pricing.buckets import bucket_ends, trained_sizes
 from chinchilla_sim.planner.pricing.exchanges import Exchanges
 from chinchilla_sim.planner.pricing.holdings import Holding, growing
@@ -226,7 +226,7 @@ class Pricer:
             again_s = self._again_s(tasks, kept.again, plan.microbatch_size, device, len(plan.slots))
             for op in (Op.B, Op.I):
                 action_s[op] += again_s
-        blocking_s = self._blocking_s(plan, stage, tasks, kept.again)
+        blocking_s, blocking_bytes = self._blocking(plan, stage, tasks, kept.again)
         for op, floor_s in self._host_floors_s(tasks, kept.again, device).items():
             blocked_s = blocking_s.get(op, 0.0)
             action_s[op] = with_host_s(action_s[op] + blocked_s, floor_s) - blocked_s
@@ -241,20 +241,16 @@ class Pricer:
             kept_bytes=self._kept_bytes(plan, tasks, saved),
             transient_bytes=transient,
             blocking_s={op: seconds for op, seconds in blocking_s.items() if seconds},
+            blocking_bytes={op: size for op, size in blocking_bytes.items() if size},
             buckets=self._buckets(plan, tasks, times),
             between_rounds_s=between_rounds_of(plan, stage, parameters, device, self.matrices(tasks)),
         )
 
-    def _blocking_s(self, plan: Plan, stage: int, tasks: Sequence[Task], again: frozenset[str]) -> dict[Op, float]:
-        """What passes wait for: between their operators, once more where a forward pass runs again, and to make whole what has arrived."""
+    def _blocking(self, plan: Plan, stage: int, tasks: Sequence[Task], again: frozenset[str]) -> tuple[dict[Op, float], dict[Op, float]]:
+        """Seconds that passes wait for collectives of their own, and bytes that all devices of the rank send in these."""
         if self.part is None:
-            return {}
-        forward, backward = inside(self.part, plan, stage, tasks)
-        repeated, _ = inside(self.part, plan, stage, [task for task in tasks if task.name in again])
-        arrived, returned = arriving(self.part, plan, stage)
-        rows = ([*forward, *arrived], [*backward, *repeated, *returned])
-        there_s, back_s = (seconds_of(row, self.cluster, plan, stage, self.scale(plan.microbatch_size)) for row in rows)
-        return {Op.F: there_s, Op.B: back_s, Op.I: back_s}
+            return {}, {}
+        return blocking_of(self.part, self.cluster, plan, stage, tasks, again, self.scale(plan.microbatch_size))
 
     def _host_floors_s(self, tasks: Sequence[Task], again: frozenset[str], device: Device) -> dict[Op, float]:
         """What the host program takes to start all kernels and collectives of a pass: nothing runs faster than it is started."""

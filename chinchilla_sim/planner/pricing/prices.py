@@ -23,7 +23,8 @@ class StagePrice:
     """One stage of one replica on its rank.
 
     `action_s` is per microbatch (or step); `accumulation_s` comes on top of every backward pass but the first.
-    `blocking_s` are collectives inside a pass, for which it waits (tensor, sequence, context and expert parallelism).
+    `blocking_s` are collectives inside a pass, for which it waits (tensor, sequence, context and expert parallelism), and `blocking_bytes`
+    what all devices of the rank send in them.
     `between_rounds_s` is the part of DECODE_GRAD that a second collective waits for.
     `held_parts` are there all the time, by what they are; a microbatch adds `saved_bytes` from its F on, of which `kept_bytes` stay from
     its I until its W, and `transient_bytes` while its backward pass runs (recompute).
@@ -36,6 +37,7 @@ class StagePrice:
     kept_bytes: float = 0.0
     transient_bytes: float = 0.0
     blocking_s: dict[Op, float] = field(default_factory=dict)
+    blocking_bytes: dict[Op, float] = field(default_factory=dict)
     buckets: tuple[Bucket, ...] = ()
     between_rounds_s: float = 0.0
 

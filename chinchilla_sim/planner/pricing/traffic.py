@@ -1,13 +1,13 @@
 """Who sends how much to whom in a step: bytes between device slots, and what they are.
 
 Messages and exchanges carry what their spans in the simulated timeline say, each exchange along its ring (or tree, or pairs) as
-`cost/rounds.py` has it; one that takes the seconds of a measured table is drawn as a ring. Collectives inside a pass, whose spans carry
-no bytes, are counted from the graph: rings of what `cost/collective.sent_bytes` says, all-to-alls in equal shares.
+`cost/rounds.py` has it; one that takes the seconds of a measured table is drawn as a ring. Collectives inside a pass, of which a span
+knows only the sum, are counted from the graph: rings of what `cost/collective.sent_bytes` says, all-to-alls in equal shares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import NamedTuple
@@ -15,10 +15,10 @@ from typing import NamedTuple
 from chinchilla_sim.cluster.topology import Cluster
 from chinchilla_sim.cost.collective import sent_bytes
 from chinchilla_sim.cost.rounds import RING_ROUNDS, rounds_of
-from chinchilla_sim.graph.shard import Axis, Collective
-from chinchilla_sim.planner.action import SENDS, Action, Op, message_of, parse_action
+from chinchilla_sim.graph.shard import Axis
+from chinchilla_sim.planner.action import PASSES, SENDS, Action, Op, message_of, parse_action
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.pricing.blocking import arriving, inside
+from chinchilla_sim.planner.pricing.blocking import degrees_of, in_passes, sent_of
 from chinchilla_sim.planner.pricing.pricer import Pricer
 from chinchilla_sim.planner.pricing.prices import Exchange, Pricing
 from chinchilla_sim.timeline import Timeline
@@ -75,14 +75,14 @@ def traffic_of(plan: Plan, pricing: Pricing, timeline: Timeline, pricer: Pricer)
 
 
 def spoken(plan: Plan, pricing: Pricing, timeline: Timeline, cluster: Cluster) -> Iterator[Flow]:
-    """Messages and exchanges of one timeline, one flow for each span or sum of equal spans."""
+    """Messages and exchanges of one timeline, one flow for each span or sum of equal spans; collectives inside passes are left out."""
     for rank in range(plan.rank_count):
         for span in timeline.spans_of(rank, "send"):
             yield from _message(plan, rank, parse_action(span.label), span.moved_bytes)
         exchanged: dict[Action, float] = {}
         for span in timeline.spans_of(rank, "collective"):
-            if span.moved_bytes:
-                action = parse_action(span.label)
+            action = parse_action(span.label)
+            if span.moved_bytes and action.op not in PASSES:
                 exchanged[action] = exchanged.get(action, 0.0) + span.moved_bytes
         for action, moved in exchanged.items():
             yield from _exchange(plan, pricing, rank, action, moved, cluster)
@@ -159,38 +159,27 @@ def _ring(order: Sequence[int], size: float) -> Iterator[tuple[int, int, float]]
 
 def _inside_passes(plan: Plan, pricer: Pricer) -> Iterator[Flow]:
     """What devices of a rank (of experts: of neighbouring ranks) exchange between the operators of all passes of a step."""
-    degrees: dict[Axis, int] = {
-        "tensor": plan.tensor_parallel_degree,
-        "context": plan.context_parallel_degree,
-        "expert": plan.expert_parallel_degree,
-    }
-    if max(degrees.values()) == 1:
+    if max(degrees_of(plan).values()) == 1:
         return
     for stage in range(plan.stage_count):
-        for axis, size in _bytes_by_axis(plan, stage, pricer, degrees).items():
+        for axis, size in _bytes_by_axis(plan, stage, pricer).items():
             for place, rank in enumerate(plan.placement[stage]):
                 microbatches = plan.share_of(stage, place)
                 for source, target, share in _inner_pairs(plan, stage, place, rank, axis):
                     yield Flow(source, target, INSIDE[axis], stage, stage, microbatches * size * share)
 
 
-def _bytes_by_axis(plan: Plan, stage: int, pricer: Pricer, degrees: dict[Axis, int]) -> dict[Axis, float]:
+def _bytes_by_axis(plan: Plan, stage: int, pricer: Pricer) -> dict[Axis, float]:
     """What each device sends for one microbatch, forward and backward."""
     device_pricer = pricer.for_devices(plan)
     part, tasks = device_pricer.part, device_pricer.tasks_of(plan, stage)
     assert part
-    collectives = [*inside(part, plan, stage, tasks), *arriving(part, plan, stage)]
-    forward, backward, arrived, returned = collectives
-    rows: Iterable[Collective] = [*forward, *arrived]
-    if plan.training:
-        again = device_pricer.blocks(plan.recompute_of(stage)).recompute(tasks).again if plan.recompute_of(stage) != "none" else frozenset()
-        repeated, _ = inside(part, plan, stage, [task for task in tasks if task.name in again])
-        rows = [*rows, *backward, *returned, *repeated]
-    scale = device_pricer.scale(plan.microbatch_size)
+    recompute = plan.recompute_of(stage)
+    again = device_pricer.blocks(recompute).recompute(tasks).again if plan.training and recompute != "none" else frozenset()
+    forward, backward = in_passes(part, plan, stage, tasks, again)
     totals: dict[Axis, float] = {}
-    for one in rows:
-        if degrees[one.axis] > 1:
-            totals[one.axis] = totals.get(one.axis, 0.0) + sent_bytes(one.kind, one.payload_bytes * scale, degrees[one.axis])
+    for one in [*forward, *backward] if plan.training else forward:
+        totals[one.axis] = totals.get(one.axis, 0.0) + sent_of(one, plan, device_pricer.scale(plan.microbatch_size))
     return totals
 
 

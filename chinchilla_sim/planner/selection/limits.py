@@ -20,7 +20,7 @@ from chinchilla_sim.errors import Mistake, NoFeasiblePlanError, ScenarioError
 from chinchilla_sim.planner.selection.candidate import Candidate, SearchResult
 from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.scenario.search import SearchSpec
-from chinchilla_sim.units import SECONDS, USD, QuantityKind
+from chinchilla_sim.units import SECONDS, USD, QuantityKind, plain_number
 
 ROUNDING = 1e-9
 """A plan holds a limit that it exceeds by less than sums of floats can be off."""
@@ -144,15 +144,18 @@ def refusal(limits: Limits, candidates: Sequence[Candidate]) -> NoFeasiblePlanEr
     uses = [limits.uses(candidate.plan.slots, candidate.step_s) for candidate in candidates]
     order = sorted(range(len(candidates)), key=lambda row: (max(use.excess for use in uses[row]), candidates[row].plan.describe()))
     nearest = candidates[order[0]]
-    broken = [use for use in uses[order[0]] if not use.holds]
+    constraint, shortfall, cure = shortfall_of(limits, uses, order[0])
+    return NoFeasiblePlanError(constraint, f"the nearest plan ({nearest.plan.describe()}) {shortfall}", cure)
+
+
+def shortfall_of(limits: Limits, uses: Sequence[Sequence[Use]], nearest: int = 0) -> tuple[str, str, str]:
+    """Which limits one of some plans breaks, by how much, and which limits would let one of them pass."""
+    broken = [use for use in uses[nearest] if not use.holds]
     by_how_much = " and ".join(_excess_words(use) for use in broken)
-    taken = " and ".join(_use_words(use) for use in uses[order[0]])
+    taken = " and ".join(_use_words(use) for use in uses[nearest])
     ways = list(_ways(limits, uses)) or [" and ".join(_raised(use) for use in broken)]
-    return NoFeasiblePlanError(
-        " and ".join(f"search.{use.limit.key}" for use in broken),
-        f"the nearest plan ({nearest.plan.describe()}) {taken}: {by_how_much}",
-        f"write {', or '.join(ways)}; or use more, faster or cheaper devices",
-    )
+    cure = f"write {', or '.join(ways)}; or use more, faster or cheaper devices"
+    return " and ".join(f"search.{use.limit.key}" for use in broken), f"{taken}: {by_how_much}", cure
 
 
 def within_limits(limits: Limits | None, candidates: list[Candidate]) -> list[Candidate]:
@@ -179,7 +182,13 @@ def _use_words(use: Use) -> str:
 
 def _excess_words(use: Use) -> str:
     over, most = use.limit.kind.format(use.value - use.limit.most), use.limit.kind.format(use.limit.most)
-    share = "< 0.1 %" if use.excess < 0.0005 else f"{100 * use.excess:.1f} %" if use.excess < 10 else f"{1 + use.excess:.3g} times as much"
+    share = (
+        "< 0.1 %"
+        if use.excess < 0.0005
+        else f"{100 * use.excess:.1f} %"
+        if use.excess < 10
+        else f"{plain_number(1 + use.excess)} times as much"
+    )
     return f"{over} ({share}) above the {use.limit.key.replace('_', ' ')} of {most}"
 
 

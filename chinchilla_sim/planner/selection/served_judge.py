@@ -21,7 +21,7 @@ from chinchilla_sim.planner.selection.candidate import Candidate
 from chinchilla_sim.planner.selection.judge import Judge, Progress, Simulate, Stop
 from chinchilla_sim.planner.serving import Load, Serve, Serving, Tandem, tandems_of
 from chinchilla_sim.scenario.search import SearchSpec
-from chinchilla_sim.units import format_requests_per_s, format_seconds
+from chinchilla_sim.units import format_requests_per_s, format_seconds, plain_number
 
 
 class ServedJudge(Judge):
@@ -74,7 +74,7 @@ class ServedJudge(Judge):
             return None
         serving = self.serve(self._lines(plan), self.load)
         objective = serving.p95_s if self.by_latency else candidate.objective
-        if serving.saturated or serving.p95_s > (self.search.maximum_latency_s or np.inf):
+        if overloaded(serving, self.search.maximum_latency_s):
             self.refused.append((serving, plan))
             objective = np.inf
         self.least = min(least, objective) if limited else least
@@ -92,11 +92,21 @@ class ServedJudge(Judge):
         serving, plan = min(
             self.refused, key=lambda row: (row[0].saturated, row[0].load if row[0].saturated else row[0].p95_s, row[1].describe())
         )
-        cure = "use more or faster devices, a larger global_batch_size (larger batches), or fewer requests"
-        if serving.saturated:
-            rate, capacity = (format_requests_per_s(value) for value in (serving.arrivals_per_s, serving.capacity_per_s))
-            what = f"{rate} arrive, {serving.load:.3g} times the {capacity} that the largest plan ({plan.describe()}) can answer"
-            return NoFeasiblePlanError("job.arrival_rate", what, cure)
-        excess_s = serving.p95_s - (self.search.maximum_latency_s or 0.0)
-        what = f"the nearest plan ({plan.describe()}) answers 95 % of the requests within {format_seconds(serving.p95_s)}"
-        return NoFeasiblePlanError("search.maximum_latency", f"{what}, {format_seconds(excess_s)} too late", f"allow more, or {cure}")
+        who = f"the {'largest' if serving.saturated else 'nearest'} plan ({plan.describe()})"
+        return NoFeasiblePlanError(*overload_of(serving, self.search.maximum_latency_s, who))
+
+
+def overloaded(serving: Serving, maximum_latency_s: float | None) -> bool:
+    """Whether a plan saturates, or answers too late."""
+    return serving.saturated or serving.p95_s > (maximum_latency_s or np.inf)
+
+
+def overload_of(serving: Serving, maximum_latency_s: float | None, who: str) -> tuple[str, str, str]:
+    """Which constraint a plan that does not carry its load breaks, by how much, and what would help."""
+    cure = "use more or faster devices, a larger global_batch_size (larger batches), or fewer requests"
+    if serving.saturated:
+        rate, capacity = (format_requests_per_s(value) for value in (serving.arrivals_per_s, serving.capacity_per_s))
+        return "job.arrival_rate", f"{rate} arrive, {plain_number(serving.load)} times the {capacity} that {who} can answer", cure
+    excess_s = serving.p95_s - (maximum_latency_s or 0.0)
+    what = f"{who} answers 95 % of the requests within {format_seconds(serving.p95_s)}, {format_seconds(excess_s)} too late"
+    return "search.maximum_latency", what, f"allow more, or {cure}"

@@ -23,7 +23,7 @@ from chinchilla_sim.report.tables.serving import serving_tables
 from chinchilla_sim.report.tables.simulated import memory_table
 from chinchilla_sim.report.tables.traffic import links_table, traffic_table
 from chinchilla_sim.scenario.cluster import THIS_MACHINE
-from chinchilla_sim.units import format_seconds
+from chinchilla_sim.units import format_seconds, plain_number
 
 if TYPE_CHECKING:
     from chinchilla_sim.report.drawing.canvas import Drawing
@@ -111,7 +111,7 @@ def key_figures(study: Study) -> Facts:
         found.append(("step, measured", format_seconds(study.comparison.measured_step_s)))
         found.append(("error of the simulation", signed_percent(study.comparison.relative_error)))
     if best.step_s:
-        found.append(("samples per second, simulated", f"{float(f'{study.plan.global_batch_size / best.step_s:.3g}'):,g}"))
+        found.append(("samples per second, simulated", _grouped(study.plan.global_batch_size / best.step_s)))
     used, there = len(study.plan.slots), study.cluster.rank_count
     found.append(("devices in use", f"all {used:,}" if used == there else f"{used:,} of {there:,}"))
     found.append(("idle share of all ranks", percent(best.timeline.bubble_fraction)))
@@ -119,6 +119,16 @@ def key_figures(study: Study) -> Facts:
         metrics = sorted(study.measurement.metrics.items())
         found += [(name.replace("_", " "), percent(value)) for name, value in metrics if name.endswith("accuracy")]
     return Facts(tuple(found))
+
+
+def _grouped(value: float) -> str:
+    """Three digits of a number, with separators where it is large.
+
+    >>> _grouped(1234567.0), _grouped(0.5)
+    ('1,230,000', '0.5')
+    """
+    rounded = plain_number(value)
+    return f"{float(rounded):,.0f}" if value >= 1000 else rounded
 
 
 def _plan(study: Study) -> list[Block | None]:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from chinchilla_sim.report.table import Table, percent
-from chinchilla_sim.units import format_seconds
+from chinchilla_sim.units import format_seconds, plain_number
 from chinchilla_sim.validation.collectives import CollectiveResult
 from chinchilla_sim.validation.fitting import SourceFit
 from chinchilla_sim.validation.kernels import KernelResult
@@ -108,7 +108,7 @@ def kernels_table(result: KernelResult) -> Table:
     shipped = "no curve" if result.shipped_error is None else percent(result.shipped_error)
     rows = [("products", str(result.rows)), ("mean error of the catalogue's curve", shipped)]
     rows.append(("mean error of fits on products left out", percent(result.cross_validated_error)))
-    rows += [(name, f"{value:.4g}") for name, value in asdict(result.fitted).items()]
+    rows += [(name, plain_number(value, 4)) for name, value in asdict(result.fitted).items()]
     return Table("Matrix products", ("what", "value"), tuple(rows), text_columns=(0,))
 
 

@@ -12,7 +12,7 @@ from chinchilla_sim.graph.zoo.ladder import Size
 from chinchilla_sim.planner.accuracy import changes_of
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.report.table import NOT_STATED, Table, percent
-from chinchilla_sim.units import QuantityKind, format_seconds, format_usd
+from chinchilla_sim.units import QuantityKind, format_flop, format_seconds, format_usd
 
 _COUNTS = {"": Fraction(1), **{prefix: Fraction(1000**power) for power, prefix in enumerate("kMBT", start=1)}}
 HARDLY = 0.002
@@ -233,7 +233,7 @@ def budget_remarks(study: BudgetStudy) -> tuple[str, ...]:
             "the largest size that fits is the best: more memory per device, recompute or ZeRO in [search] would allow larger ones"
         )
     if not law.smallest <= trade.parameters <= law.largest or FLOP_PER_PARAMETER * trade.parameters * trade.tokens > law.most_flop:
-        fitted = f"models of {count_words(law.smallest)} to {count_words(law.largest)} parameters and up to {law.most_flop:.2g} flop"
+        fitted = f"models of {count_words(law.smallest)} to {count_words(law.largest)} parameters and up to {format_flop(law.most_flop)}"
         remarks.append(f"the law was fitted to {fitted}: the answer goes beyond them")
     return tuple(remarks)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chinchilla_sim.report.table import NONE, Table
+from chinchilla_sim.units import plain_number
 from chinchilla_sim.validation.known_answers import KnownAnswer
 
 EQUAL = 1e-6
@@ -52,8 +53,8 @@ def _verdict(answer: KnownAnswer) -> str:
         )
     if answer.ratio < 1 - EQUAL:
         return f"{(1 - answer.ratio) * 100:.2f} % better"
-    return "equal" if answer.reached else f"{(answer.ratio - 1) * 100:.2g} % worse"
+    return "equal" if answer.reached else f"{plain_number((answer.ratio - 1) * 100, 2)} % worse"
 
 
 def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value:.6g}"
+    return NONE if value is None else plain_number(value, 6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 
 from chinchilla_sim.report.table import Table, percent, signed_percent
-from chinchilla_sim.units import format_bytes, format_seconds
+from chinchilla_sim.units import format_bytes, format_seconds, plain_number
 from chinchilla_sim.validation.compare import Comparison, Measurement
 
 
@@ -73,10 +73,10 @@ def metrics_table(measurement: Measurement) -> Table:
     """What the run achieved: losses, the job's own metrics, and seconds of an epoch."""
     rows = []
     for name, value in sorted(measurement.metrics.items()):
-        rows.append((name.replace("_", " "), percent(value) if name.endswith("accuracy") else f"{value:.4g}"))
+        rows.append((name.replace("_", " "), percent(value) if name.endswith("accuracy") else plain_number(value, 4)))
     if measurement.losses:
-        rows.append(("training loss, first step", f"{measurement.losses[0]:.4g}"))
-        rows.append(("training loss, last step", f"{measurement.losses[-1]:.4g}"))
+        rows.append(("training loss, first step", plain_number(measurement.losses[0], 4)))
+        rows.append(("training loss, last step", plain_number(measurement.losses[-1], 4)))
         rows.append(("steps", str(len(measurement.losses))))
     if measurement.epoch_s:
         rows.append(("epochs", str(len(measurement.epoch_s))))

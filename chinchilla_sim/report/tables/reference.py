@@ -11,7 +11,7 @@ from chinchilla_sim.scenario.check import show_toml
 from chinchilla_sim.scenario.cluster import CLUSTER_KEYS
 from chinchilla_sim.scenario.model import FORMULAS, MODEL_KEYS
 from chinchilla_sim.scenario.schema import Scenario
-from chinchilla_sim.units import KINDS, QuantityKind
+from chinchilla_sim.units import KINDS, QuantityKind, plain_number
 
 Schema = Mapping[str, Any]
 _QUANTITIES = "Quantities"
@@ -154,8 +154,8 @@ def _default(field: Schema) -> str:
         return ""
     if "x-units" in given:
         kind = _kind(given)
-        number, unit = kind.format(float(value)).split(" ")
-        value = f"{float(number):g} {unit}"
+        number, _, unit = kind.format(float(value)).partition(" ")
+        value = f"{plain_number(float(number))} {unit}"
     return _code(show_toml(value))
 
 

@@ -16,7 +16,7 @@ from chinchilla_sim.simulator.disturbance import Spread
 from chinchilla_sim.simulator.drawing import DrawnSchedule
 from chinchilla_sim.simulator.equal_stages import row_seconds
 from chinchilla_sim.simulator.goodput import Goodput
-from chinchilla_sim.units import format_bytes, format_seconds
+from chinchilla_sim.units import format_bytes, format_seconds, plain_number
 
 LONGEST_ROW = 120
 
@@ -111,7 +111,8 @@ def schedule_table(drawn: DrawnSchedule) -> Table:
         rows.append((str(rank), f"{held:g}", percent(max(0.0, idle)), words))
     headers = ("rank", "microbatches held", "idle within its row", "passes in PyTorch's notation")
     bubble = 1.0 - drawn.ideal_s / drawn.timeline.step_s
-    note = f"step {drawn.timeline.step_s:g} s, {drawn.ideal_s:g} s without any bubble: {percent(max(0.0, bubble))} of the step is idle"
+    step_s, ideal_s = plain_number(drawn.timeline.step_s, 6), plain_number(drawn.ideal_s, 6)
+    note = f"step {step_s} s, {ideal_s} s without any bubble: {percent(max(0.0, bubble))} of the step is idle"
     return Table(drawn.plan.describe(), headers, tuple(rows), text_columns=(0, 3), note=note)
 
 

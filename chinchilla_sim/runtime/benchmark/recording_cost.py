@@ -45,7 +45,7 @@ class NoRecorder(Recorder):
     def end_step(self) -> None:
         """Nothing."""
 
-    def compute(self, label: str, category: object, start_s: float, waited_s: float = 0.0) -> None:
+    def compute(self, label: str, category: object, start_s: float, waited_s: float = 0.0, sent_bytes: float = 0.0) -> None:
         """Nothing."""
 
 

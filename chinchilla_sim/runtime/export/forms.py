@@ -17,6 +17,7 @@ from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.runtime.export.bundle import Bundle, bundle, quoted, write
 from chinchilla_sim.runtime.export.machines import Machines, machines_of, number_by_node
 from chinchilla_sim.runtime.launching.launch import RANK_ENVIRONMENT
+from chinchilla_sim.units import format_seconds
 
 LAUNCHER = "chinchilla_sim.runtime.launching.agent"
 ONE_NODE_ONLY = "GLOO_SOCKET_IFNAME"
@@ -86,7 +87,7 @@ def _time_limit(file: PlanFile) -> tuple[str, str]:
     if file.simulated_step_s is None or steps is None:
         return f"{DEFAULT_HOURS:02d}:00:00", "The number of steps follows from the data: set --time to what they take."
     minutes = ceil(2 * steps * file.simulated_step_s / 60) + 10
-    note = f"--time is ten minutes and twice the {steps} steps of {file.simulated_step_s:.3g} s that were simulated."
+    note = f"--time is ten minutes and twice the {steps} steps of {format_seconds(file.simulated_step_s)} that were simulated."
     return f"{minutes // 60:02d}:{minutes % 60:02d}:00", note
 
 

@@ -126,7 +126,8 @@ class Interpreter:
 
     def _record(self, action: Action, start_s: float) -> None:
         divider = self.stages[action.stage].divider
-        self.recorder.compute(str(action), CATEGORY[action.op], start_s, divider.lanes.take_waited_s() if divider else 0.0)
+        waited_s, sent_bytes = divider.lanes.take_waited() if divider else (0.0, 0.0)
+        self.recorder.compute(str(action), CATEGORY[action.op], start_s, waited_s, sent_bytes)
 
     # Computation
 

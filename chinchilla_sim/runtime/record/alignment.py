@@ -38,7 +38,7 @@ def offset_at(readings: Sequence[tuple[float, float]], local_s: float) -> float:
 def _align_step(step: dict[str, Any], shift: Shift) -> dict[str, Any]:
     """Rows as `Recorder.to_dict` writes them: keys of four, then label and times."""
     return {
-        "compute": [[label, category, shift(start_s), shift(end_s)] for label, category, start_s, end_s in step["compute"]],
+        "compute": [[label, category, shift(start_s), shift(end_s), *sent] for label, category, start_s, end_s, *sent in step["compute"]],
         "sends": [[*row[:5], shift(row[5]), *row[6:]] for row in step["sends"]],
         "receives": [[*row[:5], *map(shift, row[5:])] for row in step["receives"]],
         "collectives": [[*row[:5], shift(row[5]), shift(row[6]), row[7], *map(shift, row[8:])] for row in step["collectives"]],

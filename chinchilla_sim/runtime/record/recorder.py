@@ -33,7 +33,7 @@ CollectiveKey = tuple[str, int, int, int]
 class StepRecord:
     """What one rank did in one step; times on the machine's monotonic clock."""
 
-    compute: list[tuple[str, str, float, float]] = field(default_factory=list)
+    compute: list[tuple[Any, ...]] = field(default_factory=list)
     sends: dict[MessageKey, tuple[str, float, int]] = field(default_factory=dict)
     receives: dict[MessageKey, list[Any]] = field(default_factory=dict)
     collectives: dict[CollectiveKey, list[Any]] = field(default_factory=dict)
@@ -59,15 +59,15 @@ class Recorder:
         ends = [self._step.compute[-1][3], *(row[2] for row in self._step.collectives.values() if row[2] is not None)]
         self.intervals.append((self._step.compute[0][2], max(ends)))
 
-    def compute(self, label: str, category: Category, start_s: float, waited_s: float = 0.0) -> None:
+    def compute(self, label: str, category: Category, start_s: float, waited_s: float = 0.0, sent_bytes: float = 0.0) -> None:
         """A compute action that began at `start_s` and has just ended.
 
-        What it waited for collectives inside is put behind it, as in the simulator.
+        What it waited for collectives inside, in which it sent some bytes, is put behind it, as in the simulator.
         """
         end_s = monotonic()
         self._step.compute.append((label, category, start_s, end_s - waited_s))
         if waited_s:
-            self._step.compute.append((label, "collective", end_s - waited_s, end_s))
+            self._step.compute.append((label, "collective", end_s - waited_s, end_s, sent_bytes * self.lanes))
 
     def send(self, key: MessageKey, label: str, message_bytes: int) -> None:
         """A message was issued now."""
@@ -176,9 +176,9 @@ def merge_step(steps: Sequence[dict[str, Any]]) -> Timeline:
     spans: list[Span] = []
     waits: list[Wait] = []
     for rank, step in enumerate(steps):
-        for label, category, start, end in step["compute"]:
+        for label, category, start, end, *sent_bytes in step["compute"]:
             stream: Stream = "collective" if category == "collective" else "compute"
-            spans.append(Span(rank, stream, category, label, start, end))
+            spans.append(Span(rank, stream, category, label, start, end, *sent_bytes))
     sends = {tuple(row[:4]): (rank, *row[4:]) for rank, step in enumerate(steps) for row in step["sends"]}
     for rank, step in enumerate(steps):
         for row in step["receives"]:

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from chinchilla_sim.cost.collective import sent_bytes
 from chinchilla_sim.graph.layout import Layout, block
 from chinchilla_sim.runtime.exchanges.codecs import TensorSpec
 
@@ -27,17 +28,23 @@ Direction = str
 
 
 class Lanes:
-    """The group of one rank's processes, and how often which collective has run with how many bytes of payload."""
+    """The group of one rank's processes, and how often which collective of a pass has run with how many bytes of payload."""
 
     def __init__(self, group: Any, degree: int, lane: int) -> None:
         self.group, self.degree, self.lane = group, degree, lane
         self.counts: Counter[tuple[Direction, str, int]] = Counter()
-        self._waited_s = 0.0
+        self._waited_s = self._sent_bytes = 0.0
 
-    def take_waited_s(self) -> float:
-        """Seconds in collectives since this was asked last."""
-        waited_s, self._waited_s = self._waited_s, 0.0
-        return waited_s
+    def take_waited(self) -> tuple[float, float]:
+        """Seconds in collectives, and bytes that this lane sent in those of passes, since this was asked last."""
+        waited = self._waited_s, self._sent_bytes
+        self._waited_s = self._sent_bytes = 0.0
+        return waited
+
+    def _count(self, direction: Direction, kind: str, payload: Tensor) -> None:
+        payload_bytes = payload.numel() * payload.element_size()
+        self.counts[direction, kind, payload_bytes] += 1
+        self._sent_bytes += sent_bytes(kind, payload_bytes, self.degree)
 
     def _run(self, collective: Callable[..., Any], *tensors: Any) -> None:
         start_s = monotonic()
@@ -47,14 +54,14 @@ class Lanes:
     def all_reduce(self, tensor: Tensor, direction: Direction) -> Tensor:
         """The sum over the lanes, in a tensor of its own."""
         total = tensor.detach().clone(memory_format=torch.contiguous_format)
-        self.counts[direction, "all_reduce", total.numel() * total.element_size()] += 1
+        self._count(direction, "all_reduce", total)
         self._run(dist.all_reduce, total)
         return total
 
     def all_gather(self, tensor: Tensor, layout: Layout, size: int, direction: Direction) -> Tensor:
         """The whole tensor, whose divided dimension has `size`, in a pass."""
         own = self._filled(tensor, layout, size)
-        self.counts[direction, "all_gather", own.numel() * own.element_size()] += 1
+        self._count(direction, "all_gather", own)
         return self._joined(own, layout, size)
 
     def join(self, tensor: Tensor, layout: Layout, size: int) -> Tensor:
@@ -84,7 +91,7 @@ class Lanes:
     def all_gather_bytes(self, payload: Tensor, direction: Direction) -> list[Tensor]:
         """What all lanes have, each the same number of bytes."""
         pieces = [torch.empty_like(payload) for _ in range(self.degree)]
-        self.counts[direction, "all_gather", payload.numel()] += 1
+        self._count(direction, "all_gather", payload)
         self._run(dist.all_gather, pieces, payload.contiguous())
         return pieces
 

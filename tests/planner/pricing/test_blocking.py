@@ -36,6 +36,8 @@ def test_whole_tensors_are_gathered_where_they_arrive() -> None:
     gather_s, sum_s = ring_all_gather_s(share, 2, link, backend), ring_all_reduce_s(BATCH * 10 * 4.0, 2, link, backend)
     back_s = ring_all_reduce_s(BATCH * 80 * 4.0, 2, link, backend)
     assert price.blocking_s[Op.F] == pytest.approx(gather_s + sum_s) and price.blocking_s[Op.B] == pytest.approx(back_s)
+    # Between two each sends its half once to gather, and as many bytes as there are to sum; both devices count.
+    assert price.blocking_bytes[Op.F] == 2 * (share + BATCH * 10 * 4.0) and price.blocking_bytes[Op.B] == 2 * BATCH * 80 * 4.0
 
 
 def test_parts_cross_as_they_are() -> None:

@@ -89,6 +89,49 @@ def test_sums_are_those_of_the_timeline(changes: dict[str, object]) -> None:
     assert any(flow.what == WEIGHTS for flow in found.flows) == bool(plan.zero_stage)
 
 
+GPT = {"layers": 2, "width": 64, "heads": 4, "tokens": 16, "vocabulary": 128}
+
+
+@pytest.mark.parametrize(
+    ("changes", "experts"),
+    [
+        ({"tensor_parallel_degree": 2}, 0),
+        ({"tensor_parallel_degree": 2, "recompute": ("full", "none"), "schedule": "zb-h1"}, 0),
+        ({"tensor_parallel_degree": 2, "sequence_parallel": True, "zero_stage": 3, "gradient_buckets": 2}, 0),
+        ({"context_parallel_degree": 2}, 0),
+        ({"expert_parallel_degree": 2}, 4),
+    ],
+)
+def test_sums_are_those_of_the_timeline_inside_passes_too(changes: dict[str, object], experts: int) -> None:
+    """What a rank's span says of all the collectives inside a pass is what its slots exchange along every axis."""
+    options = GPT | ({"experts": experts, "key_value_heads": 4, "inner_width": 96} if experts else {})
+    graph = FORMULAS["mixture_of_experts" if experts else "gpt"](batch_size=8, training=True, value_bytes=4.0, **options)
+    names, width = [task.name for task in graph.compute_tasks], 1 if experts else 2
+    # Between two layers one tensor crosses.
+    ends = [end for end in range(1, len(names)) if len(graph.live_after(graph.position[names[end - 1]])) == 1]
+    half = min(ends, key=lambda end: abs(end - len(names) / 2))
+    stages = (tuple(names[:half]), tuple(names[half:]))
+    plan = replace(plan_of(2, 2, collective_algorithm="ring", **changes), stages=stages, slots=tuple(range(4 * width)))
+    cluster = cluster_of(4, devices=width)
+    pricer = Pricer(graph, cluster, JobSpec(global_batch_size=8, optimizer="adam"))
+    plan = pricer.completed(plan)
+    pricing = pricer.price(plan)
+    timeline = simulate(lower(plan), pricing, cluster)
+    found = traffic_of(plan, pricing, timeline, pricer).flows
+    for rank in range(plan.rank_count):
+        sent = sum(flow.bytes for flow in found if flow.source in plan.slots_of(rank))
+        assert sent == pytest.approx(timeline.sent_bytes(rank)), rank
+    assert any(flow.what in INSIDE.values() for flow in found)
+
+
+def test_zero_3_sends_its_weights_with_every_pass_by_hand() -> None:
+    """Of n bytes each of four replicas sends 3/4 n to gather them, forward and back in both microbatches, and as much for its gradients."""
+    cluster, plan = cluster_of(4), plan_of(1, 4, collective_algorithm="ring", global_batch_size=8, microbatch_count=2, zero_stage=3)
+    pricing = Pricer(GRAPH, cluster, JobSpec(global_batch_size=8, optimizer="adam")).price(plan)
+    timeline = simulate(lower(plan), pricing, cluster)
+    assert [timeline.sent_bytes(rank) for rank in range(4)] == [pytest.approx(6 * 0.75 * GRAPH.total_parameter_bytes)] * 4
+
+
 def test_a_replica_that_stands_for_all_speaks_for_all() -> None:
     """Folded or not, the same bytes go the same ways, and every rank is as busy."""
     cluster, plan = cluster_of(4), plan_of(2, 2, collective_algorithm="ring")

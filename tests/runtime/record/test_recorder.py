@@ -3,6 +3,8 @@
 from time import monotonic
 from typing import Any
 
+import pytest
+
 from chinchilla_sim.runtime.record.recorder import Recorder, kept_timelines, merge_step, representative_timeline, step_seconds
 
 SENDER = {"compute": [["0F0", "forward", 0.0, 2.0]], "sends": [["F", 0, 0, 0, "0SEND_F0", 2.0, 100]], "receives": [], "collectives": []}
@@ -66,6 +68,20 @@ def test_recorder_notes_when_a_wait_began() -> None:
         ranks.append(recorder.to_dict()["steps"][0] | {"start_s": start_s})
     waits = merge_step(ranks).waits
     assert [(wait.rank, wait.start_s, wait.cause) for wait in waits] == [(r, ranks[r]["start_s"], "0REDUCE_GRAD") for r in range(2)]
+
+
+def test_bytes_sent_inside_a_pass_are_those_of_all_lanes() -> None:
+    """What a pass waits for is a span of its own behind it, with the bytes of the processes that one stands for; also beside records
+    of before that know none."""
+    recorder = Recorder(lanes=2)
+    recorder.begin_step()
+    recorder.compute("0F0", "forward", monotonic() - 2.0, 0.5, 100.0)
+    recorder.end_step()
+    timeline = merge_step(recorder.to_dict()["steps"])
+    (span,) = timeline.spans_of(0, "collective")
+    assert (span.label, span.moved_bytes, timeline.sent_bytes(0)) == ("0F0", 200.0, 200.0) and span.duration_s == pytest.approx(0.5)
+    old = {"compute": [["0F0", "forward", 0.0, 2.0], ["0F0", "collective", 2.0, 3.0]], "sends": [], "receives": [], "collectives": []}
+    assert merge_step([old]).sent_bytes(0) == 0.0
 
 
 def test_kept_steps_are_those_behind_the_warm_up() -> None:
