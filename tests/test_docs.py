@@ -247,26 +247,85 @@ def test_the_two_commands_of_a_newcomer() -> None:
     assert tests in (ROOT / ".ci" / "run").read_text()
 
 
+def all_commands(one: Any = app, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Words and application of every command of `chinchilla --help` and of the groups in it."""
+    for name in one:
+        if name.startswith("-"):
+            continue
+        if one[name].default_command is None:
+            yield from all_commands(one[name], (*path, name))
+        else:
+            yield (*path, name), one[name]
+
+
 def test_every_command_takes_json() -> None:
     """All but `schema`, which prints JSON or Markdown as it is."""
+    silent = [path for path, one in all_commands() if not any("--json" in it.names for it in one.assemble_argument_collection())]
+    assert silent == [("schema",)]
 
-    def walk(one: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-        for name in one:
-            inner = one[name]
-            if name.startswith("-"):
-                continue
-            if inner.default_command is None:
-                yield from walk(inner, (*path, name))
-            elif not any("--json" in argument.names for argument in inner.assemble_argument_collection()):
-                yield (*path, name)
 
-    assert list(walk(app, ())) == [("schema",)]
+def table_below(file: Path, heading: str) -> str:
+    """The first table below a heading."""
+    found = re.search(r"(?:^\|.*\n)+", file.read_text().partition(f"\n{heading}\n")[2], re.MULTILINE)
+    assert found, f"no table below {heading} in {file}"
+    return found[0]
+
+
+def rows_below(file: Path, heading: str) -> list[dict[str, str]]:
+    """Its rows, by column."""
+    headers, _, *rows = [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in table_below(file, heading).splitlines()]
+    return [dict(zip(headers, row, strict=True)) for row in rows]
+
+
+@pytest.mark.parametrize(("name", "heading"), [("README.md", "## The commands"), ("README.zh-CN.md", "## 命令")])
+def test_every_command_is_in_the_readme(name: str, heading: str) -> None:
+    """The table of commands names all there are, and none that is not: `chinchilla a b`, then `c` for `chinchilla a c`."""
+    named = set()
+    for row in rows_below(ROOT / name, heading):
+        (first, *words), *others = (code.split() for code in CODE.findall(next(iter(row.values()))))
+        assert first == "chinchilla" and words
+        named |= {tuple(words)} | {(*words[:-1], *other) for other in others}
+    assert named == {path for path, _ in all_commands()}
+
+
+def figures_in(text: str) -> set[str]:
+    """Numbers as they are written, with sign, without what only separates."""
+    return set(re.findall(r"(?<![\w.])[+-]?\d[\d,]*\d(?:\.\d+)?(?:e-\d+)?|(?<![\w.])[+-]?\d(?:\.\d+)?(?:e-\d+)?", text))
+
+
+def test_the_readme_s_figures_are_those_of_the_ledger() -> None:
+    """Each row of its table has the ledger's label, rows and target, and no figure that is not in the ledger's row."""
+    ledger = {row["what"]: row for row in rows_below(ROOT / "reports" / "README.md", "## The ledger")}
+    for row in rows_below(ROOT / "README.md", "## Is it true?"):
+        assert row["what"] in ledger, f"{row['what']} is not in the ledger"
+        known = ledger[row["what"]]
+        assert (row["rows"], row["target"]) == (known["rows"], known["target"]), row["what"]
+        assert figures_in(row["figure"]) and figures_in(row["figure"]) <= figures_in(known["figure"]), row["what"]
+
+
+def test_figures_of_the_ledger_are_told_in_detail() -> None:
+    """Every figure with decimals of the ledger stands a second time, where its source is told: one of both cannot be changed alone."""
+    page, readme = ROOT / "reports" / "README.md", ROOT / "README.md"
+    told = figures_in(page.read_text().replace(table_below(page, "## The ledger"), ""))
+    told |= figures_in(readme.read_text().replace(table_below(readme, "## Is it true?"), ""))
+    for row in rows_below(page, "## The ledger"):
+        figures = {figure for figure in figures_in(row["figure"]) if "." in figure}
+        assert figures <= told, f"{row['what']}: {figures - told} stands in the ledger alone"
+
+
+def test_the_readme_is_short() -> None:
+    """A newcomer reads it to the end; details are in reports/README.md and behind --help."""
+    assert len((ROOT / "README.md").read_text().splitlines()) < 280
 
 
 def test_figures_of_the_translation_are_those_of_the_english_pages() -> None:
-    """No measured per cent stands in README.zh-CN.md that the English pages do not state."""
+    """No measured per cent stands in README.zh-CN.md that the English pages do not state; its table has the same figures row by row."""
     english = {number for file in FILES if "zh" not in file.name for number in re.findall(r"\d+(?:\.\d+)?", file.read_text())}
     assert set(re.findall(r"(\d+(?:\.\d+)?) ?%", (ROOT / "README.zh-CN.md").read_text())) <= english
+    rows = [rows_below(ROOT / name, heading) for name, heading in (("README.md", "## Is it true?"), ("README.zh-CN.md", "## 有多准"))]
+    for ours, theirs in zip(*rows, strict=True):
+        (_, *cells), (_, *others) = ours.values(), theirs.values()
+        assert [figures_in(cell) for cell in cells] == [figures_in(cell) for cell in others], ours
 
 
 def test_the_reference_of_scenarios_is_printed_by_the_command(capsys: pytest.CaptureFixture[str]) -> None:

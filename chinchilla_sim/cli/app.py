@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from chinchilla_sim.console import INTERRUPTED, log, print_json, tell_details
 from chinchilla_sim.errors import ChinchillaError, Mistake, ScenarioError
@@ -20,16 +20,28 @@ EXIT_CODES = (
     'also where it has to say "status": "infeasible", "bad input" or "failed".'
 )
 
+FIRST_STEPS, DECIDE = Group("First steps", sort_key=1), Group("Which plan?", sort_key=2)
+RUN, CHECK, OTHER = Group("For real", sort_key=3), Group("Is it true?", sort_key=4), Group("Other", sort_key=5)
+"""What `chinchilla --help` lists together."""
+
 app = App(
     name="chinchilla",
+    # A file list has no option that empties it.
+    default_parameter=Parameter(negative_iterable=()),
     help="Split and compress a neural network over several devices: plan, simulate, run, and check the prediction.",
     help_epilogue=EXIT_CODES,
     suppress_keyboard_interrupt=False,
 )
 app.register_install_completion_command(help="Install completion of commands and options for this shell (bash, zsh, fish, powershell).")
-validate = App(name="validate", help="Compare simulation with reality.")
+for flag in ("--help", "--version", "--install-completion"):
+    app[flag].group = OTHER
+validate = App(name="validate", group=CHECK, help="Compare simulation with measurements: of a run here, or of others in files.")
 app.command(validate)
-bench = App(name="bench", help="Measure how fast chinchilla itself is.")
+bench = App(
+    name="bench",
+    group=CHECK,
+    help="Run series of measurements here: speed of chinchilla itself, emulated clusters, random kills, spoilt files.",
+)
 app.command(bench)
 
 Overrides = Annotated[

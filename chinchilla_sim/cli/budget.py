@@ -6,7 +6,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from chinchilla_sim.cli.app import AsJson, Output, Overrides, app
+from chinchilla_sim.cli.app import DECIDE, AsJson, Output, Overrides, app
 from chinchilla_sim.cli.shared import load_scenario_file, named, seconds_of
 from chinchilla_sim.console import log, print_json, print_tables, save_json, searching, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DAY_S = 86400.0
 
 
-@app.command
+@app.command(group=DECIDE)
 def budget(
     scenario: Path,
     *,

@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from chinchilla_sim.cli.accuracy import calibrate_accuracy, only_with_accuracy
-from chinchilla_sim.cli.app import AsJson, Output, Overrides, app, bench, validate
+from chinchilla_sim.cli.app import CHECK, FIRST_STEPS, AsJson, Output, Overrides, app, bench, validate
 from chinchilla_sim.cli.shared import (
     CALIBRATION_S,
     at_least,
@@ -48,6 +48,8 @@ def validate_network(cases: Path, *, as_json: AsJson = False) -> None:
 def validate_planner(answers: Path, *, budget: str = "30s", as_json: AsJson = False) -> None:
     """Solve planning problems that other planners solved, in their own cost models; exit 1 where a known plan is better than ours.
 
+    Problems are those of PipeDream, Piper and dnn-partitioning.
+
     Parameters
     ----------
     answers
@@ -74,6 +76,8 @@ def validate_published(
     rows: Path, *, output: Output = None, calibrate: int | None = None, jobs: int | None = None, as_json: AsJson = False
 ) -> None:
     """Simulate training steps that others measured, and print how far off the simulator is, per source.
+
+    Only the catalogue is used, with one set of constants for all sources. Rows of quality C and failed runs are not scored.
 
     Parameters
     ----------
@@ -179,7 +183,7 @@ def validate_schedules(profiles: Path, *, as_json: AsJson = False) -> None:
         print_tables(*schedules_tables(results))
 
 
-@app.command
+@app.command(group=CHECK)
 def calibrate(
     scenario: Path | None = None,
     *,
@@ -193,6 +197,9 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Measure this machine (products, memory, number formats, messages and collectives of local ranks) and store the result.
+
+    Also what emulated links take of its cores. Let nothing else run meanwhile: a warning tells where something did. `plan` and `run`
+    measure what they need by themselves if nothing is stored.
 
     With --accuracy measure instead what the codecs, local steps, late gradients and variants that a scenario lists cost in accuracy, and
     how many more steps they need.
@@ -333,7 +340,7 @@ def bench_ledger(
     interrupt.leave()
 
 
-@app.command
+@app.command(group=FIRST_STEPS)
 def catalogue(name: str | None = None, *, as_json: AsJson = False) -> None:
     """List the devices, links and backends that a scenario may name, each with its figures, source and date; or show one in full.
 
@@ -359,7 +366,7 @@ def catalogue(name: str | None = None, *, as_json: AsJson = False) -> None:
         print_tables(*catalogue_tables(listed))
 
 
-@app.command
+@app.command(group=FIRST_STEPS)
 def schema(*, markdown: Annotated[bool, Parameter(negative=())] = False) -> None:
     """Print the JSON schema of scenario files; editors complete from it.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chinchilla_sim.cli.app import AsJson, Output, Overrides, app, validate
+from chinchilla_sim.cli.app import DECIDE, AsJson, Output, Overrides, app, validate
 from chinchilla_sim.cli.shared import load_scenario_file, quantity_of
 from chinchilla_sim.console import Interrupt, log, print_json, print_tables, save_json, searching, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
@@ -38,7 +38,7 @@ def validate_codecs(rows: Path, *, output: Output = None, as_json: AsJson = Fals
         print_tables(*codec_tables(result))
 
 
-@app.command
+@app.command(group=DECIDE)
 def codecs(
     scenario: Path,
     *,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from chinchilla_sim.cli.app import AllowFactory, AsJson, Force, Output, app
+from chinchilla_sim.cli.app import RUN, AllowFactory, AsJson, Force, Output, app
 from chinchilla_sim.cli.shared import load_plan_file, named
 from chinchilla_sim.console import busy, log, print_json, writable_file, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CONFIGURATIONS = ("megatron", "torchtitan", "deepspeed")
 
 
-@app.command
+@app.command(group=RUN)
 def export(
     plan: Path,
     *,

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from chinchilla_sim.cli.app import AsJson, Output, app
+from chinchilla_sim.cli.app import FIRST_STEPS, AsJson, Output, app
 from chinchilla_sim.cli.shared import at_least
 from chinchilla_sim.console import log, print_json, print_tables, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
@@ -21,7 +21,7 @@ LINE_WIDTH = 110
 Replace = Annotated[bool, Parameter(name="--force", help="Replace files that are there.", negative=())]
 
 
-@app.command
+@app.command(group=FIRST_STEPS)
 def init(
     file: Path = Path("scenario.toml"),
     *,
@@ -136,7 +136,7 @@ def _power(text: str) -> None:
     parse_watt(text)
 
 
-@app.command
+@app.command(group=FIRST_STEPS)
 def examples(*names: str, output: Output = None, force: Replace = False, as_json: AsJson = False) -> None:
     """List the scenarios that come with chinchilla_sim, one line each; with names: copy these.
 
@@ -168,7 +168,7 @@ def examples(*names: str, output: Output = None, force: Replace = False, as_json
         print_tables(Table("Scenarios that come with chinchilla_sim", ("name", "about"), rows, text_columns=(0, 1), note=note))
 
 
-@app.command
+@app.command(group=FIRST_STEPS)
 def doctor(*, as_json: AsJson = False) -> None:
     """Say what is installed, what this machine can do, what would fail and the cure; exit code 1 where jobs cannot run."""
     from chinchilla_sim.doctor import examine

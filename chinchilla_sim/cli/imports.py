@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from chinchilla_sim.cli.app import AsJson, Output, Overrides, app
+from chinchilla_sim.cli.app import FIRST_STEPS, AsJson, Output, Overrides, app
 from chinchilla_sim.cli.shared import at_least
 from chinchilla_sim.console import log, print_json, writable_file
 from chinchilla_sim.errors import Mistake, ScenarioError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from chinchilla_sim.interchange.assemble import Imported
 
 
-@app.command(name="import")
+@app.command(name="import", group=FIRST_STEPS)
 def import_configuration(
     *files: Path,
     device: str | None = None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from chinchilla_sim.cli.accuracy import accuracy_of
-from chinchilla_sim.cli.app import AllowFactory, AsJson, Force, Output, Overrides, app
+from chinchilla_sim.cli.app import DECIDE, AllowFactory, AsJson, Force, Output, Overrides, app
 from chinchilla_sim.cli.shared import at_least, find_plan, load_plan_file, print_plan, process_count, seconds_of
 from chinchilla_sim.console import Interrupt, busy, log, print_json, print_tables, save_json, searching, writable_file
 from chinchilla_sim.errors import Mistake, ScenarioError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from chinchilla_sim.setting import Setting
 
 
-@app.command
+@app.command(group=DECIDE)
 def plan(
     *scenarios: Path,
     overrides: Overrides = None,
@@ -49,7 +49,8 @@ def plan(
     jobs
         Processes that plan several scenarios (default: one per core).
     scheduler
-        Plan on the Dask cluster with this address, such as "tcp://10.0.0.1:8786" (see `dask scheduler`), not here.
+        Plan on the Dask cluster with this address, such as "tcp://10.0.0.1:8786" (see `dask scheduler`), not here; it needs
+        pip install 'chinchilla-sim[dask]' on both sides.
     front
         Also list the trade-offs between time, price, energy and free memory: the plans of which none is better in everything.
     """
@@ -94,7 +95,7 @@ def _plan_one(scenario: Path, overrides: Overrides, output: Path | None, time_li
     interrupt.leave()
 
 
-@app.command
+@app.command(group=DECIDE)
 def explain(
     plan: Path,
     *,
@@ -168,7 +169,7 @@ def _leave_infeasible(*told: Mapping[str, Any]) -> None:
         sys.exit(1)
 
 
-@app.command
+@app.command(group=DECIDE)
 def simulate(
     *plans: Path,
     overrides: Overrides = None,
@@ -239,7 +240,7 @@ def _print_simulated(rows: list[tuple[str, Candidate, Setting]], as_json: bool) 
     _leave_infeasible(*judged)
 
 
-@app.command
+@app.command(group=DECIDE)
 def schedule(
     name: str,
     *,

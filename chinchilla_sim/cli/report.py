@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from chinchilla_sim.cli.app import AsJson, Output, Overrides, app
+from chinchilla_sim.cli.app import DECIDE, AsJson, Output, Overrides, app
 from chinchilla_sim.cli.shared import find_plan, load_scenario_file, measurement_of
 from chinchilla_sim.console import busy, print_json, save_json, writable_folder
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Form = Literal["html", "md", "json", "csv", "png"]
 
 
-@app.command
+@app.command(group=DECIDE)
 def report(
     source: Path,
     *,
@@ -28,6 +28,9 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write a report about a scenario: one self-contained HTML page, or other forms, with a Chrome trace, a summary and JSON beside it.
+
+    It tells why the plan wins, draws it over the cluster and its step with the causes of idle time, then alternatives, what the step
+    depends on, memory, cost with CO2, trade-offs, and where every figure is from. Open trace.json in ui.perfetto.dev.
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from chinchilla_sim.cli.app import AllowFactory, AsJson, Force, Output, Overrides, app
+from chinchilla_sim.cli.app import RUN, AllowFactory, AsJson, Force, Output, Overrides, app
 from chinchilla_sim.cli.serving import answers_requests, serve
 from chinchilla_sim.cli.shared import at_least, plan_to_run, run_to_resume
 from chinchilla_sim.cli.testbed import run_this_node
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from chinchilla_sim.validation.compare import Comparison, Measurement
 
 
-@app.command
+@app.command(group=RUN)
 def run(
     source: Path | None = None,
     *,
@@ -40,13 +40,16 @@ def run(
 
     A job with `arrival_rate` or `concurrency` answers requests: their latencies are compared instead of the step. Nodes with
     device = "this-machine" are emulated (Linux, root). Over several machines every one runs its own ranks of the same plan.
+    A killed rank or launcher starts the run again from its newest checkpoint (job.checkpoint_interval); of a command that was killed
+    itself --resume takes it up.
 
     Parameters
     ----------
     source
         A scenario (TOML), or a plan (JSON) that is run as it is. May be left out with --resume: then the same plan goes on.
     output
-        Folder for plan.json, weights.pt, metrics.jsonl, measurement.json and checkpoints (default: reports/NAME/run, or the one resumed).
+        Folder for plan.json, weights.pt (one ordinary state_dict), metrics.jsonl, measurement.json and checkpoints (default:
+        reports/NAME/run, or the one resumed).
     steps
         Stop after so many optimizer steps, or after the requests of so many global batches.
     rendezvous

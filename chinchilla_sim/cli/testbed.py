@@ -9,12 +9,12 @@ from typing import Any
 
 from cyclopts import App
 
-from chinchilla_sim.cli.app import AsJson, Overrides, app
+from chinchilla_sim.cli.app import RUN, AsJson, Overrides, app
 from chinchilla_sim.cli.shared import load_plan_file, load_scenario_file, named
 from chinchilla_sim.console import log, print_json, print_tables, save_json, show_epochs, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
 
-testbed = App(name="testbed", help="Emulate a scenario's nodes and links on this machine (Linux, root).")
+testbed = App(name="testbed", group=RUN, help="Emulate a scenario's nodes and links on this machine (Linux, root).")
 app.command(testbed)
 
 

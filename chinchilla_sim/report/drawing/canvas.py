@@ -34,7 +34,7 @@ COLOR: dict[Category, str] = {
 }
 GREY = "#8a8f98"
 INK = "#010203"  # stands for currentColor until the SVG is finished
-WIDTH_PT = 560.0
+WIDTH_PT, NARROW_PT = 560.0, 320.0
 LEFT_PT, RIGHT_PT = 78.0, 8.0
 LETTER_PT, KEY_LETTER_PT = 5.2, 4.8
 """About the width of a letter of the default size: at most, and in short words."""
@@ -107,6 +107,8 @@ def finish(figure: Figure, title: str, description: str) -> str:
     root.attrib = {
         "xmlns": SVG.strip("{}"),
         "viewBox": root.attrib["viewBox"],
+        # The page shows it on a telephone without scrolling, and elsewhere with letters of the same size as the others.
+        **({"class": "narrow"} if _width_pt(figure) < WIDTH_PT else {}),
         "role": "img",
         "aria-label": title,
         "stroke-linejoin": "round",
@@ -119,22 +121,28 @@ def _hundredth(number: re.Match[str]) -> str:
     return f"{round(float(number[0]), 2) + 0.0:g}"  # + 0.0 turns -0.0 into 0.0
 
 
-def stacked_figure(heights: Sequence[float], header: float, between: float, footer: float) -> tuple[Figure, list[float]]:
+def _width_pt(figure: Figure) -> float:
+    return float(figure.get_figwidth()) * 72
+
+
+def stacked_figure(
+    heights: Sequence[float], header: float, between: float, footer: float, width: float = WIDTH_PT
+) -> tuple[Figure, list[float]]:
     """A figure without background, and the top of each panel in points from its upper edge."""
     tops, y = [], header
     for height in heights:
         y += between
         tops.append(y)
         y += height
-    figure = Figure(figsize=(WIDTH_PT / 72, (y + footer) / 72))
+    figure = Figure(figsize=(width / 72, (y + footer) / 72))
     figure.patch.set_visible(False)
     return figure, tops
 
 
 def panel(figure: Figure, top: float, height: float, longest: float, left: float = LEFT_PT, right: float = RIGHT_PT) -> Axes:
     """Axes whose y runs down in points and whose x runs from 0 to `longest`; ticks are in the unit of `time_unit`."""
-    total = figure.get_figheight() * 72
-    axes = figure.add_axes((left / WIDTH_PT, 1 - (top + height) / total, (WIDTH_PT - left - right) / WIDTH_PT, height / total))
+    total, width = figure.get_figheight() * 72, _width_pt(figure)
+    axes = figure.add_axes((left / width, 1 - (top + height) / total, (width - left - right) / width, height / total))
     axes.patch.set_visible(False)
     axes.set_xlim(0, longest)
     axes.set_ylim(height, 0)
@@ -168,12 +176,12 @@ def beside(axes: Axes, text: str, y: float, fontsize: float = 8.5) -> None:
 
 def show_keys(figure: Figure, entries: Sequence[tuple[str, str]], down: float = 0.0, left: float = LEFT_PT) -> None:
     """A line of colour keys at the top, or so many points below it."""
-    height = figure.get_figheight() * 72
+    height, whole = figure.get_figheight() * 72, _width_pt(figure)
     x = left
     for color, text in entries:
         width = 1.5 if color == INK else 9.0
-        patch = Rectangle((x / WIDTH_PT, 1 - (16 + down) / height), width / WIDTH_PT, 9 / height, facecolor=color, edgecolor="none")
+        patch = Rectangle((x / whole, 1 - (16 + down) / height), width / whole, 9 / height, facecolor=color, edgecolor="none")
         figure.add_artist(patch)
         x += width + 4
-        figure.text(x / WIDTH_PT, 1 - (14.5 + down) / height, text)
+        figure.text(x / whole, 1 - (14.5 + down) / height, text)
         x += KEY_LETTER_PT * len(text) + 14

@@ -15,7 +15,7 @@ from chinchilla_sim.report.drawing.canvas import (
     GREY,
     INK,
     LETTER_PT,
-    WIDTH_PT,
+    NARROW_PT,
     Drawing,
     beside,
     panel,
@@ -39,7 +39,7 @@ NAME_LETTERS = {True: 84, False: 98}
 """How much of a plan's name fits into the figure, bold or not; the table has all of it."""
 CUT = 2.5
 """One rank alone may take many times as long as the plans: its bar ends at so many times the longest of theirs."""
-MEMORY_PT, ALTERNATIVE_PT, CHANGE_PT = 15.0, 30.0, 15.0
+MEMORY_PT, ALTERNATIVE_PT, CHANGE_PT = 15.0, 30.0, 26.0
 BARS_OF = {
     "step_time": "Step time",
     "cost": "Price per step",
@@ -63,8 +63,8 @@ def draw_memory(timeline: Timeline, capacities: Sequence[float]) -> Drawing:
     limit = max(1.0, *(max(peaks[at], capacities[groups[at][0]] * near) for at in shown))
     told = []
     with style():
-        figure, (top,) = stacked_figure([MEMORY_PT * len(shown)], header=26.0, between=0.0, footer=4.0)
-        axes = panel(figure, top, MEMORY_PT * len(shown), limit, right=210.0)
+        figure, (top,) = stacked_figure([MEMORY_PT * len(shown)], header=26.0, between=0.0, footer=4.0, width=NARROW_PT)
+        axes = panel(figure, top, MEMORY_PT * len(shown), limit, left=72.0, right=138.0)
         axes.xaxis.set_visible(False)
         for row, at in enumerate(shown):
             ranks, peak, capacity = groups[at], peaks[at], capacities[groups[at][0]]
@@ -79,7 +79,7 @@ def draw_memory(timeline: Timeline, capacities: Sequence[float]) -> Drawing:
             place: dict[str, Any] = {"textcoords": "offset points", "va": "center_baseline"}
             axes.annotate(f"{words} ({percent(peak / capacity)})", (1, y + 7.5), (8, 0), ("axes fraction", "data"), **place)
         keys = [(COLOR["forward"], "held all the time"), (COLOR["backward"], "on top at the peak"), (INK, "capacity")]
-        show_keys(figure, keys if near else keys[:2])
+        show_keys(figure, keys if near else keys[:2], left=8.0)
         some = "" if len(shown) == len(groups) else f"The {len(shown)} fullest of {len(groups)} ranks. "
         return Drawing(figure, "Peak memory of each rank against its capacity", f"{some}{'; '.join(told)}.")
 
@@ -136,25 +136,24 @@ def draw_sensitivity(found: Explanation) -> Drawing:
     """How much the step changes with each input: to the left where it gets shorter, to the right where it gets longer."""
     moved = picked([one for one in found.sensitivities if one.change], MOST_BARS)
     most = max((abs(one.change) for one in moved), default=1.0)
-    names = 5.0 * max((len(one.what) for one in moved), default=0) + 12.0
-    value_pt = LETTER_PT * 9
-    room = (WIDTH_PT - names - 4.0) / 2 - value_pt
+    height, value_pt = CHANGE_PT * max(1, len(moved)), LETTER_PT * 9
+    room = NARROW_PT / 2 - 2.0 - value_pt
     with style():
-        figure, (top,) = stacked_figure([CHANGE_PT * max(1, len(moved))], header=18.0, between=0.0, footer=4.0)
-        axes = panel(figure, top, CHANGE_PT * max(1, len(moved)), 1.0, left=names, right=4.0)
+        figure, (top,) = stacked_figure([height], header=18.0, between=0.0, footer=4.0, width=NARROW_PT)
+        axes = panel(figure, top, height, 1.0, left=2.0, right=2.0)
         whole = room + value_pt
         axes.set_xlim(-whole, whole)
         axes.xaxis.set_visible(False)
-        axes.plot([0, 0], [0, CHANGE_PT * max(1, len(moved))], color=INK, linewidth=0.8, alpha=0.6)
         for x, words in ((-whole / 2, "shorter step"), (whole / 2, "longer step")):
             axes.annotate(words, (x, 0), (0, 6), textcoords="offset points", ha="center", annotation_clip=False)
         for row, one in enumerate(moved):
             y, length = CHANGE_PT * row, room * one.change / most
-            axes.add_patch(rectangle(min(0.0, length), max(0.0, length), y + 2, y + 12, COLOR["optimizer" if length < 0 else "backward"]))
-            beside(axes, one.what, y + 7.5)
+            axes.add_patch(rectangle(min(0.0, length), max(0.0, length), y + 14, y + 24, COLOR["optimizer" if length < 0 else "backward"]))
+            axes.plot([0, 0], [y + 14, y + 24], color=INK, linewidth=0.8, alpha=0.6)
+            axes.annotate(one.what, (-whole, y + 7.5), va="center_baseline")
             side = -1 if length < 0 else 1
             place: dict[str, Any] = {"textcoords": "offset points", "va": "center_baseline", "ha": "right" if side < 0 else "left"}
-            axes.annotate(signed_percent(one.change), (length, y + 7.5), (4 * side, 0), **place)
+            axes.annotate(signed_percent(one.change), (length, y + 19.5), (4 * side, 0), **place)
         told = "; ".join(f"{one.what}: {signed_percent(one.change)}" for one in moved)
         return Drawing(figure, "Change of the step with each input", f"{told or 'No input matters'}.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -76,19 +77,24 @@ class Section:
     title: str
     blocks: tuple[Block, ...]
 
+    @property
+    def anchor(self) -> str:
+        """Where a link on the page leads."""
+        return "-".join(re.findall(r"[a-z]+", self.title.lower()))
+
 
 def sections_of(study: Study) -> list[Section]:
     """The report behind question and answer; sections without content are left out."""
     parts: list[tuple[str, Callable[[Study], list[Block | None]]]] = [
+        ("Why this plan", _why),
         ("The plan over the cluster", _plan),
         ("One step, simulated and measured" if study.measurement else "One step, simulated", _step),
         ("Was the simulation right?", _reality),
+        ("Alternatives", _alternatives),
+        ("What the step depends on", _sensitivity),
         ("Memory", _memory),
         ("Cost", _cost),
         ("Trade-offs", _front),
-        ("Alternatives", _alternatives),
-        ("What the step depends on", _sensitivity),
-        ("Why", _why),
         ("Where the figures are from", _sources),
     ]
     found = [Section(title, tuple(block for block in part(study) if block)) for title, part in parts]
@@ -144,8 +150,12 @@ def _plan_facts(study: Study) -> tuple[tuple[str, str], ...]:
     split = f"{stages} stages of {widths} replicas" if plan.free_replicas else f"{count(stages, 'stage')} x {count(replicas, 'replica')}"
     if plan.group_width > 1:
         split += f", each rank a group of {plan.group_width} devices"
+    counts = plan.replica_microbatch_counts
     sizes = f"{count(microbatches, 'microbatch', 'microbatches')} of {plan.microbatch_size}"
     each = f", {plan.global_batch_size // replicas} per replica" if replicas > 1 else ""
+    if counts:
+        sizes = f"{min(counts)} to {max(counts)} microbatches of {plan.microbatch_size}"
+        each = f", {plan.microbatch_size * min(counts)} to {plan.microbatch_size * max(counts)} per replica"
     found = [
         ("split", split),
         ("global batch", f"{plan.global_batch_size} samples{each}"),
@@ -228,7 +238,7 @@ def _alternatives(study: Study) -> list[Block | None]:
 
     search, objective = study.search, study.scenario.search.objective
     text = f"{search.considered} plans were considered, {search.simulated} of them simulated"
-    text += f"; {search.infeasible} do not fit into memory" if search.infeasible else ""
+    text += f"; {search.infeasible} {'does' if search.infeasible == 1 else 'do'} not fit into memory" if search.infeasible else ""
     text += ". Each plan shown is the best one of its split (stages x replicas)."
     drawing = draw_alternatives(search, objective)
     picture = Picture(
@@ -255,7 +265,7 @@ def _why(study: Study) -> list[Block | None]:
 
 
 def _sources(study: Study) -> list[Block | None]:
-    hashes = [f"SHA-256 of the {what}: {digest}" for what, digest in digests(study).items()]
+    hashes = "\n".join(f"{what:<10} {digest}" for what, digest in digests(study).items())
     scenario = study.scenario
     can_run = (scenario.cluster.kind == THIS_MACHINE or emulated(scenario.cluster)) and scenario.model.kind in ("builtin", "factory")
     commands = [("plan", "the plan and its alternatives"), *([("run", "the plan for real, on this machine")] if can_run else [])]
@@ -273,7 +283,7 @@ def _sources(study: Study) -> list[Block | None]:
         Bullets(tuple(assumptions(study))),
         Paragraph("How to reproduce it:"),
         Code("\n".join(lines)),
-        Bullets(tuple(hashes)),
         Code(json.dumps(scenario.to_dict(), indent=1, ensure_ascii=False), "The scenario as it was read"),
         Code(defaults, "What it leaves to defaults") if defaults else None,
+        Code(hashes, "SHA-256 of what the figures follow from"),
     ]
