@@ -74,15 +74,15 @@ def run(
     check_engine(file.plan, engine)
     folder = writable_folder(output or resume or Path("reports") / setting.scenario.name / "run")
     (folder / "measurement.json").unlink(missing_ok=True)
-    if answers_requests(file):
-        return serve(setting, file, folder, steps, as_json, keep=True)
-    _train(file, setting, folder, steps, engine, resume, as_json)
+    _play(file, setting, folder, steps, engine, resume, as_json)
 
 
-def _train(file: PlanFile, setting: Setting, folder: Path, steps: int | None, engine: Engine, resume: Path | None, as_json: bool) -> None:
-    """Make the steps of a plan for real, and compare them with simulated ones."""
+def _play(file: PlanFile, setting: Setting, folder: Path, steps: int | None, engine: Engine, resume: Path | None, as_json: bool) -> None:
+    """Answer the requests of a plan, or make its steps, for real, and compare them with simulated ones."""
     from chinchilla_sim.running import judge_run, run_for_real, simulate_fully
 
+    if answers_requests(file):
+        return serve(setting, file, folder, steps, as_json, keep=True)
     simulated = simulate_fully(setting, file.plan)
     with show_epochs(file.scenario.job.epochs, steps or file.scenario.job.total_steps) as watch, _telling_what_is_left(folder, as_json):
         measurement = run_for_real(file, folder, steps, watch, engine=engine, resume=resume, tell=log)
