@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatt
 from matplotlib.transforms import Affine2D
 
 from chinchilla_sim.planner.selection.front import FrontPlan
-from chinchilla_sim.report.drawing.canvas import COLOR, INK, WIDTH_PT, Drawing, style
+from chinchilla_sim.report.drawing.canvas import COLOR, INK, LETTER_PT, WIDTH_PT, Drawing, style
 from chinchilla_sim.report.study import Study
 from chinchilla_sim.report.table import percent
 from chinchilla_sim.report.tables.front import shown_front
@@ -70,7 +70,9 @@ def draw_front(study: Study, axis: Axis) -> Drawing:
         height = HEIGHT_PT + TOP_PT + BOTTOM_PT
         figure = Figure(figsize=(WIDTH_PT / 72, height / 72))
         figure.patch.set_visible(False)
-        box = (LEFT_PT / WIDTH_PT, BOTTOM_PT / height, (WIDTH_PT - LEFT_PT - RIGHT_PT) / WIDTH_PT, HEIGHT_PT / height)
+        # Beside the title of the axis stand the words of its values, of which some are long.
+        left_pt = max(LEFT_PT, 24 + LETTER_PT * max(len(axis.words(up)) for _, up in places))
+        box = (left_pt / WIDTH_PT, BOTTOM_PT / height, (WIDTH_PT - left_pt - RIGHT_PT) / WIDTH_PT, HEIGHT_PT / height)
         axes = figure.add_axes(box)
         axes.patch.set_visible(False)
         for name, spine in axes.spines.items():
