@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
 
 from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.graph.compress.sparse import stored_bytes
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.plan import Plan
+from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.planner.pricing.pricer import Pricer
-from chinchilla_sim.running import check_runnable
+from chinchilla_sim.running import check_runnable, run_for_real
 from chinchilla_sim.scenario.cluster import ClusterSpec
 from chinchilla_sim.scenario.model import CompressionSpec
 from chinchilla_sim.scenario.schema import Scenario
 from chinchilla_sim.setting import CALIBRATION_VARIABLE, find_calibration, prepare
+from chinchilla_sim.validation.spread import Played, SpreadVariant
 from chinchilla_sim.validation.variants import SimulatedVariant, VariantCheck, check_variants
-from chinchilla_sim.workflow import calibrate, calibration_notes
+from chinchilla_sim.workflow import calibrate, calibration_notes, make_plan
+
+ANSWERED_BATCHES = 400
+"""Batches that a variant answers over several ranks."""
 
 
-def ensure_formats() -> tuple[str, ...]:
-    """Calibrate this machine if no calibration holds that has linear layers in all number formats; returns what there is to say."""
-    found, _ = find_calibration(1)
+def ensure_formats(ranks: int = 1) -> tuple[str, ...]:
+    """Calibrate this machine if no calibration holds for so many ranks, with linear layers in all formats; returns what there is to say."""
+    found, _ = find_calibration(ranks)
     if found and found.device(1).linear:
         return ()
     if os.environ.get(CALIBRATION_VARIABLE):
         return (f"${CALIBRATION_VARIABLE} names a calibration without number formats: they are simulated as smaller, not as faster",)
-    calibration, path = calibrate(max(found.devices) if found else 1)
+    calibration, path = calibrate(max(ranks, *found.devices) if found else ranks)
     return calibration_notes(calibration, path)
 
 
@@ -39,6 +48,49 @@ def compare_variants(scenario: Scenario, train: bool) -> VariantCheck:
     variants = _variants(scenario)
     simulated = [_simulate(alone, variant) for variant in variants]
     return check_variants(alone.job.global_batch_size, simulated, race_variants(alone, variants, train))
+
+
+def spread_variants(scenario: Scenario, ranks: Sequence[int], told: Callable[[str], None]) -> Iterator[SpreadVariant]:
+    """Every variant that [search] names, and the model itself, trained for job.epochs and then answering, over each number of ranks."""
+    variants = dict.fromkeys(variant.changes_only for variant in _variants(scenario))
+    for count in ranks:
+        plain: Path | None = None
+        with tempfile.TemporaryDirectory(prefix="chinchilla-spread-") as name:
+            for number, variant in enumerate(variants):
+                folder = Path(name) / str(number)
+                trained = None
+                if variant.quantize != "bf16":
+                    trained = _play(_over(scenario, variant, count, kind="training"), folder / "training", None)
+                    told(f"{variant.describe()}, trained over {count} ranks: {trained.plan}, {1e3 * trained.measured_s:.3g} ms a step")
+                weights = folder / "training" / "weights.pt" if trained else plain
+                plain = plain or weights
+                answering = _over(scenario, variant, count, kind="inference")
+                answering = answering.model_copy(update={"model": answering.model.model_copy(update={"weights": str(weights)})})
+                answers = _play(answering, folder / "answering", ANSWERED_BATCHES)
+                told(f"{variant.describe()}, answering over {count} ranks: {answers.plan}, {1e3 * answers.measured_s:.3g} ms a batch")
+                yield SpreadVariant(variant.describe(), count, trained, answers)
+
+
+def _over(scenario: Scenario, variant: CompressionSpec, ranks: int, **changes: Any) -> Scenario:
+    """A variant's training or inference as fast as so many ranks of this machine can."""
+    changes |= {"arrivals_per_s": None, "concurrency": None}
+    return scenario.model_copy(
+        update={
+            "job": scenario.job.model_copy(update=changes),
+            "model": scenario.model.model_copy(update={"compression": variant}),
+            "cluster": ClusterSpec(kind="this-machine", ranks=ranks),
+            "search": scenario.search.model_copy(update={"variants": (), "minimum_ranks": ranks, "objective": "step_time"}),
+        }
+    )
+
+
+def _play(scenario: Scenario, folder: Path, steps: int | None) -> Played:
+    """The best plan of a scenario, run."""
+    folder.mkdir(parents=True)
+    setting = prepare(scenario)
+    best = make_plan(setting).best
+    measurement = run_for_real(PlanFile(best.plan, setting.scenario, setting.hashes, best.step_s), folder, steps)
+    return Played(best.plan.describe(), best.step_s, median(measurement.step_s), dict(measurement.metrics))
 
 
 def _alone(scenario: Scenario) -> Scenario:

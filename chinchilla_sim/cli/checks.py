@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from chinchilla_sim.cli.accuracy import calibrate_accuracy, only_with_accuracy
 from chinchilla_sim.cli.app import AsJson, Output, Overrides, app, bench, validate
-from chinchilla_sim.cli.shared import CALIBRATION_S, calibrate_tasks, seconds_of, watching_others
+from chinchilla_sim.cli.shared import CALIBRATION_S, calibrate_tasks, process_count, seconds_of, watching_others
 from chinchilla_sim.console import Interrupt, busy, log, print_json, print_tables, searching, writable_folder
 from chinchilla_sim.errors import Mistake, ScenarioError
 
@@ -62,7 +62,9 @@ def validate_planner(answers: Path, *, budget: str = "30s", as_json: AsJson = Fa
 
 
 @validate.command(name="published")
-def validate_published(rows: Path, *, output: Output = None, calibrate: int | None = None, as_json: AsJson = False) -> None:
+def validate_published(
+    rows: Path, *, output: Output = None, calibrate: int | None = None, jobs: int | None = None, as_json: AsJson = False
+) -> None:
     """Simulate training steps that others measured, and print how far off the simulator is, per source.
 
     Parameters
@@ -73,6 +75,8 @@ def validate_published(rows: Path, *, output: Output = None, calibrate: int | No
         Write one line per row: id, simulated_step_s, p5_s, p95_s, simulated_peak_memory_bytes, fits, not_predicted_because.
     calibrate
         Fit six constants to so many random rows of each source with at least twice as many, and score them on the others.
+    jobs
+        Processes that share the rows (default: one for each core).
     """
     from chinchilla_sim.report.tables.accuracy import fits_table, ledger_dict, ledger_tables
     from chinchilla_sim.validation.fitting import fit_sources
@@ -82,7 +86,7 @@ def validate_published(rows: Path, *, output: Output = None, calibrate: int | No
         writable_folder(output.parent)
     interrupt = Interrupt()
     with searching("simulating rows") as progress, interrupt.heeded():
-        predicted = predict_rows(rows, progress, interrupt)
+        predicted = predict_rows(rows, progress, interrupt, process_count(jobs))
     if output:
         write_predictions(predicted, output)
     lines, lost = ledger(predicted), regret(predicted)
@@ -287,7 +291,9 @@ def bench_recorder(*, as_json: AsJson = False) -> None:
 
 
 @bench.command(name="ledger")
-def bench_ledger(rows: Path, *, leave_one_out: Annotated[bool, Parameter(negative=())] = False, as_json: AsJson = False) -> None:
+def bench_ledger(
+    rows: Path, *, leave_one_out: Annotated[bool, Parameter(negative=())] = False, jobs: int | None = None, as_json: AsJson = False
+) -> None:
     """Score the simulator on published training steps; with --leave-one-out also on sources that its constants have not seen.
 
     Parameters
@@ -296,6 +302,8 @@ def bench_ledger(rows: Path, *, leave_one_out: Annotated[bool, Parameter(negativ
         CSV in the columns of measured_training_steps.csv.
     leave_one_out
         For each source fit constants and intervals to all others, and score them on it (five minutes for 2,800 rows).
+    jobs
+        Processes that share the rows (default: one for each core).
     """
     from chinchilla_sim.report.tables.accuracy import ledger_dict, ledger_tables
     from chinchilla_sim.report.tables.reasons import left_out_dict, left_out_table
@@ -304,7 +312,7 @@ def bench_ledger(rows: Path, *, leave_one_out: Annotated[bool, Parameter(negativ
 
     interrupt = Interrupt()
     with searching("simulating rows") as progress, interrupt.heeded():
-        predicted = predict_rows(rows, progress, interrupt)
+        predicted = predict_rows(rows, progress, interrupt, process_count(jobs))
     lines, lost = ledger(predicted), regret(predicted)
     leave_one_out = leave_one_out and not interrupt.asked
     if leave_one_out:

@@ -9,14 +9,7 @@ from cyclopts import Parameter
 
 from chinchilla_sim.cli.accuracy import accuracy_of
 from chinchilla_sim.cli.app import AllowFactory, AsJson, Force, Output, Overrides, app
-from chinchilla_sim.cli.shared import (
-    at_least,
-    find_plan,
-    infeasible_as_json,
-    load_plan_file,
-    print_plan,
-    seconds_of,
-)
+from chinchilla_sim.cli.shared import at_least, find_plan, infeasible_as_json, load_plan_file, print_plan, process_count, seconds_of
 from chinchilla_sim.console import Interrupt, busy, log, print_json, print_tables, save_json, searching, writable_file
 from chinchilla_sim.errors import Mistake, ScenarioError
 
@@ -61,8 +54,7 @@ def plan(
     """
     if not scenarios:
         raise ScenarioError([Mistake("", "no scenario named", "chinchilla plan SCENARIO.toml")])
-    if jobs is not None:
-        at_least("--jobs", jobs)
+    processes = process_count(jobs)
     time_limit_s = None if time_limit is None else seconds_of("--time-limit", time_limit)
     if len(scenarios) == 1 and scheduler is None:
         _plan_one(scenarios[0], overrides, output, time_limit_s, front, as_json)
@@ -71,7 +63,7 @@ def plan(
         raise ScenarioError([Mistake("--front", "is for one scenario, planned here", "plan the scenarios one by one")])
     from chinchilla_sim.cli.sweeps import plan_all
 
-    plan_all(scenarios, overrides or (), output, time_limit_s, jobs, scheduler, as_json)
+    plan_all(scenarios, overrides or (), output, time_limit_s, processes, scheduler, as_json)
 
 
 def _plan_one(scenario: Path, overrides: Overrides, output: Path | None, time_limit_s: float | None, front: bool, as_json: bool) -> None:

@@ -42,6 +42,15 @@ def at_least(option: str, count: int, least: int = 1) -> None:
         raise ScenarioError([Mistake(option, f"must be at least {least}, not {count}", f"write for example {option} {max(4, least)}")])
 
 
+def process_count(jobs: int | None) -> int:
+    """Processes for --jobs: as many as there are cores unless told."""
+    from chinchilla_sim.cluster.calibration import core_count
+
+    if jobs is not None:
+        at_least("--jobs", jobs)
+    return jobs or core_count()
+
+
 @contextmanager
 def infeasible_as_json(as_json: bool, what: str) -> Iterator[None]:
     """An answer that there is none, as one JSON document beside the message; `what` is missing in it."""

@@ -20,7 +20,7 @@ def plan_all(
     overrides: Sequence[str],
     folder: Path | None,
     time_limit_s: float | None,
-    jobs: int | None,
+    jobs: int,
     scheduler: str | None,
     as_json: bool,
 ) -> None:
@@ -28,7 +28,6 @@ def plan_all(
 
     Exit code 2 if any was bad input, else 1 if any has no plan; an interrupt (130) leaves and prints what is done.
     """
-    from chinchilla_sim.cluster.calibration import core_count
     from chinchilla_sim.report.tables.sweep import sweep_dict, sweep_tables
     from chinchilla_sim.sweep import Question, interrupted, question_of
 
@@ -41,7 +40,7 @@ def plan_all(
     stopped = False
     try:
         bad = [one for one in asked if not isinstance(one, Question)]
-        for outcome in _outcomes(bad, questions, jobs or core_count(), scheduler):
+        for outcome in _outcomes(bad, questions, jobs, scheduler):
             done[outcome.number] = outcome
             _tell(outcome, len(done), len(files), folder)
     except KeyboardInterrupt:

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from chinchilla_sim.errors import Mistake
-from chinchilla_sim.models.options import Options, divisibility, mistake, read_options
+from chinchilla_sim.models.options import Options, read_options
 from chinchilla_sim.models.samples import SampleJob, Samples, Splits, draw_split, missing_data, predict
 from chinchilla_sim.models.text import distinct_words
 from chinchilla_sim.models.transformer import PostNormBlock, draw_normal, positions_of
+from chinchilla_sim.options import divisibility, mistake
 
 TOPICS = ("compound", "debugger", "formatstrings", "specialnames", "string-methods", "types", "typesmapping", "typesseq")
 """The eight longest topics, whole passages of which differ."""

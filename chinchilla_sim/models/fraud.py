@@ -26,8 +26,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from chinchilla_sim.errors import Mistake
 from chinchilla_sim.models.metrics import average_precision
-from chinchilla_sim.models.options import Options, mistake, read_options
+from chinchilla_sim.models.options import Options, read_options
 from chinchilla_sim.models.samples import SampleJob, Samples, Splits, predict
+from chinchilla_sim.options import mistake
 
 NUMBERS = 2
 _SHORTEST = 12

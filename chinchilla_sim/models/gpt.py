@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
 from chinchilla_sim.errors import Mistake
-from chinchilla_sim.models.options import Options, divisibility, read_options
+from chinchilla_sim.models.options import Options, read_options
 from chinchilla_sim.models.samples import SampleJob, Samples, Splits, missing_data, predict
 from chinchilla_sim.models.text import running_text
 from chinchilla_sim.models.transformer import PreNormBlock, draw_normal, positions_of
+from chinchilla_sim.options import divisibility
 
 _BYTES = 256
 _VALIDATION_SHARE = 0.1

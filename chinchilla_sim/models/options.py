@@ -1,8 +1,4 @@
-"""Options of the built-in jobs: a preset, and single values on top of it; every mistake is told at once.
-
-A field's annotation says what it may be: `int` at least 1, `float` from 0 up to but not including 1, `bool`, or
-`tuple[int, ...]` of at least one such int; `metadata["choices"]` lists the values of a field that has few.
-"""
+"""Options of the built-in jobs: a preset, and single values on top of it; every mistake is told at once."""
 
 from __future__ import annotations
 
@@ -11,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from chinchilla_sim.errors import Mistake, ScenarioError
-
-_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple[int, ...]": "a list of whole numbers"}
+from chinchilla_sim.options import mistake, value_mistakes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,19 +20,6 @@ class Options:
 
 
 O = TypeVar("O", bound=Options)  # noqa: E741
-
-
-def mistake(key: str, what: str, cure: str = "") -> Mistake:
-    """A mistake in `[model] options`."""
-    return Mistake(f"model.options.{key}", what, cure)
-
-
-def divisibility(options: Options, whole: str, part: str) -> list[Mistake]:
-    """One mistake where field `whole` is no multiple of field `part`."""
-    total, divisor = getattr(options, whole), getattr(options, part)
-    if total % divisor == 0:
-        return []
-    return [mistake(whole, f"{total} is not divisible by {part} = {divisor}", f"write {divisor * max(round(total / divisor), 1)}")]
 
 
 def read_options(presets: Mapping[str, O], preset: str, given: Mapping[str, Any], *, data: str | None = None) -> O:
@@ -53,7 +35,7 @@ def read_options(presets: Mapping[str, O], preset: str, given: Mapping[str, Any]
     fields = {field.name: field for field in dataclasses.fields(base)}
     right: dict[str, Any] = {}
     for key, value in given.items():
-        found = _value_mistakes(fields[key], value) if key in fields else [_unknown(key, [*fields, "preset"])]
+        found = value_mistakes(fields[key], value) if key in fields else [_unknown(key, [*fields, "preset"])]
         mistakes += found
         if not found:
             right[key] = tuple(value) if isinstance(value, list) else value
@@ -67,25 +49,3 @@ def read_options(presets: Mapping[str, O], preset: str, given: Mapping[str, Any]
 
 def _unknown(key: str, known: list[str]) -> Mistake:
     return mistake(key, "is no option of this model", f"write one of {', '.join(known)}")
-
-
-def _value_mistakes(field: dataclasses.Field[Any], value: Any) -> list[Mistake]:
-    wanted = str(field.type)
-    if not _has_type(wanted, value):
-        return [mistake(field.name, f"must be {_NAMES[wanted]}, not {value!r}")]
-    if "int" in wanted and min(value if isinstance(value, list | tuple) else [value]) < 1:
-        return [mistake(field.name, f"must be at least 1, not {value!r}")]
-    if wanted == "float" and not 0 <= value < 1:
-        return [mistake(field.name, f"must be from 0 up to but not including 1, not {value!r}")]
-    choices = field.metadata.get("choices")
-    if choices and value not in choices:
-        return [mistake(field.name, f"{value!r} is not known here", f"write one of {', '.join(map(str, choices))}")]
-    return []
-
-
-def _has_type(wanted: str, value: Any) -> bool:
-    if wanted == "bool":
-        return isinstance(value, bool)
-    if wanted == "tuple[int, ...]":
-        return isinstance(value, list | tuple) and len(value) > 0 and all(_has_type("int", item) for item in value)
-    return isinstance(value, int if wanted == "int" else int | float) and not isinstance(value, bool)

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
 from chinchilla_sim.errors import Mistake
-from chinchilla_sim.models.options import Options, divisibility, mistake, read_options
+from chinchilla_sim.models.options import Options, read_options
 from chinchilla_sim.models.samples import SampleJob, Samples, Splits, draw_split, evaluating, missing_data, predict
 from chinchilla_sim.models.transformer import DecoderBlock, PostNormBlock, positions_of
+from chinchilla_sim.options import divisibility, mistake
 
 PAD, START, END = 0, 1, 2
 ONES = (

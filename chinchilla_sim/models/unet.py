@@ -22,8 +22,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from chinchilla_sim.errors import Mistake
 from chinchilla_sim.models import digits
-from chinchilla_sim.models.options import Options, mistake, read_options
+from chinchilla_sim.models.options import Options, read_options
 from chinchilla_sim.models.samples import SampleJob, Samples, Splits, missing_data, predict
+from chinchilla_sim.options import mistake
 
 _TRAIN_COUNT, _VALIDATION_COUNT = 1_500, 300
 _SMALLEST, _LARGEST = 32, 64

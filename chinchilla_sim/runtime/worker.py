@@ -45,7 +45,7 @@ def _run(folder: Path, allow_factory: bool, engine: Engine) -> None:
 
     from chinchilla_sim.planner.plan_file import load_plan
     from chinchilla_sim.runtime.answering.serving import make_run
-    from chinchilla_sim.runtime.launching.threads import hurry_network_threads
+    from chinchilla_sim.runtime.launching.threads import order_network_threads
     from chinchilla_sim.runtime.record.records import share_records
 
     prepare_process()
@@ -54,7 +54,7 @@ def _run(folder: Path, allow_factory: bool, engine: Engine) -> None:
     timeout = timedelta(seconds=file.scenario.job.timeout_s + BEHIND_WATCHDOG_S)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     run = make_run(file, folder, device, engine)
-    hurry_network_threads()
+    order_network_threads()
     run.run()
     share_records(folder)
     dist.destroy_process_group()
@@ -63,13 +63,17 @@ def _run(folder: Path, allow_factory: bool, engine: Engine) -> None:
 def prepare_process() -> None:
     """What every process that computes does first.
 
-    One thread per rank; numbers too small for a normal float become 0 (moments of rarely used weights decay there,
-    and arithmetic on them is slow); Linux ends the process with its launcher.
+    One thread per rank, on cores of its own where ranks compute on them; numbers too small for a normal float become 0 (moments of rarely
+    used weights decay there, and arithmetic on them is slow); Linux ends the process with its launcher.
     """
     import torch
 
+    from chinchilla_sim.runtime.launching.threads import keep_to_own_cores
+
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    if choose_device().type == "cpu":
+        keep_to_own_cores(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
     die_with_parent(signal.SIGKILL)
 
 

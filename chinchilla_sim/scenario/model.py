@@ -75,6 +75,11 @@ class CompressionSpec(Table):
     )
 
     @property
+    def changes_only(self) -> "CompressionSpec":
+        """The same changes, without training behind them."""
+        return self.model_copy(update={"fine_tune_epochs": 0})
+
+    @property
     def changes(self) -> dict[str, Any]:
         """What is done to the model, by key; how it is trained afterwards is no part of it."""
         return self.model_dump(exclude={"fine_tune_epochs"})

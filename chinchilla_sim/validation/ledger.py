@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +25,9 @@ NEEDED = ("id", "source_id", "model_family", "hardware", "n_gpus", "tp", "pp", "
 OUTPUT = ("id", "simulated_step_s", "p5_s", "p95_s", "simulated_peak_memory_bytes", "fits", "not_predicted_because")
 SCORES = ("error", "memory_error", "plan_group", "regret_of_group")
 """Columns behind OUTPUT, filled where a row has a measurement: relative errors, and who competes with whom over the best plan."""
+
+CHUNK = 32
+"""Rows that a process works out at a time; so few are not worth one."""
 
 FEWEST_ROWS = 8
 """Sources with fewer rows do not count in the mean over sources."""
@@ -73,9 +81,12 @@ class LedgerLine:
 
 
 def predict_rows(
-    path: Path, progress: Callable[[int, int], None] | None = None, stop: Callable[[], bool] | None = None
+    path: Path, progress: Callable[[int, int], None] | None = None, stop: Callable[[], bool] | None = None, jobs: int = 1
 ) -> list[PredictedRow]:
-    """Every row of a file in the columns of measured_training_steps.csv, or those until `stop`; ScenarioError where columns are missing."""
+    """Every row of a file in the columns of measured_training_steps.csv, or those until `stop`; ScenarioError where columns are missing.
+
+    `jobs` processes share the rows.
+    """
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -85,17 +96,35 @@ def predict_rows(
     if missing:
         raise ScenarioError([Mistake(name, "there is no such column", f"needed are {', '.join(NEEDED)}") for name in missing], str(path))
     found: list[PredictedRow] = []
-    for number, row in enumerate(rows):
-        if found and stop and stop():
-            break
-        filled = {key: value or "" for key, value in row.items()}
-        try:
-            found.append(PredictedRow(filled, predict(filled), ""))
-        except (NotPredictedError, ScenarioError) as error:
-            found.append(PredictedRow(filled, None, " ".join(str(error).split())))
-        if progress:
-            progress(number + 1, len(rows))
+    with _predictions([{key: value or "" for key, value in row.items()} for row in rows], jobs) as predictions:
+        for number in range(len(rows)):
+            if found and stop and stop():
+                break
+            found.append(next(predictions))
+            if progress:
+                progress(number + 1, len(rows))
     return found
+
+
+@contextmanager
+def _predictions(rows: Sequence[dict[str, str]], jobs: int) -> Iterator[Iterator[PredictedRow]]:
+    """The prediction of each row, in order; worked out ahead in processes where there are several jobs."""
+    if jobs == 1 or len(rows) <= CHUNK:
+        yield map(_predicted, rows)
+        return
+    # Ctrl-C is for the process that asked.
+    with ProcessPoolExecutor(jobs, get_context("spawn"), partial(signal.signal, signal.SIGINT, signal.SIG_IGN)) as pool:
+        try:
+            yield pool.map(_predicted, rows, chunksize=CHUNK)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _predicted(row: dict[str, str]) -> PredictedRow:
+    try:
+        return PredictedRow(row, predict(row), "")
+    except (NotPredictedError, ScenarioError) as error:
+        return PredictedRow(row, None, " ".join(str(error).split()))
 
 
 def write_predictions(predicted: Sequence[PredictedRow], path: Path) -> None:

@@ -11,7 +11,7 @@ from chinchilla_sim.cli import app
 from chinchilla_sim.cluster.catalogue import find_device
 from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.validation.fitting import fit_sources
-from chinchilla_sim.validation.ledger import ledger, predict_rows, regret
+from chinchilla_sim.validation.ledger import CHUNK, ledger, predict_rows, regret
 from chinchilla_sim.validation.left_out import leave_one_out
 from chinchilla_sim.validation.published import HARDWARE, Constants, predict
 from chinchilla_sim.validation.published_model import NotPredictedError
@@ -152,6 +152,17 @@ def test_rows_end_when_asked_to(file: Path) -> None:
     answers = iter([False, False, True])
     assert [one.row["id"] for one in predict_rows(file, stop=lambda: next(answers))] == ["r0", "r1", "r2"]
     assert len(predict_rows(file, stop=lambda: True)) == 1
+
+
+def test_two_processes_say_the_same(file: Path, tmp_path: Path) -> None:
+    """More rows than one process takes at a time, some without a prediction: the same rows in the same order, also when stopped."""
+    header, *lines = file.read_text().splitlines()
+    many = tmp_path / "many.csv"
+    many.write_text("\n".join([header, *(CHUNK * lines)]) + "\n")
+    alone, shared = predict_rows(many), predict_rows(many, jobs=2)
+    assert shared == alone and {one.prediction is None for one in alone} == {True, False}
+    answers = iter([False] * 3 + [True])
+    assert predict_rows(many, stop=lambda: next(answers), jobs=2) == alone[:4]
 
 
 def test_ledger_adds_up(file: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.graph.builder import GraphBuilder
 from chinchilla_sim.graph.task import Shape, TaskGraph
-from chinchilla_sim.graph.zoo.options import mistake
+from chinchilla_sim.options import mistake
 
 INDEX_BYTES = 8.0
 _FUSED = "{} count as one kernel each: code that spells them out in elementwise operators moves and keeps more bytes"

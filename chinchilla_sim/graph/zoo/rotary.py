@@ -14,7 +14,8 @@ from typing import Any
 from chinchilla_sim.errors import Mistake
 from chinchilla_sim.graph.task import TaskGraph
 from chinchilla_sim.graph.zoo.layers import INDEX_BYTES, Layers
-from chinchilla_sim.graph.zoo.options import divisibility, mistake, shape_of
+from chinchilla_sim.graph.zoo.options import shape_of
+from chinchilla_sim.options import divisibility, mistake
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from chinchilla_sim.report.table import Table
 from chinchilla_sim.units import format_bytes, format_flop, format_seconds
+from chinchilla_sim.validation.spread import Played, SpreadVariant
 from chinchilla_sim.validation.variants import VariantCheck, VariantRow
 
 
@@ -20,6 +23,24 @@ def variants_table(check: VariantCheck) -> Table:
         "Variants of the model", (*headers, *(name.replace("_", " ") for name in metrics)),
         tuple(_cells(row, metrics) for row in check.rows), note=note.replace("%", " %"),
     )  # fmt: skip
+
+
+def spread_tables(rows: Sequence[SpreadVariant]) -> tuple[Table, ...]:
+    """How each variant is trained over several ranks and what comes out, and how it then answers: a row for each number of ranks."""
+    metrics = [name for name in rows[0].answering.metrics if all(name in row.answering.metrics for row in rows)] if rows else []
+    headers = ("variant", "ranks", "plan", "simulated", "measured", "error", *(name.replace("_", " ") for name in metrics))
+    trained = [(row, row.training) for row in rows if row.training]
+    tables = (
+        ("Variants trained over several ranks", "seconds of a step", [_spread(row, one, metrics) for row, one in trained]),
+        ("Variants answering over several ranks", "seconds of a batch", [_spread(row, row.answering, metrics) for row in rows]),
+    )
+    return tuple(Table(title, headers, tuple(cells), note=note) for title, note, cells in tables if cells)
+
+
+def _spread(row: SpreadVariant, one: Played, metrics: list[str]) -> tuple[str, ...]:
+    error = f"{100 * one.relative_error:+.1f} %"
+    told = (f"{one.metrics[name]:.4f}" if name in one.metrics else "" for name in metrics)
+    return row.name, str(row.rank_count), one.plan, format_seconds(one.simulated_s), format_seconds(one.measured_s), error, *told
 
 
 def _cells(row: VariantRow, metrics: list[str]) -> tuple[str, ...]:

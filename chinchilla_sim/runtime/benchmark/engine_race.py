@@ -26,7 +26,7 @@ from chinchilla_sim.planner.plan_file import PlanFile, load_plan
 from chinchilla_sim.runtime.emulated.testbed import open_testbed
 from chinchilla_sim.runtime.engine.engines import ENGINES, Engine
 from chinchilla_sim.runtime.launching.launch import NodeLaunch, launch_nodes, testbed_launches
-from chinchilla_sim.runtime.launching.threads import hurry_network_threads
+from chinchilla_sim.runtime.launching.threads import order_network_threads
 from chinchilla_sim.runtime.rank.training import RankRun
 from chinchilla_sim.runtime.stage.batches import global_batches
 from chinchilla_sim.runtime.worker import choose_device, prepare_process
@@ -99,7 +99,7 @@ def main(folder: Path, rounds: int, round_steps: int) -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
         path = folder / "plan.json"
         race = _Race(load_plan(path).allow_factory(False, str(path)), folder)
-        hurry_network_threads()
+        order_network_threads()
         race.run(rounds, round_steps)
         (folder / f"rank{rank}.json").write_text(json.dumps(race.ends))
         dist.barrier()

@@ -182,7 +182,8 @@ def _measurement(file: PlanFile, records: Sequence[dict[str, Any]], folder: Path
     losses = [sum(parts) for parts in zip(*(records[rank]["losses"] for rank in last), strict=True)]
     weights, plan, local_steps = folder / "weights.pt", file.plan, file.plan.local_steps
     replicas = [plan.pipeline(replica) for replica in range(plan.data_parallel_degree)]
-    timeline = cycle_timeline(records, local_steps, replicas) if local_steps > 1 else representative_timeline(records)
+    apart = () if plan.training else replicas
+    timeline = cycle_timeline(records, local_steps, replicas) if local_steps > 1 else representative_timeline(records, apart)
     return Measurement(
         step_s=tuple(step_seconds(records, local_steps)),
         timeline=timeline,
@@ -191,7 +192,7 @@ def _measurement(file: PlanFile, records: Sequence[dict[str, Any]], folder: Path
         epoch_s=tuple(records[0]["epoch_s"]),
         weights=str(weights) if file.plan.training and weights.exists() else None,
         peaks=tuple(MeasuredPeak(rank, **record["memory"]) for rank, record in enumerate(records)),
-        kept=tuple(one for one in kept_timelines(records) if local_steps == 1 or exchanges(one)),
+        kept=tuple(one for one in kept_timelines(records, apart) if local_steps == 1 or exchanges(one)),
     )
 
 

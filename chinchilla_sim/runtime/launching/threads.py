@@ -1,7 +1,14 @@
-"""gloo's threads ask the scheduler for short turns, so that messages do not wait until a thread that computes has used up its own.
+"""Where and when the threads of a rank run: on cores of its own, and gloo's threads soon, but never in the middle of one another.
 
-Linux (EEVDF, since 6.12) lets a thread that wakes up go first where its slice is shorter than that of whoever runs; the cores that it
-takes in all stay the same. On older kernels, and elsewhere, nothing changes.
+Left to the scheduler, two ranks on two cores meet on one of them now and then, and a thread that wakes up is put where another rank
+computes: a step of two replicas of a small network took 4.2 ms instead of 2.8, one of two stages 3.0 instead of 2.1 (medians of three
+runs in turns, Linux 6.18). So each rank keeps to its share of the cores, as MPI's launchers have it.
+
+gloo has a thread that moves bytes and threads that run collectives. The first only tries to lock a connection, and asks again at once
+where another holds the lock: if it has pushed that thread off their core, it spins until the next tick of the scheduler (4 ms at 250 Hz)
+while both ranks wait. As SCHED_BATCH they push nobody away when they wake up; with short slices they come first at every tick: an
+all-reduce of 1.6 MB took 0.5 ms instead of 0.7 to 2.5, a step with overlapped buckets 17 ms instead of 22, messages between stages that
+compute as long as before. What they take of the cores stays the same. Slices need Linux 6.12 (EEVDF); elsewhere nothing changes.
 """
 
 from __future__ import annotations
@@ -10,6 +17,7 @@ import ctypes
 import os
 import platform
 import struct
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,25 +31,51 @@ _ATTRIBUTES = struct.Struct("=IIQiIQQQ")
 """sched_attr of sched_setattr(2): size, policy, flags, nice, priority, runtime (the slice), deadline, period."""
 
 
-def hurry_network_threads() -> int:
-    """Give the network threads that this process has now short slices; returns how many took them."""
+def keep_to_own_cores(local_rank: int, local_count: int) -> frozenset[int]:
+    """Let this process, with its threads, run on its share of the cores alone; returns that (nothing where the system knows no cores)."""
+    if not hasattr(os, "sched_setaffinity"):
+        return frozenset()
+    share = own_cores(sorted(os.sched_getaffinity(0)), local_rank, local_count)
+    for thread in _threads() or [0]:
+        with suppress(OSError):
+            os.sched_setaffinity(thread, share)
+    return share
+
+
+def own_cores(cores: Sequence[int], local_rank: int, local_count: int) -> frozenset[int]:
+    """The cores of one of several ranks, neighbours together; with more ranks than cores some have the same one.
+
+    >>> [sorted(own_cores(range(5), rank, 2)) for rank in range(2)], [sorted(own_cores([4, 6], rank, 3)) for rank in range(3)]
+    ([[0, 1], [2, 3, 4]], [[4], [4], [6]])
+    """
+    first, end = (len(cores) * number // local_count for number in (local_rank, local_rank + 1))
+    return frozenset(cores[first:end] or cores[first : first + 1])
+
+
+def order_network_threads() -> int:
+    """Let the network threads that this process has now wait for their turn, which is short and comes soon; returns how many do."""
     call = _SET_ATTRIBUTES.get(platform.machine())
-    tasks = Path("/proc/self/task")
-    if call is None or not tasks.is_dir():
+    if call is None:
         return 0
-    return sum(_shorten(call, int(task.name)) for task in tasks.iterdir() if _name(task) in NETWORK_THREADS)
+    return sum(_order(call, thread) for thread in _threads() if _name(thread) in NETWORK_THREADS)
 
 
-def _name(task: Path) -> str:
+def _threads() -> list[int]:
+    """All threads of this process, where the system lists them."""
+    tasks = Path("/proc/self/task")
+    return [int(task.name) for task in tasks.iterdir()] if tasks.is_dir() else []
+
+
+def _name(thread: int) -> str:
     # Threads come and go.
     with suppress(OSError):
-        return (task / "comm").read_text().strip()
+        return Path(f"/proc/self/task/{thread}/comm").read_text().strip()
     return ""
 
 
-def _shorten(call: int, thread: int) -> bool:
+def _order(call: int, thread: int) -> bool:
     with suppress(OSError):
         nice = os.getpriority(os.PRIO_PROCESS, thread)
-        attributes = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, 0, nice, 0, SLICE_NS, 0, 0)
+        attributes = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_BATCH, 0, nice, 0, SLICE_NS, 0, 0)
         return bool(ctypes.CDLL(None, use_errno=True).syscall(call, thread, attributes, 0) == 0)
     return False

@@ -20,12 +20,12 @@ from chinchilla_sim.runtime.record.recorder import Recorder
 from chinchilla_sim.runtime.stage.stages import Stage, own_parameters
 
 
-def idle_rank(job: TrainingJob, plan: Plan, rank: int, stages: Sequence[Stage], groups: Groups, recorder: Recorder) -> Interpreter:
+def idle_rank(job: TrainingJob, plan: Plan, process: int, stages: Sequence[Stage], groups: Groups, recorder: Recorder) -> Interpreter:
     """One rank of a plan on the CPU whose steps leave its weights as they are."""
-    seat = seat_of(plan, rank)
+    seat = seat_of(plan, process)
     pairs = zip(stages, own_parameters(stages), strict=True)
     updates = {stage.number: stage_update(plan, stage, owned, seat, groups, _plain_descent) for stage, owned in pairs}
-    return Interpreter(plan, lower(plan).actions[rank], seat, stages, job.loss, updates, groups, recorder, torch.device("cpu"))
+    return Interpreter(plan, lower(plan).actions[seat.rank], seat, stages, job.loss, updates, groups, recorder, torch.device("cpu"))
 
 
 def _plain_descent(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:

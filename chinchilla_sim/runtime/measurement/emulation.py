@@ -23,7 +23,7 @@ from chinchilla_sim.cluster.calibration import EmulatedLinks
 from chinchilla_sim.runtime.emulated.namespaces import INTERFACE
 from chinchilla_sim.runtime.emulated.testbed import open_testbed
 from chinchilla_sim.runtime.launching.launch import TESTBED_PORT, NodeLaunch, launch_nodes
-from chinchilla_sim.runtime.launching.threads import hurry_network_threads
+from chinchilla_sim.runtime.launching.threads import order_network_threads
 from chinchilla_sim.runtime.worker import prepare_process
 from chinchilla_sim.scenario.cluster import THIS_MACHINE, ClusterSpec
 
@@ -65,7 +65,7 @@ def fit_links(rounds: Mapping[int, Sequence[Mapping[str, float]]]) -> EmulatedLi
 def _measure_rank(folder: Path, guardian: int) -> None:
     prepare_process()
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    hurry_network_threads()
+    order_network_threads()
     rank = dist.get_rank()
     record: dict[int, list[dict[str, float]]] = {}
     for size, count in MESSAGES.items():

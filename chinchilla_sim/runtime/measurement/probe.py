@@ -37,7 +37,7 @@ from chinchilla_sim.planner.program import lower
 from chinchilla_sim.runtime.exchanges.codecs import encode
 from chinchilla_sim.runtime.exchanges.groups import Groups, seat_of
 from chinchilla_sim.runtime.launching.launch import launch_ranks
-from chinchilla_sim.runtime.launching.threads import hurry_network_threads
+from chinchilla_sim.runtime.launching.threads import order_network_threads
 from chinchilla_sim.runtime.measurement.clocked import Clocked
 from chinchilla_sim.runtime.measurement.format_probe import (
     REREAD_BYTES,
@@ -182,7 +182,7 @@ def _measure_rank(folder: Path) -> None:
             record["steps"][count] = {m: _reference_step_s(m) for m in REFERENCE_COUNTS}
     for count in [count for count in busy_counts(rank_count) if count > 1]:
         group = dist.new_group(list(range(count)))
-        hurry_network_threads()
+        order_network_threads()
         dist.barrier()
         if rank < count:
             record["collectives"]["all_reduce"][count] = [[size, _all_reduce_s(size, group)] for size in MESSAGE_BYTES]

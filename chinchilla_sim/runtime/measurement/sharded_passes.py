@@ -16,7 +16,7 @@ from chinchilla_sim.graph.trace import as_tuple
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.runtime.exchanges.groups import Groups, make_groups, seat_of
-from chinchilla_sim.runtime.launching.threads import hurry_network_threads
+from chinchilla_sim.runtime.launching.threads import order_network_threads
 from chinchilla_sim.runtime.measurement.clocked import Clocked, idle_rank
 from chinchilla_sim.runtime.measurement.interlude import Interlude
 from chinchilla_sim.runtime.measurement.whole_passes import variant_of
@@ -35,7 +35,7 @@ def sharding_seconds(job: TrainingJob, size: int, rank: int, variant: Variant = 
     alone = Plan((names,), ((0,),), (0,), size, 1, "1f1b", ("none",), ())
     divided = Plan((names,), ((0, 1),), (0, 1), 2 * size, 1, "1f1b", ("none",), (), zero_stage=3)
     groups = make_groups(divided, seat_of(divided, rank % 2), ordered_messages=False)
-    hurry_network_threads()
+    order_network_threads()
     if rank > 1:
         return 0.0, 0.0
     with_it, without = (

@@ -124,9 +124,10 @@ def step_seconds(records: Sequence[dict[str, Any]], local_steps: int = 1) -> lis
     return [mean(kept[start : start + local_steps]) for start in starts] if local_steps > 1 else kept
 
 
-def representative_timeline(records: Sequence[dict[str, Any]]) -> Timeline:
-    """The kept step whose makespan is nearest the median of all steps."""
-    return _nearest(kept_timelines(records), median(step_seconds(records)))
+def representative_timeline(records: Sequence[dict[str, Any]], apart: Sequence[Sequence[int]] = ()) -> Timeline:
+    """The kept step whose makespan is nearest the median of all steps; `apart` as in `kept_timelines`."""
+    kept = kept_timelines(records, apart)
+    return _nearest(kept, median(one.makespan_s for one in kept) if apart else median(step_seconds(records)))
 
 
 def cycle_timeline(records: Sequence[dict[str, Any]], local_steps: int, replicas: Sequence[Sequence[int]]) -> Timeline:
@@ -139,7 +140,7 @@ def cycle_timeline(records: Sequence[dict[str, Any]], local_steps: int, replicas
 
 
 def _begun_together(timeline: Timeline, replicas: Sequence[Sequence[int]]) -> Timeline:
-    """A step without exchange as if all replicas had begun at once: until the next exchange none waits for the others."""
+    """A step without exchange as if all replicas had begun at once: none waits for the others in it."""
     spans, waits = list[Span](), list[Wait]()
     for ranks in replicas:
         own = [span for span in timeline.spans if span.rank in ranks]
@@ -158,12 +159,16 @@ def _nearest(timelines: Sequence[Timeline], target_s: float) -> Timeline:
     return min(timelines, key=lambda timeline: abs(timeline.makespan_s - target_s))
 
 
-def kept_timelines(records: Sequence[dict[str, Any]]) -> list[Timeline]:
-    """Timelines of all kept steps behind the warm-up, of all kept ones where none is behind it."""
+def kept_timelines(records: Sequence[dict[str, Any]], apart: Sequence[Sequence[int]] = ()) -> list[Timeline]:
+    """Timelines of all kept steps behind the warm-up, of all kept ones where none is behind it.
+
+    Replicas whose ranks are listed in `apart` never wait for each other and drift: their steps are laid to one beginning.
+    """
     kept = min(len(record["steps"]) for record in records)
     first = max(0, WARM_UP_STEPS - (len(records[0]["intervals"]) - kept))
     first = first if first < kept else 0
-    return [merge_step([record["steps"][index - kept] for record in records]) for index in range(first, kept)]
+    merged = [merge_step([record["steps"][index - kept] for record in records]) for index in range(first, kept)]
+    return [_begun_together(one, apart) for one in merged] if apart else merged
 
 
 def merge_step(steps: Sequence[dict[str, Any]]) -> Timeline:

@@ -1,6 +1,8 @@
-"""Network threads ask for short turns."""
+"""Ranks keep to cores of their own, and network threads wait for short turns."""
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -20,7 +22,7 @@ def _slice_ns(thread: int) -> int:
 
 
 def test_named_threads_get_short_slices_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread of such a name has the shortest slice afterwards; the one that asks keeps its own."""
+    """A thread of such a name pushes nobody away, in the shortest slices; the one that asks stays as it was."""
     ready, done = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -33,9 +35,10 @@ def test_named_threads_get_short_slices_and_no_others(monkeypatch: pytest.Monkey
     try:
         assert ready.wait(10)
         own_ns = _slice_ns(os.getpid())
-        assert threads.hurry_network_threads() == 1
-        assert worker.native_id is not None and _slice_ns(worker.native_id) == threads.SLICE_NS
-        assert _slice_ns(os.getpid()) == own_ns > threads.SLICE_NS
+        assert threads.order_network_threads() == 1
+        assert worker.native_id is not None and os.sched_getscheduler(worker.native_id) == os.SCHED_BATCH
+        assert _slice_ns(worker.native_id) == threads.SLICE_NS
+        assert _slice_ns(os.getpid()) == own_ns > threads.SLICE_NS and os.sched_getscheduler(0) == os.SCHED_OTHER
     finally:
         done.set()
         worker.join()
@@ -44,4 +47,17 @@ def test_named_threads_get_short_slices_and_no_others(monkeypatch: pytest.Monkey
 def test_elsewhere_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     """On processors whose system call is not known no thread is changed."""
     monkeypatch.setattr(threads.platform, "machine", lambda: "riscv64")
-    assert threads.hurry_network_threads() == 0
+    assert threads.order_network_threads() == 0
+
+
+def test_a_rank_keeps_to_its_share_of_the_cores() -> None:
+    """In a process of its own, with a thread that was there before: both are on the second half of the cores afterwards."""
+    cores = sorted(os.sched_getaffinity(0))
+    code = (
+        "import os, threading; from chinchilla_sim.runtime.launching.threads import keep_to_own_cores; done = threading.Event();"
+        "one = threading.Thread(target=done.wait); one.start(); share = keep_to_own_cores(1, 2);"
+        "print(sorted(share), sorted(os.sched_getaffinity(0)), sorted(os.sched_getaffinity(one.native_id))); done.set()"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout.split("] ")
+    expected = str(cores[len(cores) // 2 :] if len(cores) > 1 else cores)
+    assert [text.strip().rstrip("]") + "]" for text in told] == 3 * [expected]

@@ -3,7 +3,7 @@
 from time import monotonic
 from typing import Any
 
-from chinchilla_sim.runtime.record.recorder import Recorder, kept_timelines, merge_step, step_seconds
+from chinchilla_sim.runtime.record.recorder import Recorder, kept_timelines, merge_step, representative_timeline, step_seconds
 
 SENDER = {"compute": [["0F0", "forward", 0.0, 2.0]], "sends": [["F", 0, 0, 0, "0SEND_F0", 2.0, 100]], "receives": [], "collectives": []}
 RECEIVER = {
@@ -78,3 +78,13 @@ def test_kept_steps_are_those_behind_the_warm_up() -> None:
     assert [timeline.start_s for timeline in kept_timelines([record(7, 7)])] == [5.0, 6.0]
     assert len(kept_timelines([record(3, 3)])) == 3
     assert len(kept_timelines([record(100, 64)])) == 64
+
+
+def test_replicas_that_never_wait_for_each_other_begin_together() -> None:
+    """Two replicas of half a second, one a minute behind: their step takes half a second, not a minute."""
+    records = []
+    for late_s in (0.0, 60.0):
+        made = [SENDER | {"compute": [["0F0", "forward", n + late_s, n + late_s + 0.5]], "sends": []} for n in range(8)]
+        records.append({"intervals": [(n + late_s, n + late_s + 0.5) for n in range(8)], "steps": made})
+    assert representative_timeline(records).makespan_s == 60.5
+    assert representative_timeline(records, [(0,), (1,)]).makespan_s == 0.5
