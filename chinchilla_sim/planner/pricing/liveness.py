@@ -7,6 +7,9 @@ Forward, a task's output is there until its last reader has run; views are where
 are there beside what tasks before it keep: torch frees what a task keeps as soon as its backward pass is over. Views and sums hand
 the same gradient on (`add` to both operands, until another reader's comes on top). The loss makes two gradients of its logits, that
 of the picked log-probabilities and their own; log-probabilities are kept, the logits are not.
+
+Convolutions on CPUs work in a layout of oneDNN's own, with channels in blocks of 16 (AVX-512, torch 2.13): forward the output is made in
+it and copied, backward the input and the output's gradient are copied to it; inputs of up to 3 channels are read as they lie.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from chinchilla_sim.planner.pricing.recompute import Blocks, loss_parts
 Floats = NDArray[np.float64]
 HANDS_ON = frozenset({"add", "add_"})
 """Operators that give operands of their output's size the very gradient of the output."""
+CHANNEL_BLOCK, PLAIN_CHANNELS = 16, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,8 @@ class Liveness:
             made = sum(tasks[other].output_bytes for other in inputs if not self._hands_on(place, other))
             if task.op == LOSS_OP:
                 made = 2 * loss_parts(self.graph, task)[0]
-            found[place] = sum(tasks[other].output_bytes for other in held) + made + 2 * _largest_inside(task)
+            copied = self._in_blocks(place, place) + sum(self._in_blocks(place, other) for other in self._producers[place])
+            found[place] = sum(tasks[other].output_bytes for other in held) + made + 2 * _largest_inside(task) + copied
             readers.pop(place, None)
             for other in inputs:
                 readers.setdefault(other, []).append(place)
@@ -137,9 +142,18 @@ class Liveness:
         return np.cumsum(changes[:-1])
 
     def forward_bytes(self, stage: Sequence[Task]) -> float:
-        """Most bytes of tensors in a pass of a stage that keeps nothing, and the largest that a group has inside."""
+        """Most bytes in a pass of a stage that keeps nothing."""
         places = [self.graph.position[task.name] for task in stage]
-        return float(max(self.forward[place] + _largest_inside(task) for place, task in zip(places, stage, strict=True)))
+        beside = [_largest_inside(task) + self._in_blocks(place, place) for place, task in zip(places, stage, strict=True)]
+        return float(max(self.forward[place] + more for place, more in zip(places, beside, strict=True)))
+
+    def _in_blocks(self, convolution: int, tensor: int) -> float:
+        """A copy of a tensor that a convolution reads or makes, in its own layout; 0 for other operators."""
+        shapes = self.graph.tasks[tensor].shapes
+        if not self.graph.tasks[convolution].op.startswith("conv") or not shapes or len(shapes[0]) < 3 or shapes[0][1] <= PLAIN_CHANNELS:
+            return 0.0
+        channels = shapes[0][1]
+        return self.graph.tasks[tensor].output_bytes * -(-channels // CHANNEL_BLOCK) * CHANNEL_BLOCK / channels
 
     def levels(self, stage: Sequence[Task], blocks: Blocks | None, arriving: Iterable[Task], returning: float) -> Levels:
         """Those of a stage that computes `blocks` again, whose passes hold what arrives from before and `returning` bytes from behind."""

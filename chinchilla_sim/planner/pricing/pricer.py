@@ -52,7 +52,7 @@ class Pricer:
         kernels = {kernel.name: kernel for task in whole.tasks for kernel in task.kernels} if whole else {}
         held_bytes = graph.total_parameter_bytes if job.kind == "inference" else 0.0
         self._task_seconds = TaskSeconds(graph.batch_size, self.profile, kernels, held_bytes)
-        self._memory = StageMemory(graph, job, cluster.backend.tensor_by_tensor, self.matrices)
+        self._memory = StageMemory(graph, job, cluster.backend, part, self.matrices)
         self._holdings_from: dict[tuple[int, str], list[Holding]] = {}
         self._stage_prices: dict[tuple[object, ...], StagePrice] = {}
         self._exchanges = Exchanges(cluster)

@@ -25,13 +25,13 @@ class StagePrice:
     `action_s` is per microbatch (or step); `accumulation_s` comes on top of every backward pass but the first.
     `blocking_s` are collectives inside a pass, for which it waits (tensor, sequence, context and expert parallelism).
     `between_rounds_s` is the part of DECODE_GRAD that a second collective waits for.
-    `held_parts` are there all the time, by what they are; a microbatch adds `saved_bytes` from its F on (inference: while it runs), of which
-    `kept_bytes` stay from its I until its W, and `transient_bytes` while its backward pass runs (recompute).
+    `held_parts` are there all the time, by what they are; a microbatch adds `saved_bytes` from its F on (inference: while it runs), of
+    which `kept_bytes` stay from its I until its W, and `transient_bytes` while its backward pass runs (recompute).
 
-    Where tensors come and go one by one `transients` are by pass, in the first backward pass of a step and in later ones: the first makes
-    `gradient_bytes`, which the update frees, and needs `update_bytes` more. `awaited_bytes` are those of a posted receive (F, B), `sent_bytes`
-    those of what was sent: ahead they are kept until the gradient returns (inference: to the end), back until the step ends. `left_bytes`
-    of inference are kept to the end of the step.
+    Where tensors come and go one by one `transients` are by pass, in the first backward pass of a step and in later ones. The first
+    makes `gradient_bytes`, which the update frees, and needs `update_bytes` more. `awaited_bytes` are those of a posted receive (F, B),
+    `sent_bytes` those of what was sent: ahead they are kept until the gradient returns (inference: to the end of the step), back until
+    the step ends. `left_bytes` of inference are kept to the end of the step.
     """
 
     action_s: dict[Op, float]

@@ -3,14 +3,15 @@
 Two kinds of software hold them. That of GPUs lays gradients out flat and keeps them, and what is received has buffers of its own. Torch
 on CPUs, where this project's runtime plays (`Backend.tensor_by_tensor`), allocates tensor by tensor (`liveness.py`):
 
-    batch               the first stage's inputs of all microbatches are there from the beginning of the step
-    gradients           come with the first backward pass, in which activations go as they come, and leave with the update; a later pass makes
-                        each anew and adds it. A bucket that leaves on the way is copied to its exchange's buffer and freed
-    messages            as many receives as are posted; what a pass takes becomes its input. What is sent ahead is kept until its gradient
-                        comes back, what is sent back until the step ends (gloo does not tell when a message has left)
-    ZeRO 1 and 2        gradients are whole until the exchange, which holds them once as sent and once as it arrives
-    ZeRO 3              two units' weights, one unit's gradients; its sum takes them twice, and their share (FSDP2)
-    bf16                the update needs gradients in fp32
+    batch         the first stage's inputs of all microbatches are there from the beginning of the step
+    gradients     come with the first backward pass, in which activations go as they come, and leave with the update; a later pass
+                  makes each anew and adds it. A bucket that leaves on the way is copied to its exchange's buffer and freed
+    messages      as many receives as are posted; what a pass takes becomes its input. What is sent ahead is kept until its
+                  gradient comes back, what is sent back until the step ends (gloo does not tell when a message has left)
+    collectives   inside passes: gloo's threads let go of a finished gather's pieces only when they get a core; one for each
+    ZeRO 1, 2     gradients are whole until the exchange, which holds them once as sent and once as it arrives
+    ZeRO 3        two units' weights, one unit's gradients; its sum takes them twice, and their share (FSDP2)
+    bf16          the update needs gradients in fp32
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from chinchilla_sim.cluster.topology import Backend
 from chinchilla_sim.cost.codec import CODECS, Matrices, exchange_kind, payload_bytes
 from chinchilla_sim.cost.memory import FP32_BYTES, exchange_parts, state_parts
-from chinchilla_sim.graph.task import INPUT_OP, Task, TaskGraph
+from chinchilla_sim.graph.shard import ShardedGraph, collectives_of
+from chinchilla_sim.graph.task import INPUT_OP, LOSS_OP, Task, TaskGraph
 from chinchilla_sim.planner.action import Op
 from chinchilla_sim.planner.plan import Plan
 from chinchilla_sim.planner.pricing.buckets import bucket_ends, trained_sizes
@@ -38,9 +41,13 @@ UNITS = 2
 class StageMemory:
     """Memory of stages of one graph under one job."""
 
-    def __init__(self, graph: TaskGraph, job: JobSpec, tensor_by_tensor: bool, matrices: Callable[[Sequence[Task]], Matrices]) -> None:
+    def __init__(
+        self, graph: TaskGraph, job: JobSpec, backend: Backend, part: ShardedGraph | None, matrices: Callable[[Sequence[Task]], Matrices]
+    ) -> None:
+        """`part` is what the graph is of a whole one, where devices work in lockstep."""
         self.graph, self.job, self.value_bytes, self.matrices = graph, job, graph.value_bytes, matrices
-        self.tensor_by_tensor = tensor_by_tensor
+        self.tensor_by_tensor, self.threads = backend.tensor_by_tensor, backend.concurrent_collectives
+        self.collectives = part.collectives if part else {}
         self.liveness = Liveness(graph)
         self._blocks: dict[str, Blocks] = {}
 
@@ -100,20 +107,24 @@ class StageMemory:
             highest = levels.highest(scale, np.zeros(len(tasks)), split=True) - saved
             transients |= {Op.I: (highest, highest)}
             transients |= {Op.W: (levels.highest_apart(scale, first) - kept, levels.highest_apart(scale, later) - kept)}
+        held = scale * self._collective_bytes(plan, tasks)
         transients |= {Op.B: (levels.highest(scale, first) - saved, levels.highest(scale, later) - saved)}
         replicas = plan.exchange_degree_of(stage)
         gradients = parameters / replicas if plan.zero_stage == 3 else parameters
         return {
-            "saved_bytes": saved, "kept_bytes": kept if plan.splits_backward else saved, "transients": transients, "gradient_bytes": gradients,
+            "saved_bytes": saved,
+            "kept_bytes": kept if plan.splits_backward else saved,
+            "transients": {op: (first + held, later + held) for op, (first, later) in transients.items()},
+            "gradient_bytes": gradients,
             "update_bytes": self._update_bytes(plan, stage, parameters),
-        }  # fmt: skip
+        }
 
     def _growing(self, plan: Plan, stage: int, tasks: Sequence[Task], levels: Levels) -> tuple[Floats, Floats, float]:
-        """Gradients (and gathered weights) while the first and a later backward pass are at each task; gathered weights of a forward pass."""
+        """Gradients (and gathered weights) while the first and a later backward pass are at each task; what a forward pass gathers."""
         replicas, sizes = plan.exchange_degree_of(stage), trained_sizes(self.graph, tasks)
         ends = bucket_ends(sizes, plan.gradient_buckets)
         if replicas > 1 and plan.zero_stage == 3:
-            return self._gathering(levels, ends, sizes, replicas)
+            return self._gathering(tasks, levels, ends, sizes, replicas)
         whole = levels.growth()
         if replicas == 1 or not plan.buckets_leave_early or plan.share_of(stage) > 1:
             return whole, levels.made, 0.0
@@ -123,11 +134,14 @@ class StageMemory:
         return own + (2 if new else 0) * (whole - own), levels.made, 0.0
 
     @staticmethod
-    def _gathering(levels: Levels, ends: Sequence[int], sizes: Sequence[float], replicas: int) -> tuple[Floats, Floats, float]:
+    def _gathering(
+        tasks: Sequence[Task], levels: Levels, ends: Sequence[int], sizes: Sequence[float], replicas: int
+    ) -> tuple[Floats, Floats, float]:
         units = [sum(sizes[start:end]) for start, end in pairwise([0, *ends])]
         gathered = min(UNITS, len(units)) * max(units)
         own, whole = levels.growth(ends), levels.growth()
-        later = own + gathered
+        # The loss is none of FSDP's modules.
+        later = own + gathered * np.array([task.op != LOSS_OP for task in tasks])
         for (start, _), size in zip(pairwise([0, *ends]), units, strict=True):
             later[start] = max(later[start], (2 + 1 / replicas) * size + (gathered if start else 0.0))
         return later + (whole - own) / replicas, later, gathered
@@ -139,6 +153,12 @@ class StageMemory:
         fp32 = parameters * FP32_BYTES / self.value_bytes / shards if self.value_bytes < FP32_BYTES else 0.0
         exchange = parameters if plan.zero_stage in (1, 2) and replicas > 1 and plain else 0.0
         return max(fp32, exchange)
+
+    def _collective_bytes(self, plan: Plan, tasks: Sequence[Task]) -> float:
+        """Pieces of gathers inside passes that are over and not let go of yet, for the graph's batch; sums count where they are used."""
+        forward, backward = collectives_of(self.collectives[task.name] for task in tasks if task.name in self.collectives)
+        tensors = {"all_gather": plan.tensor_parallel_degree + 1.0, "all_to_all": 2.0}
+        return self.threads * max((one.payload_bytes * tensors.get(one.kind, 0.0) for one in (*forward, *backward)), default=0.0)
 
     def _messages(
         self, plan: Plan, stage: int, tasks: Sequence[Task], raw: Sequence[float], raw_gradients: Sequence[float]
