@@ -158,6 +158,11 @@ class Backend:
     message_s: float = 0.0
     concurrent_collectives: int = 1
 
+    @property
+    def tensor_by_tensor(self) -> bool:
+        """Whether memory is allocated as torch does on CPUs, where this project's runtime plays (gloo); GPU software keeps flat buffers."""
+        return self.rendezvous
+
 
 @dataclass(frozen=True, slots=True)
 class Quota:

@@ -171,6 +171,11 @@ def _shrinking(values: float, matrices: Matrices | None) -> list[tuple[float, fl
     return [(n, m) for n, m in given if LOW_RANK * (n + m) < n * m]
 
 
+def second_factor_bytes(matrices: Matrices | None, values: float) -> float:
+    """Bytes in fp32 of the second low-rank factors of all matrices that shrink."""
+    return VALUE_BYTES * LOW_RANK * sum(m for _, m in _shrinking(values, matrices))
+
+
 def packing_s(codec: str, raw_bytes: float, device: Device) -> float:
     """Seconds to lay gradients side by side before they are encoded."""
     return _kernels_s(1, 8, raw_bytes, device) if CODECS[codec].copied else 0.0

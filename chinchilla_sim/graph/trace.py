@@ -23,6 +23,7 @@ from chinchilla_sim.graph.task import VALUE_BYTES, TaskGraph
 DTYPE_OF = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAY_COPY = frozenset({"reshape", "flatten", "contiguous", "to"})
 """Operators whose schema says view, and that copy where the memory's order asks for it."""
+DROPOUTS = frozenset({"dropout", "alpha_dropout", "feature_dropout"})
 
 
 def trace_job(job: TrainingJob, batch_size: int, training: bool, name: str, precision: str = "fp32") -> TaskGraph:
@@ -269,7 +270,13 @@ def _is_view(node: Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return node.target is operator.getitem
-    return only_relabels(schema) and not (_op_name(node) in MAY_COPY and _copies(node))
+    return _drops_nothing(node) or (only_relabels(schema) and not (_op_name(node) in MAY_COPY and _copies(node)))
+
+
+def _drops_nothing(node: Node) -> bool:
+    """A dropout without effect returns its very input."""
+    given = _attributes(node)
+    return _op_name(node) in DROPOUTS and not (given.get("p") and given.get("training"))
 
 
 def _copies(node: Node) -> bool:

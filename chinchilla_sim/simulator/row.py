@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from chinchilla_sim.cost.rounds import MESSAGES
 from chinchilla_sim.planner.action import CATEGORY, COLLECTIVES, PASSES, RECEIVES, SENDS, Action, Op, message_of
-from chinchilla_sim.planner.pricing.prices import StagePrice, memory_change
+from chinchilla_sim.planner.pricing.prices import RankMemory, StagePrice
 from chinchilla_sim.planner.program import needs
 from chinchilla_sim.simulator.activities import Holding, Record
 from chinchilla_sim.simulator.meetings import GRADIENTS, NORM, SECOND_ROUND, SHARED, Collective, CollectiveKey, Message
@@ -20,6 +20,9 @@ INPUT = "INPUT"
 
 PREFETCHED_BUCKETS = 2
 """ZeRO 3 gathers the weights of so many buckets ahead of their use (FSDP's default: the next one, beside the present)."""
+
+
+NO_MEMORY = RankMemory((), 0.0, {})
 
 
 @dataclass(slots=True)
@@ -35,12 +38,17 @@ class Row:
     started: set[int] = field(default_factory=set)
     last_backward: dict[int, int] = field(default_factory=dict)
     decoded: frozenset[int] = frozenset()
+    memory: RankMemory = NO_MEMORY
+    played: int = 0
+    updated: bool = False
 
     def __post_init__(self) -> None:
         self.stages, self.replica = self.lowering.plan.position[self.rank]
         self.expected = frozenset((a.op, a.stage, a.microbatch) for a in self.actions if a.op in RECEIVES or a.op in COLLECTIVES)
         self.decoded = frozenset(a.stage for a in self.actions if a.op is Op.DECODE_GRAD)
         self.last_backward = {a.stage: index for index, a in enumerate(self.actions) if a.op in (Op.B, Op.W)}
+        passes = [action for action in self.actions if action.op in PASSES]
+        self.memory = self.lowering.pricing.memory_of(self.lowering.plan, self.rank, passes)
 
     def lower(self) -> None:
         """Add the rank's activities, and note what it issues and awaits."""
@@ -110,6 +118,8 @@ class Row:
             self._decode_twice(action)
             return
         number = self._append(str(action), action, self._price(stage).action_s[op])
+        if op is Op.OPTIM:
+            self._update_memory(stage, number)
         for needed in needs(action):
             if needed in COLLECTIVES:
                 self._await_gradients(number, stage, needed)
@@ -150,7 +160,7 @@ class Row:
                 self.lowering.awaited_collectives.append((number, key))
 
     def _pass(self, action: Action, last: bool) -> None:
-        lowering, price = self.lowering, self._price(action.stage)
+        price = self._price(action.stage)
         stage, op, microbatch = action
         assert microbatch is not None
         first = stage not in self.started
@@ -161,13 +171,23 @@ class Row:
         for needed in needs(action):
             self._await(begin, action, needed)
         self._hand_over(action, begin, end)
-        if lowering.plan.training:
-            running, left = memory_change(price, op)
-            holdings = lowering.graph.holdings[self.rank]
-            if running:
-                holdings.append(Holding(begin, False, running))
-            if left != running:
-                holdings.append(Holding(end, True, left - running))
+        running, left = self.memory.changes[self.played]
+        self.played += 1
+        self._hold(begin, end, running, left)
+
+    def _hold(self, begin: int, end: int, running: float, left: float) -> None:
+        """Take so many bytes, and leave so many behind."""
+        holdings = self.lowering.graph.holdings[self.rank]
+        if running:
+            holdings.append(Holding(begin, False, running))
+        if left != running:
+            holdings.append(Holding(end, True, left - running))
+
+    def _update_memory(self, stage: int, number: int) -> None:
+        """An update frees its stage's gradients; the first one says what updates need."""
+        first = not self.updated
+        self.updated = True
+        self._hold(number, number, self.memory.update_bytes if first else 0.0, -self.memory.freed_bytes[stage])
 
     def _hand_over(self, action: Action, begin: int, end: int) -> None:
         """Stages on one rank hand over without a message."""

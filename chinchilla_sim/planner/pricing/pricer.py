@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.cost.codec import CODECS, Matrices, exchange_kind, least_payload_bytes, matrices_of, payload_bytes
 from chinchilla_sim.cost.compute import FP32_BYTES, accumulation_s, clipping_s, launches, optimizer_s, weight_launches, with_host_s
-from chinchilla_sim.cost.memory import state_parts
 from chinchilla_sim.graph.profile import Profile
 from chinchilla_sim.graph.shard import ShardedGraph, shard_graph
 from chinchilla_sim.graph.task import Task, TaskGraph
@@ -24,8 +22,9 @@ from chinchilla_sim.planner.pricing.exchanges import Exchanges
 from chinchilla_sim.planner.pricing.holdings import Holding, growing
 from chinchilla_sim.planner.pricing.packing import between_rounds_of, boundary_codec_s, gradient_codec_s, local_steps_s, sharding_s
 from chinchilla_sim.planner.pricing.prices import NO_EXCHANGE, Bucket, Exchange, Pricing, StagePrice
-from chinchilla_sim.planner.pricing.recompute import Blocks, Kept, keep_all
+from chinchilla_sim.planner.pricing.recompute import Blocks
 from chinchilla_sim.planner.pricing.sharing import norm_exchanges, shared_exchanges, with_sharing
+from chinchilla_sim.planner.pricing.stage_memory import StageMemory
 from chinchilla_sim.planner.pricing.task_seconds import TaskSeconds
 from chinchilla_sim.scenario.job import JobSpec
 
@@ -53,6 +52,7 @@ class Pricer:
         kernels = {kernel.name: kernel for task in whole.tasks for kernel in task.kernels} if whole else {}
         held_bytes = graph.total_parameter_bytes if job.kind == "inference" else 0.0
         self._task_seconds = TaskSeconds(graph.batch_size, self.profile, kernels, held_bytes)
+        self._memory = StageMemory(graph, job, cluster.backend, part, self.matrices)
         self._holdings_from: dict[tuple[int, str], list[Holding]] = {}
         self._stage_prices: dict[tuple[object, ...], StagePrice] = {}
         self._exchanges = Exchanges(cluster)
@@ -187,7 +187,10 @@ class Pricer:
                 plan.receives_in_flight,
                 plan.clips_gradients,
                 plan.local_steps > 1,
-                plan.free_replicas and plan.share_of(stage),
+                plan.share_of(stage),
+                plan.replica_microbatch_counts,
+                plan.buckets_leave_early,
+                plan.splits_backward,
                 group,
                 experts,
             ),
@@ -217,11 +220,7 @@ class Pricer:
         action_s |= gradient_codec_s(plan, stage, parameters, device, self.matrices(tasks))
         for op, seconds in local_steps_s(plan, self._updated_bytes(plan, stage, parameters), self.job.outer_momentum, device).items():
             action_s[op] = action_s.get(op, 0.0) + seconds
-        buffers = self._buffer_bytes(plan, stage, sum(raw[boundary] for boundary in (stage - 1, stage) if 0 <= boundary < len(raw)))
-        held = self.held_parts(plan, stage, tasks, parameters, self.graph.untrained_bytes_of(tasks))
-        recompute = plan.recompute_of(stage)
-        kept = self._kept(plan, recompute, tasks)
-        saved, transient = (size * self.scale(plan.microbatch_size) for size in (kept.saved_bytes, kept.transient_bytes))
+        kept = self._memory.kept(plan, stage, tasks)
         if kept.again:
             again_s = self._again_s(tasks, kept.again, plan.microbatch_size, device, len(plan.slots))
             for op in (Op.B, Op.I):
@@ -236,10 +235,7 @@ class Pricer:
         return StagePrice(
             action_s=action_s,
             accumulation_s=accumulation_s(parameters, device),
-            held_parts=held | {"receive buffers": buffers},
-            saved_bytes=saved,
-            kept_bytes=self._kept_bytes(plan, tasks, saved),
-            transient_bytes=transient,
+            **self._memory.of(plan, stage, tasks, kept, raw, raw_gradients),
             blocking_s={op: seconds for op, seconds in blocking_s.items() if seconds},
             blocking_bytes={op: size for op, size in blocking_bytes.items() if size},
             buckets=self._buckets(plan, tasks, times),
@@ -274,23 +270,9 @@ class Pricer:
         inside = self.collectives.get(task.name)
         return forward + (len(inside.forward) if inside else 0), backward + (len(inside.backward) if inside else 0)
 
-    @cached_property
-    def _blocks(self) -> dict[str, Blocks]:
-        return {}
-
-    def _kept(self, plan: Plan, recompute: str, tasks: Sequence[Task]) -> Kept:
-        """What a microbatch leaves until its backward pass, for the graph's batch."""
-        if not plan.training:
-            return Kept(tasks[-1].output_bytes, 0.0)
-        if recompute == "none":
-            return keep_all(self.graph, tasks)
-        return self.blocks(recompute).recompute(tasks)
-
     def blocks(self, recompute: str) -> Blocks:
         """What is computed again under full or selective recompute."""
-        if recompute not in self._blocks:
-            self._blocks[recompute] = Blocks(self.graph, recompute)
-        return self._blocks[recompute]
+        return self._memory.blocks(recompute)
 
     def again_s(self, tasks: Sequence[Task], recompute: str, microbatch_size: int, device: Device, busy_ranks: int) -> float:
         """Forward seconds that the backward pass of some tasks runs again under a kind of recompute."""
@@ -332,12 +314,6 @@ class Pricer:
             start = end
         return tuple(buckets)
 
-    @staticmethod
-    def _buffer_bytes(plan: Plan, stage: int, message_bytes: float) -> float:
-        """Receive buffers of messages that are awaited at once."""
-        count = plan.share_of(stage) if plan.free_replicas else plan.microbatch_count
-        return min(plan.receives_in_flight, count) * message_bytes
-
     def stage_bytes(self, plan: Plan, stage: int, first: int, end: int, in_flight: int, crossing_bytes: float) -> float:
         """Peak bytes of a stage of compute tasks first..end-1; `crossing_bytes` cross its boundaries per batch of the graph."""
         holding = self.holdings(first)[end - first - 1]
@@ -345,7 +321,7 @@ class Pricer:
         saved = holding.saved_bytes if plan.training else tasks[-1].output_bytes
         held = sum(self.held_parts(plan, stage, tasks, holding.trained_bytes, holding.untrained_bytes).values())
         transient = scale * holding.transient_bytes if plan.training else 0.0
-        return held + self._buffer_bytes(plan, stage, crossing_bytes * scale) + in_flight * scale * saved + transient
+        return held + self._memory.buffer_bytes(plan, stage, crossing_bytes * scale) + in_flight * scale * saved + transient
 
     def holdings(self, first: int, recompute: str = "none") -> list[Holding]:
         """What the compute tasks first..first, first..first + 1 and so on hold, each weight and saved tensor once."""
@@ -356,33 +332,8 @@ class Pricer:
         return self._holdings_from[key]
 
     def held_parts(self, plan: Plan, stage: int, tasks: Sequence[Task], parameters: float, frozen: float) -> dict[str, float]:
-        """What a stage holds all the time; ZeRO 3 beside its shards two gathered buckets and one of whole gradients."""
-        if not plan.training:
-            return {"weights": parameters + frozen}
-        replicas, job = plan.exchange_degree_of(stage), self.job
-        parts = state_parts(parameters, job.optimizer, job.momentum, job.precision, plan.zero_stage, replicas)
-        parts["weights"] += frozen
-        if replicas > 1 and plan.zero_stage == 3:
-            parts["exchange buffers"] = 3 * parameters / plan.gradient_buckets
-        elif replicas > 1:
-            codec = CODECS[plan.gradient_codecs[stage]]
-            payload = payload_bytes(codec.name, parameters, self.value_bytes, self.matrices(tasks) if codec.name == "low-rank" else None)
-            parts["exchange buffers"] = parameters + payload * (1 if codec.summable else replicas)
-            if codec.feedback:
-                parts["error feedback"] = parameters
-        if plan.local_steps > 1:
-            copies = 2 if job.outer_momentum else 1
-            parts["shared weights"] = copies * parameters * FP32_BYTES / self.value_bytes
-        return parts
-
-    def _kept_bytes(self, plan: Plan, tasks: Sequence[Task], saved: float) -> float:
-        """What the weight gradients still need once the input's gradient is made: inputs of products, and gradients of their outputs."""
-        if not plan.training:
-            return 0.0
-        kernels = [kernel for task in tasks for kernel in task.kernels if kernel.weight_gradient_flop]
-        inputs = {name for kernel in kernels for name in kernel.saved}
-        kept = sum(self.graph.tasks[self.graph.position[name]].output_bytes for name in sorted(inputs) if name in self.graph.position)
-        return min(saved, (kept + sum(kernel.output_bytes for kernel in kernels)) * self.scale(plan.microbatch_size))
+        """What a stage of some tasks would hold all the time, gradients with it."""
+        return self._memory.held_parts(plan, stage, tasks, parameters, frozen, gradients=True)
 
     def _gradients(self, plan: Plan, stage: int, tasks: Sequence[Task]) -> Exchange:
         """The exchange of all gradients of a stage; a codec that cannot be summed on the way makes it an all-gather."""

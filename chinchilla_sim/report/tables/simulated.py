@@ -52,6 +52,7 @@ def peak_of(candidate: Candidate, rank: int) -> dict[str, Any]:
     top = max(samples, key=lambda sample: sample.held_bytes)
     running = [span for span in timeline.spans_of(rank, "compute") if span.start_s <= top.time_s <= span.end_s]
     parts = candidate.pricing.held_parts(candidate.plan, rank)
+    parts["gradients"] = parts.get("gradients", 0.0) + _grown_bytes(candidate, rank, top.time_s)
     parts["activations"] = max(0.0, top.held_bytes - sum(parts.values()))
     during = running[-1].label if running else ""
     return {
@@ -60,6 +61,15 @@ def peak_of(candidate: Candidate, rank: int) -> dict[str, Any]:
         "during": during,
         "parts": {name: size for name, size in parts.items() if size},
     }
+
+
+def _grown_bytes(candidate: Candidate, rank: int, time_s: float) -> float:
+    """Gradients of weights that backward passes have begun to make by then, where they come and go."""
+    plan = candidate.plan
+    stages, replica = plan.position[rank]
+    spans = candidate.timeline.spans_of(rank, "compute")
+    begun = {parse_action(span.label).stage for span in spans if span.category == "backward" and span.start_s <= time_s}
+    return sum(candidate.pricing.stages[stage][replica].gradient_bytes for stage in stages if stage in begun)
 
 
 def simulated_dict(candidate: Candidate) -> dict[str, Any]:

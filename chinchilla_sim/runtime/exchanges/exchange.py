@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from chinchilla_sim.cost.codec import exchange_kind
 from chinchilla_sim.cost.collective import sent_bytes
 from chinchilla_sim.errors import RunError
+from chinchilla_sim.runtime.exchanges.codecs import SCALE_BYTES
 from chinchilla_sim.runtime.exchanges.gradient_codecs import BucketCodec, Int8Codec, OneBitCodec, SideBySide, SumCodec, TopCodec
 from chinchilla_sim.runtime.exchanges.low_rank import LowRankCodec
 from chinchilla_sim.runtime.exchanges.posted import PostedExchange
@@ -68,7 +69,7 @@ class BucketExchange:
         """Payload of each round."""
         self._received: list[Tensor] = []
         if self.kind == "all_gather" and payloads:
-            self._received = list(torch.zeros(group_size, len(payloads[0]), dtype=payloads[0].dtype, device=payloads[0].device))
+            self._received = _rows(payloads[0], group_size)
         self._gather = PostedExchange(self._received, group, tag) if self._received and group_size > 1 else None
         self._issued = 0
         self._work: Any = None
@@ -94,15 +95,22 @@ class BucketExchange:
         assert self._codec
         return self._codec.payloads[0]
 
+    @property
+    def buffers(self) -> list[Tensor]:
+        """What is kept from step to step."""
+        return [*(self._codec.buffers if self._codec else ()), *self._received]
+
     def begin(self) -> None:
         """Be ready for what the others will send in this step."""
         if self._gather:
             self._gather.post()
 
     def encode(self) -> None:
-        """Pack the parameters' gradients (zeros where one has none), with what earlier steps did not send."""
+        """Pack the parameters' gradients (zeros where one has none), with what earlier steps did not send; they are freed."""
         if self._codec:
             self._codec.pack()
+        for parameter in self.parameters:
+            parameter.grad = None
         self._issued = 0
 
     def issue(self) -> None:
@@ -162,3 +170,9 @@ class BucketExchange:
             raise RunError(f"state of a gradient bucket: {', '.join(wrong)} do not fit its parameters and codec; start without residuals")
         for name, tensor in own.items():
             tensor.copy_(state[name])
+
+
+def _rows(payload: Tensor, count: int) -> list[Tensor]:
+    """Buffers like a payload of bytes; each starts at a multiple of four, so that it is unpacked where it lies (`codecs.aligned`)."""
+    rows = torch.zeros(count, -(-len(payload) // SCALE_BYTES) * SCALE_BYTES, dtype=payload.dtype, device=payload.device)
+    return [row[: len(payload)] for row in rows]

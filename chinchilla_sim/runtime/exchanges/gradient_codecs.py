@@ -72,6 +72,11 @@ class BucketCodec:
         if self.sum is not self.total:
             self.sum.copy_(self.total)
 
+    @property
+    def buffers(self) -> list[Tensor]:
+        """What is kept from step to step."""
+        return [self.total, self.sum, *self.payloads]
+
     def state(self) -> dict[str, Tensor]:
         """What must survive until the next step: live tensors, by name and index of their parameter."""
         return {}
@@ -117,6 +122,10 @@ class Int8Codec(BucketCodec):
         self._values = values.view(torch.int8)
         self.payloads = [payload]
 
+    @property
+    def buffers(self) -> list[Tensor]:
+        return [*super().buffers, self._scratch]
+
     def pack(self) -> None:
         self._copy_gradients(self._targets)
         self.total[self.count :].zero_()
@@ -148,6 +157,10 @@ class FeedbackCodec(BucketCodec):
         self.names = list(range(len(parameters)))
         """Which parameter of the bucket each of `parameters` is, where a codec has its own order."""
 
+    @property
+    def buffers(self) -> list[Tensor]:
+        return [*super().buffers, self.residual]
+
     def state(self) -> dict[str, Tensor]:
         """Residuals by parameter."""
         return {f"residual.{name}": view for name, view in zip(self.names, self._residuals, strict=True)}
@@ -171,15 +184,19 @@ class OneBitCodec(FeedbackCodec):
         self._sizes[-1] -= -self.count % INT8_BLOCK
         payload = torch.zeros(SCALE_BYTES * len(self._blocks) + -(-self.count // 8), dtype=torch.uint8)
         self._scale, self._bits = split_scales(payload, len(self._blocks))
-        self._negative = np.zeros(self.count, dtype=bool)
+        self._negative = torch.zeros(self.count, dtype=torch.bool)
         self.payloads = [payload]
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        return [*super().buffers, self._scratch, self._sizes, self._negative]
 
     def pack(self) -> None:
         self._add_gradients()
         torch.abs(self.residual, out=self.total)
         torch.div(self._blocks.sum(dim=1), self._sizes, out=self._scale)
-        np.signbit(self.residual.numpy()[: self.count], out=self._negative)
-        self._bits.copy_(torch.from_numpy(np.packbits(self._negative)))
+        torch.signbit(self.residual[: self.count], out=self._negative)
+        self._bits.copy_(torch.from_numpy(np.packbits(self._negative.numpy())))
         self._keep_residual()
 
     def _keep_residual(self) -> None:
@@ -208,8 +225,12 @@ class TopCodec(FeedbackCodec):
         self.kept = -(-self.count // round(1 / TOP_SHARE))
         payload = torch.zeros(self.kept * (INDEX_BYTES + self.dtype.itemsize), dtype=torch.uint8, device=self.device)
         self._indices, self._values = self._split(payload)
-        self._small = np.zeros(self.count, dtype=bool)
+        self._small = torch.zeros(self.count, dtype=torch.bool)
         self.payloads = [payload]
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        return [*super().buffers, self._small]
 
     def _split(self, payload: Tensor) -> tuple[Tensor, Tensor]:
         end = INDEX_BYTES * self.kept
@@ -232,8 +253,9 @@ class TopCodec(FeedbackCodec):
         floor = np.partition(maxima, len(maxima) - self.kept)[len(maxima) - self.kept]
         magnitudes = self.total.cpu().numpy()[: self.count]
         # "Not smaller" keeps not-a-number, which "at least as large" would drop.
-        np.less(magnitudes, floor, out=self._small)
-        candidates = np.flatnonzero(np.logical_not(self._small, out=self._small))
+        small = self._small.numpy()
+        np.less(magnitudes, floor, out=small)
+        candidates = np.flatnonzero(np.logical_not(small, out=small))
         surplus = len(candidates) - self.kept
         return candidates[np.argpartition(magnitudes[candidates], surplus)[surplus:]] if surplus else candidates
 
@@ -253,6 +275,11 @@ class SideBySide:
         self.gradients = [gradient for codec in codecs for gradient in codec.gradients]
         self.sizes = [codec.payloads[0].numel() for codec in codecs]
         self.payloads = [torch.cat([codec.payloads[0] for codec in codecs])]
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """What is kept from step to step."""
+        return [*self.payloads, *(tensor for codec in self.codecs for tensor in codec.buffers)]
 
     def pack(self) -> None:
         """Fill the payload."""

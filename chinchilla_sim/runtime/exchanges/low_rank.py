@@ -96,6 +96,10 @@ class LowRankCodec(FeedbackCodec):
             p_start, q_start = p_end, q_end
         return batches
 
+    @property
+    def buffers(self) -> list[Tensor]:
+        return [*super().buffers, self._p, self._q, self._own_q]
+
     def state(self) -> dict[str, Tensor]:
         """Residuals, and the Q of every matrix."""
         names = iter(self.names)

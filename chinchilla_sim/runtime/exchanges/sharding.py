@@ -116,6 +116,11 @@ class ShardExchange:
         else:
             self.wait()
 
+    @property
+    def buffers(self) -> list[Tensor]:
+        """What is kept from step to step."""
+        return self.whole.buffers if self.whole else []
+
     def begin(self) -> None:
         """Be ready for what the others will send in this step."""
         if self.whole:
@@ -146,7 +151,7 @@ class ShardExchange:
             self.whole.wait()
         elif self._under_way:
             self._under_way.wait()
-            self._under_way = None
+            self._under_way, self._payload = None, torch.zeros(0)
 
     def finish(self) -> None:
         """Let the masters' gradients be the sums of the own pieces."""
@@ -159,7 +164,7 @@ class ShardExchange:
         else:
             rows = decode(self.codec, self._arriving, self._arriving.numel()).view(self.count, -1)
             sums = self.pieces.split(rows.sum(0, dtype=torch.float32), self.place)
-            self._payload = self._arriving = torch.zeros(0)
+            self._arriving = torch.zeros(0)
         for master, gradient in zip(self.masters, sums, strict=True):
             master.grad = gradient.to(master.dtype)
 

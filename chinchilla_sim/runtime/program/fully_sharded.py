@@ -180,6 +180,9 @@ class _Scatter(_Recorded, ReduceScatter):
         exchange = PostedExchange(arriving.unbind(), group, 2 * self.number + 1)
         exchange.scatter(input_tensor.view(group.size(), -1).unbind())
         exchange.wait()
-        output_tensor.copy_(arriving.sum(0, dtype=torch.float32))
+        if output_tensor.dtype == torch.float32:
+            torch.sum(arriving, 0, dtype=torch.float32, out=output_tensor)
+        else:
+            output_tensor.copy_(arriving.sum(0, dtype=torch.float32))
         self.recorder.joined(key)
         return None

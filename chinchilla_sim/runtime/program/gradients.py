@@ -39,6 +39,11 @@ class StageGradients:
         self._of_this_step: list[Tensor | None] = []
         self._under_way: list[int] = []
 
+    @property
+    def buffers(self) -> list[Tensor]:
+        """What its exchanges keep from step to step."""
+        return [tensor for exchange in self.buckets for tensor in exchange.buffers]
+
     def begin_step(self) -> None:
         """Be ready for what the other replicas will send."""
         if self.pending or not self.late:

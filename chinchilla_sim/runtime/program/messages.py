@@ -28,7 +28,7 @@ class _UnderWay:
     arrived: dict[MessageKey, list[Tensor]] = field(default_factory=dict)
     packed: dict[MessageKey, Tensor] = field(default_factory=dict)
     leaving: dict[MessageKey, Sequence[Tensor]] = field(default_factory=dict)
-    sends: list[tuple[Any, Tensor]] = field(default_factory=list)
+    sends: dict[MessageKey, tuple[Any, Tensor]] = field(default_factory=dict)
 
 
 class Messages:
@@ -63,9 +63,10 @@ class Messages:
         self._now = _UnderWay()
 
     def end_step(self) -> None:
-        """Wait until everything has left."""
-        for work, _ in self._now.sends:
+        """Wait until everything has left, and free it."""
+        for work, _ in self._now.sends.values():
             work.wait()
+        self._now.sends.clear()
 
     def key(self, action: Action) -> MessageKey:
         """What a message's two ends have in common."""
@@ -103,7 +104,7 @@ class Messages:
         message = self._now.packed.pop(key) if key in self._now.packed else self._pack(key)
         target = self._peer(key, upper=key[0] == "F")
         self.recorder.send(key, str(action), message.numel())
-        self._now.sends.append((dist.isend(message, dst=target, group=self._group(key[0]), tag=self._tag(key)), message))
+        self._now.sends[key] = dist.isend(message, dst=target, group=self._group(key[0]), tag=self._tag(key)), message
 
     def _pack(self, key: MessageKey) -> Tensor:
         return self.codecs[key[:2]].encode(self.shares[key[:2]].take(self._now.leaving.pop(key)))
@@ -130,7 +131,14 @@ class Messages:
         since_s = monotonic()
         work.wait()
         self.recorder.received(key, since_s)
+        self._free_answered(key)
         return buffer
+
+    def _free_answered(self, key: MessageKey) -> None:
+        """A gradient has come back for what was sent ahead, which so has arrived: gloo does not tell (`is_completed` stays false)."""
+        sent = self._now.sends.pop(("F", *key[1:]), None) if key[0] == "B" else None
+        if sent is not None:
+            sent[0].wait()
 
     def leave(self, forward: bool, stage: int, microbatch: int, tensors: Sequence[Tensor]) -> None:
         """What a stage has made for the next one (or, backward, for the one before)."""

@@ -37,8 +37,8 @@ class StageUpdate:
 
     @property
     def held(self) -> list[Tensor]:
-        """What replicas share, beside the weights."""
-        return [*self.agreement.shared, *self.agreement.moments] if self.agreement else []
+        """What is kept beside the weights and the optimizer's state: masters, and what replicas share."""
+        return [*self.masters, *(self.agreement.shared if self.agreement else ()), *(self.agreement.moments if self.agreement else ())]
 
     def master_of(self, parameter: nn.Parameter) -> nn.Parameter:
         """What a parameter of the stage is updated by."""

@@ -200,10 +200,11 @@ class RankRun:
                 self.losses.append(loss)
 
     def _held_bytes(self, inputs: Any, targets: Any) -> float:
-        """What this rank's stages need before a step begins: weights and optimizer state, and of the batch what the ends take."""
+        """What this rank's stages need before a step begins: weights, their optimizer, exchanges, and of the batch what the ends take."""
         tensors = [tensor for stage in self.stages for tensor in stage.state().values()]
         tensors += [tensor for optimizer in self.optimizers.values() for tensor in optimizer_tensors(optimizer)]
         tensors += [tensor for update in self.updates.values() for tensor in update.held]
+        tensors += [tensor for gradients in self.interpreter.gradients.values() for tensor in gradients.buffers]
         first, last = 0 in self.seat.stages, self.interpreter.last
         return storage_bytes(tensors) + (batch_bytes(inputs) if first else 0.0) + (batch_bytes(targets) if last else 0.0)
 

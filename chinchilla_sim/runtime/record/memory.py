@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from chinchilla_sim.runtime.record.recorder import COUNT_VARIABLE
 
@@ -65,13 +66,14 @@ def count_allocations(call: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> float:
-    """Bytes of the distinct storages behind some tensors.
+    """Bytes of the distinct storages behind some tensors, of sharded ones what is here.
 
     >>> base = torch.zeros(10)
     >>> storage_bytes([base, base[:5]])
     40.0
     """
-    storages = {storage.data_ptr(): storage.nbytes() for storage in map(Tensor.untyped_storage, tensors)}
+    here = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
+    storages = {storage.data_ptr(): storage.nbytes() for storage in map(Tensor.untyped_storage, here)}
     return float(sum(storages.values()))
 
 

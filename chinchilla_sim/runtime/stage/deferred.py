@@ -7,16 +7,17 @@ writes down what W then asks it for. No product is computed twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-Entry = tuple[list[Tensor], list[nn.Parameter], list[Tensor]]
-"""Outputs of one operator, its weights, and the gradients of the outputs."""
+Entry = tuple[list[GradientEdge], list[nn.Parameter], list[Tensor]]
+"""Where autograd goes on from the outputs of one operator, its weights, and the gradients of the outputs."""
 
 
 @dataclass
@@ -31,10 +32,11 @@ class WeightTape:
         return entries
 
 
-def compute_weight_gradients(entries: Sequence[Entry]) -> None:
-    """Add the gradients of all weights of these entries to their `.grad`."""
-    for outputs, weights, gradients in entries:
-        torch.autograd.backward(outputs, gradients, inputs=weights)
+def compute_weight_gradients(entries: list[Entry]) -> None:
+    """Add the gradients of all weights of these entries to their `.grad`; entries are freed one by one."""
+    while entries:
+        ends, weights, gradients = entries.pop(0)
+        torch.autograd.backward(ends, gradients, inputs=weights)
 
 
 def defer(operator: Callable[..., Any], tape: WeightTape) -> Callable[..., Any]:
@@ -67,17 +69,19 @@ class _Deferred(torch.autograd.Function):
         rest, shape = tree_flatten(outputs)
         result += [rest, shape]
         ctx.tape, ctx.inner = tape, inner
-        ctx.outputs = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
-        ctx.mark_non_differentiable(*[tensor for tensor in ctx.outputs if not tensor.is_floating_point()])
-        return tuple(tensor.detach() for tensor in ctx.outputs)
+        tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        # Not the outputs, which may be freed before W.
+        ctx.ends = [get_gradient_edge(tensor) if tensor.requires_grad else None for tensor in tensors]
+        ctx.mark_non_differentiable(*[tensor for tensor in tensors if not tensor.is_floating_point()])
+        return tuple(tensor.detach() for tensor in tensors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        pairs = [(out, grad) for out, grad in zip(ctx.outputs, gradients, strict=True) if out.requires_grad and grad is not None]
-        outputs, given = [out for out, _ in pairs], [grad for _, grad in pairs]
+        pairs = [(end, grad) for end, grad in zip(ctx.ends, gradients, strict=True) if end and grad is not None]
+        ends, given = [end for end, _ in pairs], [grad for _, grad in pairs]
         weights = [leaf for leaf in ctx.inner if isinstance(leaf, nn.Parameter) and leaf.requires_grad]
         wanted = [leaf for leaf in ctx.inner if isinstance(leaf, Tensor) and leaf.requires_grad and not isinstance(leaf, nn.Parameter)]
-        found = torch.autograd.grad(outputs, wanted, given, retain_graph=True, allow_unused=True) if wanted else ()
-        ctx.tape.entries.append((outputs, weights, given))
+        found = torch.autograd.grad(ends, wanted, given, retain_graph=True, allow_unused=True) if wanted else ()
+        ctx.tape.entries.append((ends, weights, given))
         gradient_of = dict(zip(map(id, wanted), found, strict=True))
         return (None, None, None, None, *(gradient_of.get(id(leaf)) for leaf in ctx.inner))

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from chinchilla_sim.runtime.stage.deferred import Entry, compute_weight_gradients
 from chinchilla_sim.runtime.stage.stages import Segment, Stage
@@ -25,11 +26,14 @@ Leave = Callable[[int], None]
 
 @dataclass(slots=True)
 class _Part:
-    """Segments that run together; `outputs` is None while they wait to be computed again."""
+    """Segments that run together; `ends` is None while they wait to be computed again.
+
+    `ends` are where autograd goes on from each output (None: it has no gradient): outputs themselves may be freed meanwhile.
+    """
 
     segments: Sequence[Segment]
     inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...] | None
+    ends: list[GradientEdge | None] | None
     needs_gradient: tuple[bool, ...]
     loss: Loss | None = None
     random_state: Tensor | None = None
@@ -44,13 +48,19 @@ class _Part:
             tensors = segment.module(*tensors)
         return (self.loss(tensors),) if self.loss else tensors
 
+    def compute_and_keep(self) -> tuple[Tensor, ...]:
+        """The outputs, with all that their backward pass needs kept."""
+        outputs = self.compute()
+        self.ends = [get_gradient_edge(tensor) if tensor.requires_grad else None for tensor in outputs]
+        return outputs
+
     def compute_again(self) -> None:
-        """The outputs once more, with the random numbers of the first time."""
+        """Once more, with the random numbers of the first time."""
         present = None
         if self.random_state is not None:
             present = torch.get_rng_state()
             torch.set_rng_state(self.random_state)
-        self.outputs = self.compute()
+        self.compute_and_keep()
         if present is not None:
             torch.set_rng_state(present)
 
@@ -93,7 +103,7 @@ class Passes:
             floating = tuple(tensor.is_floating_point() for tensor in tensors)
             parts[-1].needs_gradient = floating
             part = _Part((), _leaves(tensors, floating), None, (True,), loss)
-            tensors = part.outputs = part.compute()
+            tensors = part.compute_and_keep()
             parts.append(part)
         self._parts[microbatch] = parts
         return tensors
@@ -106,8 +116,7 @@ class Passes:
     @staticmethod
     def _run(part: _Part) -> tuple[Tensor, ...]:
         if not part.again:
-            part.outputs = part.compute()
-            return part.outputs
+            return part.compute_and_keep()
         if any(segment.random for segment in part.segments):
             part.random_state = torch.get_rng_state()
         with torch.no_grad():
@@ -136,14 +145,11 @@ class Passes:
             part = parts.pop()
             if part.again:
                 part.compute_again()
-            assert part.outputs is not None
-            if gradients is None:
-                part.outputs[0].backward()  # type: ignore[no-untyped-call]
-            else:
-                needing = [tensor for tensor, needed in zip(part.outputs, part.needs_gradient, strict=True) if needed]
-                pairs = [(tensor, gradient) for tensor, gradient in zip(needing, gradients, strict=True) if tensor.requires_grad]
-                if pairs:
-                    torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
+            assert part.ends is not None
+            wanted = [end for end, needed in zip(part.ends, part.needs_gradient, strict=True) if needed]
+            pairs = [(end, gradient) for end, gradient in zip(wanted, [None] if gradients is None else gradients, strict=True) if end]
+            if pairs:
+                torch.autograd.backward([end for end, _ in pairs], [gradient for _, gradient in pairs])
             gradients = [_gradient_of(tensor) for tensor in part.inputs if tensor.requires_grad]
             bucket = part.segments[0].bucket if part.segments else self.stage.bucket_count - 1
             entries = self.stage.tape.take()
