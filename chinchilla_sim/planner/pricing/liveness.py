@@ -68,10 +68,10 @@ def _behind(amounts: Floats) -> Floats:
 
 
 class Liveness:
-    """The tensors of one graph."""
+    """The tensors of one graph; `in_blocks` where convolutions are oneDNN's."""
 
-    def __init__(self, graph: TaskGraph) -> None:
-        self.graph = graph
+    def __init__(self, graph: TaskGraph, in_blocks: bool = True) -> None:
+        self.graph, self.in_blocks = graph, in_blocks
         self._levels: dict[tuple[str, str, int, str], Levels] = {}
 
     @cached_property
@@ -150,9 +150,11 @@ class Liveness:
     def _in_blocks(self, convolution: int, tensor: int) -> float:
         """A copy of a tensor that a convolution reads or makes, in its own layout; 0 for other operators."""
         shapes = self.graph.tasks[tensor].shapes
-        if not self.graph.tasks[convolution].op.startswith("conv") or not shapes or len(shapes[0]) < 3 or shapes[0][1] <= PLAIN_CHANNELS:
+        if not self.in_blocks or not self.graph.tasks[convolution].op.startswith("conv") or not shapes or len(shapes[0]) < 3:
             return 0.0
         channels = shapes[0][1]
+        if channels <= PLAIN_CHANNELS:
+            return 0.0
         return self.graph.tasks[tensor].output_bytes * -(-channels // CHANNEL_BLOCK) * CHANNEL_BLOCK / channels
 
     def levels(self, stage: Sequence[Task], blocks: Blocks | None, arriving: Iterable[Task], returning: float) -> Levels:

@@ -48,7 +48,7 @@ class StageMemory:
         self.graph, self.job, self.value_bytes, self.matrices = graph, job, graph.value_bytes, matrices
         self.tensor_by_tensor, self.threads = backend.tensor_by_tensor, backend.concurrent_collectives
         self.collectives = part.collectives if part else {}
-        self.liveness = Liveness(graph)
+        self.liveness = Liveness(graph, in_blocks=self.tensor_by_tensor)
         self._blocks: dict[str, Blocks] = {}
 
     def blocks(self, recompute: str) -> Blocks:
