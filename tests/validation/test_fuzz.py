@@ -56,7 +56,7 @@ def spoilt(name: str, old: bytes, new: bytes) -> tuple[Parser, bytes]:
         ("calibration", b'"cores": 2', b'"cores": "two"', "cores of its machine"),
         ("calibration", b'"flop_s": 1e-11', b'"flop_s": "fast"', "is not one of numbers"),
         ("program", b"1F0", b"99999999F0", "names a stage beyond"),
-        ("program", b"0F0,0F1,,0B0,0B1\n,1F0,", b"0F0,0F1,0B0,0B1,1F0,", "put every pass behind those that it needs"),
+        ("program", b"0F0,0F1,,0B0,0B1\n,1F0,", b"0F0,0F1,0B0,0B1,1F0,", "put F behind F of the stage before"),
         ("program", b"0F0", b"0" * 140_000, "cannot be read"),
     ],
 )
