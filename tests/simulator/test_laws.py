@@ -178,7 +178,8 @@ def test_memory_rises_to_its_price_and_falls_back(case: Case) -> None:
         for rank, passes in zip(case.plan.pipeline(replica), passes_of(case.plan, replica), strict=True):
             held = pricing.held_bytes(case.plan, rank)
             assert timeline.peak_memory_bytes(rank) == pytest.approx(pricing.peak_bytes(case.plan, rank, passes))
-            assert [sample.held_bytes for sample in timeline.memory if sample.rank == rank][-1] == pytest.approx(held)
+            # A rank without weights holds nothing: of sums of megabytes up to 1e-8 B are left by rounding.
+            assert [sample.held_bytes for sample in timeline.memory if sample.rank == rank][-1] == pytest.approx(held, abs=1e-3)
 
 
 @laws
