@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from chinchilla_sim.errors import Mistake, ScenarioError
@@ -55,21 +54,27 @@ def spread_variants(scenario: Scenario, ranks: Sequence[int], told: Callable[[st
     """Every variant that [search] names, and the model itself, trained for job.epochs and then answering, over each number of ranks."""
     variants = dict.fromkeys(variant.changes_only for variant in _variants(scenario))
     for count in ranks:
-        plain: Path | None = None
-        with tempfile.TemporaryDirectory(prefix="chinchilla-spread-") as name:
+        with tempfile.TemporaryDirectory(prefix="chinchilla-spread-") as folder:
+            # The model itself comes first: a variant that is not trained answers with its weights.
+            weights = Path(folder, "0", "training", "weights.pt")
             for number, variant in enumerate(variants):
-                folder = Path(name) / str(number)
-                trained = None
-                if variant.quantize != "bf16":
-                    trained = _play(_over(scenario, variant, count, kind="training"), folder / "training", None)
-                    told(f"{variant.describe()}, trained over {count} ranks: {trained.plan}, {format_seconds(trained.measured_s)} a step")
-                weights = folder / "training" / "weights.pt" if trained else plain
-                plain = plain or weights
-                answering = _over(scenario, variant, count, kind="inference")
-                answering = answering.model_copy(update={"model": answering.model.model_copy(update={"weights": str(weights)})})
-                answers = _play(answering, folder / "answering", ANSWERED_BATCHES)
-                told(f"{variant.describe()}, answering over {count} ranks: {answers.plan}, {format_seconds(answers.measured_s)} a batch")
-                yield SpreadVariant(variant.describe(), count, trained, answers)
+                yield _spread(scenario, variant, count, Path(folder, str(number)), weights, told)
+
+
+def _spread(
+    scenario: Scenario, variant: CompressionSpec, ranks: int, folder: Path, weights: Path, told: Callable[[str], None]
+) -> SpreadVariant:
+    """One of them; `weights` are the model's own."""
+    name, trained = variant.describe(), None
+    if variant.quantize != "bf16":
+        trained = _play(_over(scenario, variant, ranks, kind="training"), folder / "training", None)
+        told(f"{name}, trained over {ranks} ranks: {trained.plan}, {format_seconds(trained.measured_s)} a step")
+        weights = folder / "training" / "weights.pt"
+    answering = _over(scenario, variant, ranks, kind="inference")
+    answering = answering.model_copy(update={"model": answering.model.model_copy(update={"weights": str(weights)})})
+    answers = _play(answering, folder / "answering", ANSWERED_BATCHES)
+    told(f"{name}, answering over {ranks} ranks: {answers.plan}, {format_seconds(answers.measured_s)} a batch")
+    return SpreadVariant(name, ranks, trained, answers)
 
 
 def _over(scenario: Scenario, variant: CompressionSpec, ranks: int, **changes: Any) -> Scenario:
@@ -91,7 +96,7 @@ def _play(scenario: Scenario, folder: Path, steps: int | None) -> Played:
     setting = prepare(scenario)
     best = make_plan(setting).best
     measurement = run_for_real(PlanFile(best.plan, setting.scenario, setting.hashes, best.step_s), folder, steps)
-    return Played(best.plan.describe(), best.step_s, median(measurement.step_s), dict(measurement.metrics))
+    return Played(best.plan.describe(), best.step_s, measurement.median_step_s, dict(measurement.metrics))
 
 
 def _alone(scenario: Scenario) -> Scenario:

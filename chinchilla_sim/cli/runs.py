@@ -61,8 +61,6 @@ def run(
     resume
         Folder of a run that was interrupted: go on from its newest checkpoint, also with another plan or number of ranks.
     """
-    from chinchilla_sim.runtime.engine.engines import check_engine
-
     if steps is not None:
         at_least("--steps", steps)
     if rendezvous is not None:
@@ -71,16 +69,17 @@ def run(
     file, setting = (
         plan_to_run(source, overrides, force, as_json, allow_factory) if source else run_to_resume(resume, overrides, allow_factory)
     )
-    check_engine(file.plan, engine)
-    folder = writable_folder(output or resume or Path("reports") / setting.scenario.name / "run")
-    (folder / "measurement.json").unlink(missing_ok=True)
-    _play(file, setting, folder, steps, engine, resume, as_json)
+    _play(file, setting, output or resume or Path("reports") / setting.scenario.name / "run", steps, engine, resume, as_json)
 
 
 def _play(file: PlanFile, setting: Setting, folder: Path, steps: int | None, engine: Engine, resume: Path | None, as_json: bool) -> None:
     """Answer the requests of a plan, or make its steps, for real, and compare them with simulated ones."""
     from chinchilla_sim.running import judge_run, run_for_real, simulate_fully
+    from chinchilla_sim.runtime.engine.engines import check_engine
 
+    check_engine(file.plan, engine)
+    writable_folder(folder)
+    (folder / "measurement.json").unlink(missing_ok=True)
     if answers_requests(file):
         return serve(setting, file, folder, steps, as_json, keep=True)
     simulated = simulate_fully(setting, file.plan)

@@ -4,7 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, permutations
 from typing import Any
 
 import pytest
@@ -229,7 +229,8 @@ def interpret(case: Case) -> dict[tuple[int, str], tuple[float, float]]:
     """Start and end of every compute action by recursion alone: no events, no shared links.
 
     A rank's clock moves with its compute actions; messages leave when sent and, under rendezvous, one latency after their
-    receive was posted; then take the latency and queue for their pair's cable; a collective starts when its last member joins.
+    receive was posted; then take the latency and queue for their pair's cable; a collective starts when its last member joins (one
+    whose receives are posted ahead not before these are known).
     """
     plan, pricing, cluster = case.plan, case.pricing, case.cluster
     rows = lower(plan).actions
@@ -267,7 +268,13 @@ def interpret(case: Case) -> dict[tuple[int, str], tuple[float, float]]:
                 if action.op is Op.REDUCE_GRAD:
                     joined[action.stage].append(clock[rank])
                     if len(joined[action.stage]) == plan.data_parallel_degree:
-                        end_s = max(joined[action.stage]) + pricing.gradients[action.stage].idle_s
+                        exchange = pricing.gradients[action.stage]
+                        end_s = max(joined[action.stage]) + exchange.idle_s
+                        if cluster.backend.rendezvous and exchange.algorithm == "posted":
+                            # Its receives are posted when the step begins; nothing leaves before their "ready" has come.
+                            slots = [plan.slots[member] for member in plan.placement[action.stage]]
+                            ready_s = max(cluster.idle_link(a, b).latency_s for a, b in permutations(slots, 2))
+                            end_s = max(end_s, ready_s + exchange.idle_s - cluster.backend.message_s)
                         done |= {(member, Op.REDUCE_GRAD, None): end_s for member in plan.placement[action.stage]}
                 elif action.op in COMPUTES:
                     issued = {(before.op, before.microbatch) for before in row[: place[rank]]}
@@ -312,8 +319,21 @@ def two_quick_messages() -> Case:
     return Case(chain(2, 0, 1.2e10, 1e6, 24), build_cluster(ClusterSpec.model_validate(tables), "fp32"), job, plan)
 
 
+def quick_gather() -> Case:
+    """Gradients that are gathered by three replicas before the "ready" of their receives has come, one latency after the step began."""
+    tables = {
+        "nodes": [{"name": "n", "count": 3, "peak": "10 Gflop/s", "memory": "64 GiB"}],
+        "network": {"bandwidth": "10 Mbit/s", "latency": "1 ms", "topology": "full-mesh", "backend": "gloo"},
+    }
+    graph = mlp([1, 1, 1], 24)
+    names = tuple(task.name for task in graph.compute_tasks)
+    plan = Plan((names,), ((0, 1, 2),), (0, 1, 2), 24, 1, "gpipe", ("int8",), ())
+    return Case(graph, build_cluster(ClusterSpec.model_validate(tables), "fp32"), JobSpec(global_batch_size=24), plan)
+
+
 @laws
 @example(two_quick_messages())
+@example(quick_gather())
 @given(cases(exclusive=True, backends=["gloo"]))
 def test_events_equal_a_plain_recursion_under_rendezvous(case: Case) -> None:
     """The same where a message waits for its receiver's "ready"."""

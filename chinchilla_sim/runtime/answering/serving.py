@@ -248,8 +248,9 @@ class Channel:
         self.sent_bytes += message.numel()
 
     def _issue(self, message: Tensor, target: int | None, tag: int) -> None:
-        while self._leaving and self._leaving[0][0].is_completed():
-            self._leaving.popleft()
+        # What was sent a window of batches ago has arrived: its answer is back. gloo does not tell itself (`is_completed` stays false).
+        while len(self._leaving) > self.run.window + self.depth:
+            self._leaving.popleft()[0].wait()
         self._leaving.append((dist.isend(message, dst=target, tag=tag), message))
 
     def _pack(self, first: int, size: int, tensors: Sequence[Tensor]) -> Tensor:
@@ -299,7 +300,7 @@ class Channel:
 
     def await_room(self) -> None:
         """Until the replica holds fewer batches than its window."""
-        while self._inside and (len(self._inside) >= self.run.window or self._inside[0][0].is_completed()):
+        while len(self._inside) >= self.run.window:
             self._inside.popleft()[0].wait()
 
     def finish(self) -> None:

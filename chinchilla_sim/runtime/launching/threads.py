@@ -8,7 +8,8 @@ gloo has a thread that moves bytes and threads that run collectives. The first o
 where another holds the lock: if it has pushed that thread off their core, it spins until the next tick of the scheduler (4 ms at 250 Hz)
 while both ranks wait. As SCHED_BATCH they push nobody away when they wake up; with short slices they come first at every tick: an
 all-reduce of 1.6 MB took 0.5 ms instead of 0.7 to 2.5, a step with overlapped buckets 17 ms instead of 22, messages between stages that
-compute as long as before. What they take of the cores stays the same. Slices need Linux 6.12 (EEVDF); elsewhere nothing changes.
+compute as long as before. What they take of the cores stays the same. Short slices need Linux 6.12 (EEVDF); where there are none, the
+order stays the system's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
@@ -58,9 +60,19 @@ def own_cores(cores: Sequence[int], local_rank: int, local_count: int) -> frozen
 def order_network_threads() -> int:
     """Let the network threads that this process has now wait for their turn, which is short and comes soon; returns how many do."""
     call = _SET_ATTRIBUTES.get(platform.machine())
-    if call is None:
+    if call is None or not has_slices(platform.release()):
         return 0
     return sum(_order(call, thread) for thread in _threads() if _name(thread) in NETWORK_THREADS)
+
+
+def has_slices(release: str) -> bool:
+    """Whether threads may ask a kernel of this release for slices of their own.
+
+    >>> has_slices("6.18.44-fc-v657"), has_slices("6.8.0-45-generic"), has_slices("7.0.1")
+    (True, False, True)
+    """
+    found = re.match(r"(\d+)\.(\d+)", release)
+    return found is not None and (int(found[1]), int(found[2])) >= (6, 12)
 
 
 def _threads() -> list[int]:
