@@ -266,13 +266,18 @@ class _Divider(Kernels):
         if ("norm" in task.op and task.op != "batch_norm") or not task.shapes:
             return None
         operands = [self._operand(name) for name in task.operands]
-        found = carry(task, operands, [self.layouts.get(name) for name in task.operands], self.degree)
+        layouts = [self.layouts.get(name) for name in task.operands]
+        found, gathered = carry(task, operands, layouts, self.degree), tuple[str, ...]()
+        if found is None and "attention" in task.op and layouts[0] is not None:
+            # Keys and values of fewer heads than devices are cut within a head: they alone are made whole, and queries keep their heads.
+            gathered = tuple(dict.fromkeys(name for name in task.operands[1:3] if name in self.layouts))
+            found = carry(task, operands, [None if name in gathered else self.layouts.get(name) for name in task.operands], self.degree)
         if found is None:
             return None
         if any(operands[position].is_weight and not self._may_divide(task.operands[position]) for position in found.parts_of):
             return None
-        whole = [name for name in self._reduced(task) if name not in self.layouts]
-        return Division("split", (), tuple(whole), found.parts_of, found.output)
+        whole = [name for name in self._reduced(task) if name not in self.layouts or name in gathered]
+        return Division("split", gathered, tuple(whole), found.parts_of, found.output)
 
     def _carried_unknown(self, task: Task) -> Division | None:
         """Norms over the split dimension, and sums of a split with a whole tensor that both carry gradients, need them whole."""

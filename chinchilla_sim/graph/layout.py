@@ -244,7 +244,7 @@ def _by_channels(operands: Sequence[Operand], layouts: Sequence[Layout | None]) 
 
 
 def _batches(task: Task, operands: Sequence[Operand], layouts: Sequence[Layout | None], output: Shape) -> Carried | None:
-    """Products of two activations: heads (or other batch dimensions) are divided; one head that all use stays whole."""
+    """Products of two activations: heads (or other batch dimensions) are divided; of a whole factor each device reads its heads."""
     factors = 3 if "attention" in task.op else 2
     lead = [layout for layout in layouts[:factors] if layout]
     if not lead or lead[0].dim >= len(output) - 2:
@@ -256,7 +256,7 @@ def _batches(task: Task, operands: Sequence[Operand], layouts: Sequence[Layout |
         if layout is not None and layout != Layout(dim, lead[0].parts):
             return None
         if layout is None and size > 1:
-            if position < factors or operand.needs_gradient:
+            if size != output[lead[0].dim] or (position >= factors and operand.needs_gradient):
                 return None
             parts_of[position] = Layout(dim, lead[0].parts)
     return Carried(lead[0], parts_of)

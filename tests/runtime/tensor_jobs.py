@@ -71,6 +71,24 @@ class Tied(nn.Module):
         return self.head(self.drop(self.block(self.embedding(ids))) * self.scale)
 
 
+class Grouped(nn.Module):
+    """Attention in which four heads of queries share two of keys and values: on four lanes a head of keys is cut."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.norm = nn.Embedding(WORDS, WIDTH), nn.LayerNorm(WIDTH)
+        self.query, self.key, self.value = nn.Linear(WIDTH, 256), nn.Linear(WIDTH, 128, bias=False), nn.Linear(WIDTH, 128)
+        self.out, self.head = nn.Linear(256, WIDTH), nn.Linear(WIDTH, WORDS)
+
+    def forward(self, ids):
+        x = self.embedding(ids)
+        y = self.norm(x)
+        q, k, v = (made.view(*ids.shape, -1, 64).transpose(1, 2) for made in (self.query(y), self.key(y), self.value(y)))
+        k, v = (part.repeat_interleave(2, dim=1) for part in (k, v))
+        y = scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.head(x + self.out(y.transpose(1, 2).flatten(2)))
+
+
 class Mlp(nn.Module):
     def __init__(self):
         super().__init__()
@@ -118,6 +136,11 @@ class GptJob:
     def batches(self, split, seed, epoch):
         ids = torch.randint(0, WORDS, (400, 7), generator=torch.Generator().manual_seed(1000 * seed + epoch))
         yield ids[:, :-1], ids[:, 1:]
+
+
+class GroupedJob(GptJob):
+    def model(self):
+        return Grouped()
 
 
 class TiedJob(GptJob):
@@ -180,6 +203,10 @@ def tied_dropping():
 
 def gpt():
     return GptJob()
+
+
+def grouped():
+    return GroupedJob()
 
 
 def clipped():

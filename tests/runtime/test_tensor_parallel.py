@@ -106,6 +106,7 @@ PLAYED = {
     "clipped": {2: ("alone",), 4: ("replicas", "pipeline", "zero-2-in-buckets", "zero-3-in-buckets")},
     "mlp": {2: ("alone",), 4: ("alone", "replicas", "pipeline", "pipeline-divided")},
     "mixed": {2: ("alone",), 4: ("pipeline",)},
+    "grouped": {2: ("alone",), 4: ("alone",)},
     "dropping": {2: ("alone", "recomputed")},
 }
 CASES = [(model, ranks, name) for model, by_ranks in PLAYED.items() for ranks, names in by_ranks.items() for name in names]

@@ -122,7 +122,7 @@ class Divider:
         if name in division.reduced:
             if leaf not in placed.entered:
                 placed.entered[leaf] = graph.call_function(with_rest(enter, self.lanes), (result,))
-            return placed.entered[leaf]
+            result = placed.entered[leaf]
         layout = division.parts_of.get(position)
         if layout is not None and not self._is_weight(name):
             return graph.call_function(with_rest(self.lanes.part, layout), (result,))
