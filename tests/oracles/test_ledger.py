@@ -1,4 +1,4 @@
-"""Published: the accuracy ledger must not get worse. Four sources here; all of them with `chinchilla validate published`.
+"""Published: the accuracy ledger must not get worse. Ten sources here; all of them with `chinchilla validate published`.
 
 Rows and tables are read from $CHINCHILLA_DATA (default ../shared/data); none of the sources was fitted row by row.
 """
@@ -28,7 +28,8 @@ LIMITS = {
     "korthikanti": 0.13,
 }
 """Largest mean error of each source that is let through: a little above what README states."""
-
+WATCHED = LIMITS | {"aws-neuron": 0.34, "fms-fsdp": 0.17, "llm-foundry": 0.16, "pytorch-fsdp-2024": 0.21}
+"""The same with sources whose errors are larger, and many of whose rows lie outside p5 to p95."""
 
 MEMORY_LIMITS = {"bigscience-v100": 0.07, "internevo": 0.08, "litgpt-thunder": 0.07, "zero-bubble": 0.03}
 """The same for peak memory, of sources that state it."""
@@ -45,9 +46,9 @@ def needed(path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def predicted(tmp_path_factory: pytest.TempPathFactory) -> list[PredictedRow]:
-    """The rows of six sources, and all that state a peak or ran out of memory, simulated by two processes."""
+    """The rows of ten sources, and all that state a peak or ran out of memory, simulated by two processes."""
     with needed(DATA / "published" / "measured_training_steps.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["source_id"] in LIMITS or states_memory(row)]
+        rows = [row for row in csv.DictReader(file) if row["source_id"] in WATCHED or states_memory(row)]
     path = tmp_path_factory.mktemp("ledger") / "rows.csv"
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -62,13 +63,13 @@ def states_memory(row: Mapping[str, str]) -> bool:
 
 
 def test_mean_errors_stay_where_they_are(predicted: list[PredictedRow]) -> None:
-    """Out of the box: each of six sources within its limit, nine of ten measurements inside p5 to p95, and the regret of vTrain's plans."""
-    predicted = [one for one in predicted if one.row["source_id"] in LIMITS]
-    lines = {line.source: line for line in ledger(predicted)}
-    assert lines.keys() - {"all sources, weighted equally"} == LIMITS.keys()
-    for source, limit in LIMITS.items():
+    """Out of the box: each of ten sources within its limit; of six nine of ten measurements inside p5 to p95; the regret of vTrain's plans."""
+    lines = {line.source: line for line in ledger([one for one in predicted if one.row["source_id"] in WATCHED])}
+    assert lines.keys() - {"all sources, weighted equally"} == WATCHED.keys()
+    for source, limit in WATCHED.items():
         assert lines[source].mean <= limit, lines[source]
-    assert lines["all sources, weighted equally"].inside >= 0.9
+    *_, overall = ledger([one for one in predicted if one.row["source_id"] in LIMITS])
+    assert overall.inside >= 0.9
     groups, mean, worst = regret(predicted, ["vtrain"]) or (0, 1.0, 1.0)
     assert groups == 88 and mean <= 0.05 and worst <= 0.27
 
