@@ -63,7 +63,7 @@ def states_memory(row: Mapping[str, str]) -> bool:
 
 
 def test_mean_errors_stay_where_they_are(predicted: list[PredictedRow]) -> None:
-    """Out of the box: each of ten sources within its limit; of six nine of ten measurements inside p5 to p95; the regret of vTrain's plans."""
+    """Out of the box: ten sources within their limits; of six nine of ten rows inside p5 to p95; the regret of vTrain's plans."""
     lines = {line.source: line for line in ledger([one for one in predicted if one.row["source_id"] in WATCHED])}
     assert lines.keys() - {"all sources, weighted equally"} == WATCHED.keys()
     for source, limit in WATCHED.items():
