@@ -144,7 +144,7 @@ def judge_run(setting: Setting, simulated: Simulated, measurement: Measurement) 
     between_s = setting.recalibration.between_passes_s if setting.recalibration else 0.0
     graph, times, recorded = simulated.graph, simulated.times, measurement.timeline
     # Of steps that exchange now and then one that does is told apart.
-    measured_s = measurement.median_step_s if recorded.local is None else recorded.makespan_s
+    measured_s = measurement.median_step_s if recorded.local is None else recorded.period_s
     told = attribute(graph, times, recorded, measured_s, [between_s] * graph.rank_count)
     return compare(simulated.timeline, measurement, told)
 

@@ -72,6 +72,9 @@ class Timeline:
     others. Seconds, bytes and shares of a step are then means over local_steps - 1 of these and one that exchanges.
 
     Where one replica was played for all that are like it, `stand_ins` tells for every rank the one whose spans are its own too.
+
+    In a measured step a rank may begin while another still ends the step before: for `ahead_s` from the first span on both run, and
+    that time is the step's before.
     """
 
     rank_count: int
@@ -82,6 +85,7 @@ class Timeline:
     local_steps: int = 1
     local: Timeline | None = None
     stand_ins: tuple[int, ...] = ()
+    ahead_s: float = 0.0
 
     def played_by(self, rank: int) -> int:
         """The rank whose spans, waits and memory are this rank's."""
@@ -122,9 +126,14 @@ class Timeline:
         return self.end_s - self.start_s
 
     @property
+    def period_s(self) -> float:
+        """From the end of the step before, or the first span's start where nothing ran ahead of that, to the last span's end."""
+        return self.makespan_s - self.ahead_s
+
+    @property
     def step_s(self) -> float:
-        """Seconds of a step: its makespan, or ((H-1) local makespans + that of the exchanging step) / H with H local steps."""
-        return self._mean(self.makespan_s, self.local.makespan_s if self.local else 0.0)
+        """Seconds of a step: its period, or ((H-1) local periods + that of the exchanging step) / H with H local steps."""
+        return self._mean(self.period_s, self.local.period_s if self.local else 0.0)
 
     def _mean(self, exchanging: float, local: float) -> float:
         """Mean over the steps from one exchange to the next."""
@@ -190,6 +199,7 @@ class Timeline:
             "memory": [[m.rank, m.time_s - zero, m.held_bytes] for m in self.memory],
             **({"local_steps": self.local_steps, "local": self.local.to_dict()} if self.local else {}),
             **({"stand_ins": list(self.stand_ins)} if self.stand_ins else {}),
+            **({"ahead_s": self.ahead_s} if self.ahead_s else {}),
         }
 
     @staticmethod
@@ -202,6 +212,7 @@ class Timeline:
             local_steps=data.get("local_steps", 1),
             local=Timeline.from_dict(data["local"]) if "local" in data else None,
             stand_ins=tuple(data.get("stand_ins", ())),
+            ahead_s=data.get("ahead_s", 0.0),
         )
 
 

@@ -5,7 +5,8 @@ order of CAUSES, measured figures take their place, and the step is evaluated ag
 
     computation  seconds of forward, backward and optimizer spans
     transfer     from both ends ready, and the connection free, to the arrival; collectives from the last member's joining
-    waiting      what starts late although all that it waited for from other ranks is there
+    waiting      what starts late although all that it waited for from other ranks is there; also that ranks do not begin
+                 a step together: one may run ahead of the end of the step before
     fixed cost   what passes between one action of a rank and the next
     codec        seconds of encode and decode spans
 
@@ -24,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from chinchilla_sim.simulator.activities import ActivityGraph, Times
+from chinchilla_sim.simulator.activities import NO_ACTIVITY, ActivityGraph, Times
 from chinchilla_sim.simulator.replay import replay
 from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.validation.matching import Observations, Observed
@@ -90,6 +91,7 @@ class _Story:
         self.seen, self.between_s = seen, between_s
         pairs = zip(seen.simulated.start_s, seen.simulated.finish_s, strict=True)
         self.seconds = [finish - start for start, finish in pairs]
+        self.ahead_s = 0.0
         self.lags_s = {(before, behind): lag_s for behind, row in seen.before.items() for before, lag_s in row.items()}
 
     def tell(self, measured_step_s: float) -> Attribution:
@@ -98,13 +100,14 @@ class _Story:
         for cause in CAUSES:
             for one in self.seen.observed:
                 self._replace(one, cause)
+                self.ahead_s = self.seen.measured.ahead_s if cause == "waiting" else self.ahead_s
             steps.append(self._step_s())
         shares = tuple(Share(cause, steps[index] - steps[index + 1]) for index, cause in enumerate(CAUSES))
         return Attribution(steps[0], measured_step_s, shares, steps[-1] - measured_step_s, self.seen.unmatched)
 
     def _step_s(self) -> float:
         arcs = [(before, behind, lag_s) for (before, behind), lag_s in self.lags_s.items()]
-        return max(replay(self.seen.graph.retimed(self.seconds, arcs)).finish_s, default=0.0)
+        return max(replay(self.seen.graph.retimed(self.seconds, arcs)).finish_s, default=0.0) - self.ahead_s
 
     def _replace(self, one: Observed, cause: Cause) -> None:
         if not one.compute:
@@ -119,6 +122,8 @@ class _Story:
             self.seconds[one.last] -= self._between_s(one)
         if cause == ("fixed cost" if self.seen.follows_own(one) else "waiting"):
             self._replace_start(one)
+        elif cause == "waiting" and self.seen.last_source(one) == (self.seen.measured.start_s, NO_ACTIVITY):
+            self.lags_s[NO_ACTIVITY, one.first] = self.seen.begun_s[one.rank] - self.seen.measured.start_s
 
     def _between_s(self, one: Observed) -> float:
         return self.between_s[one.rank] if self.between_s and one.category in ("forward", "backward") else 0.0

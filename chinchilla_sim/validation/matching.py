@@ -59,7 +59,7 @@ class Observations:
         self._arrivals: dict[int, float] = {}
         computing = [span for span in measured.spans if span.stream == "compute"]
         # Before its first simulated action a rank may have done something that was not simulated, such as getting the batch.
-        self._begun_s = {rank: min((s.start_s for s in computing if s.rank == rank), default=0.0) for rank in range(graph.rank_count)}
+        self.begun_s = {rank: min((s.start_s for s in computing if s.rank == rank), default=0.0) for rank in range(graph.rank_count)}
         # In the order of their starts, so that what came before on a connection is known.
         for one in sorted((one for one in self.observed if not one.compute), key=lambda one: (one.start_s, one.last)):
             self.arrival_s(one)
@@ -95,9 +95,7 @@ class Observations:
         last = self.last_source(one)
         if not one.compute or last is None:
             return False
-        if last[1] == NO_ACTIVITY:
-            return one.start_s > self._begun_s[one.rank]
-        return self.graph.ranks[last[1]] == one.rank
+        return last[1] == NO_ACTIVITY or self.graph.ranks[last[1]] == one.rank
 
     def transfer_s(self, one: Observed) -> float:
         """Measured seconds of a transfer from both ends ready, and the connection free, to the arrival."""

@@ -143,6 +143,27 @@ def test_two_ranks_by_hand() -> None:
     assert told.residual_s == 0.0 and told.unmatched == 0
 
 
+def test_a_rank_that_ran_ahead_is_waiting_and_no_residual() -> None:
+    """Rank 0 begins 2 s before rank 1 has ended its step: the step of 9 s is simulated as 11, because nobody runs ahead there."""
+    graph, times = two_ranks()
+    measured = Timeline(
+        2,
+        (
+            Span(0, "compute", "forward", "0F0", 10.0, 12.0),
+            Span(0, "compute", "codec", "0ENCODE_F0", 12.0, 13.0),
+            Span(0, "send", "transfer", "0SEND_F0", 13.0, 16.0, 8.0),
+            Span(1, "receive", "transfer", "1RECV_F0", 13.0, 16.0, 8.0),
+            Span(1, "compute", "forward", "1F0", 16.0, 20.0),
+            Span(1, "compute", "optimizer", "1OPTIM", 20.0, 21.0),
+        ),
+        waits=(Wait(1, 12.0, 16.0, "1RECV_F0"),),
+        ahead_s=2.0,
+    )
+    told = attribute(graph, times, measured, 9.0)
+    assert shares_of(told) == {"computation": 0.0, "transfer": 0.0, "waiting": 2.0, "fixed cost": 0.0, "codec": 0.0}
+    assert told.residual_s == 0.0
+
+
 def test_message_that_was_found_is_no_transfer_error() -> None:
     """A receiver that looks late finds its message: how long that took is not known, and nobody is blamed but who was late."""
     graph, times = two_ranks()

@@ -90,7 +90,8 @@ def draw_gantt(simulated: Timeline, measured: Timeline | None = None) -> Drawing
         for index, ((name, timeline), shown, height, top) in enumerate(zip(panels, groups, heights, tops, strict=True)):
             axes = panel(figure, top, height, longest_s)
             _draw_panel(axes, timeline, shown, longest_s)
-            heading = f"{name}: {format_seconds(timeline.makespan_s)}{exchange_words(timeline)}{_shown_words(timeline, shown)}"
+            words = exchange_words(timeline) + _ahead_words(timeline) + _shown_words(timeline, shown)
+            heading = f"{name}: {format_seconds(timeline.period_s)}{words}"
             figure.text(LEFT_PT / WIDTH_PT, 1 - (top - 6) / (figure.get_figheight() * 72), heading, weight="bold")
             axes.tick_params(labelbottom=index == len(panels) - 1)
         axes.set_xlabel(f"time since the first span ({time_unit(longest_s)[0]})", labelpad=2)
@@ -100,6 +101,11 @@ def draw_gantt(simulated: Timeline, measured: Timeline | None = None) -> Drawing
         title = "Gantt chart of one step, simulated" + (" and measured" if measured else "")
         described = [_described(name, timeline, shown) for (name, timeline), shown in zip(panels, groups, strict=True)]
         return Drawing(figure, title, ". ".join(described) + ".")
+
+
+def _ahead_words(timeline: Timeline) -> str:
+    """What is drawn of a step while the one before has not ended, where a rank was ahead."""
+    return f" (and {format_seconds(timeline.ahead_s)} beside the end of the step before)" if timeline.ahead_s else ""
 
 
 def _shown_words(timeline: Timeline, shown: Sequence[Sequence[int]]) -> str:

@@ -125,17 +125,17 @@ def step_seconds(records: Sequence[dict[str, Any]], local_steps: int = 1) -> lis
 
 
 def representative_timeline(records: Sequence[dict[str, Any]], apart: Sequence[Sequence[int]] = ()) -> Timeline:
-    """The kept step whose makespan is nearest the median of all steps; `apart` as in `kept_timelines`."""
+    """The kept step whose seconds are nearest the median of all steps; `apart` as in `kept_timelines`."""
     kept = kept_timelines(records, apart)
-    return _nearest(kept, median(one.makespan_s for one in kept) if apart else median(step_seconds(records)))
+    return _nearest(kept, median(one.period_s for one in kept) if apart else median(step_seconds(records)))
 
 
 def cycle_timeline(records: Sequence[dict[str, Any]], local_steps: int, replicas: Sequence[Sequence[int]]) -> Timeline:
-    """A kept step that exchanges and one that does not, each with the median makespan of its kind; `replicas` are the ranks of each."""
+    """A kept step that exchanges and one that does not, each with the median seconds of its kind; `replicas` are the ranks of each."""
     kept = kept_timelines(records)
     exchanging = [one for one in kept if exchanges(one)] or kept
     local = [_begun_together(one, replicas) for one in kept if not exchanges(one)] or kept
-    middle, own = (_nearest(kind, median(one.makespan_s for one in kind)) for kind in (exchanging, local))
+    middle, own = (_nearest(kind, median(one.period_s for one in kind)) for kind in (exchanging, local))
     return replace(middle, local_steps=local_steps, local=own)
 
 
@@ -147,7 +147,7 @@ def _begun_together(timeline: Timeline, replicas: Sequence[Sequence[int]]) -> Ti
         late_s = min(span.start_s for span in own) - timeline.start_s
         spans += [replace(span, start_s=span.start_s - late_s, end_s=span.end_s - late_s) for span in own]
         waits += [replace(one, start_s=one.start_s - late_s, end_s=one.end_s - late_s) for one in timeline.waits if one.rank in ranks]
-    return replace(timeline, spans=tuple(spans), waits=tuple(waits))
+    return replace(timeline, spans=tuple(spans), waits=tuple(waits), ahead_s=0.0)
 
 
 def exchanges(timeline: Timeline) -> bool:
@@ -156,7 +156,7 @@ def exchanges(timeline: Timeline) -> bool:
 
 
 def _nearest(timelines: Sequence[Timeline], target_s: float) -> Timeline:
-    return min(timelines, key=lambda timeline: abs(timeline.makespan_s - target_s))
+    return min(timelines, key=lambda timeline: abs(timeline.period_s - target_s))
 
 
 def kept_timelines(records: Sequence[dict[str, Any]], apart: Sequence[Sequence[int]] = ()) -> list[Timeline]:
@@ -167,8 +167,17 @@ def kept_timelines(records: Sequence[dict[str, Any]], apart: Sequence[Sequence[i
     kept = min(len(record["steps"]) for record in records)
     first = max(0, WARM_UP_STEPS - (len(records[0]["intervals"]) - kept))
     first = first if first < kept else 0
-    merged = [merge_step([record["steps"][index - kept] for record in records]) for index in range(first, kept)]
+    merged = [_timeline_of(records, index - kept) for index in range(first, kept)]
     return [_begun_together(one, apart) for one in merged] if apart else merged
+
+
+def _timeline_of(records: Sequence[dict[str, Any]], index: int) -> Timeline:
+    """One kept step of all ranks (`index` counts from the last, which is -1), with what ran ahead of the end of the step before."""
+    merged = merge_step([record["steps"][index] for record in records])
+    if len(records[0]["intervals"]) < 1 - index:
+        return merged
+    previous_end_s = max(float(record["intervals"][index - 1][1]) for record in records)
+    return replace(merged, ahead_s=min(max(0.0, previous_end_s - merged.start_s), merged.makespan_s))
 
 
 def merge_step(steps: Sequence[dict[str, Any]]) -> Timeline:

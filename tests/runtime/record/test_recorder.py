@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from chinchilla_sim.runtime.record.recorder import Recorder, kept_timelines, merge_step, representative_timeline, step_seconds
+from chinchilla_sim.timeline import Timeline
 
 SENDER = {"compute": [["0F0", "forward", 0.0, 2.0]], "sends": [["F", 0, 0, 0, "0SEND_F0", 2.0, 100]], "receives": [], "collectives": []}
 RECEIVER = {
@@ -102,5 +103,22 @@ def test_replicas_that_never_wait_for_each_other_begin_together() -> None:
     for late_s in (0.0, 60.0):
         made = [SENDER | {"compute": [["0F0", "forward", n + late_s, n + late_s + 0.5]], "sends": []} for n in range(8)]
         records.append({"intervals": [(n + late_s, n + late_s + 0.5) for n in range(8)], "steps": made})
-    assert representative_timeline(records).makespan_s == 60.5
+    together = representative_timeline(records)
+    assert (together.makespan_s, together.ahead_s, together.period_s) == (60.5, 59.5, 1.0)
     assert representative_timeline(records, [(0,), (1,)]).makespan_s == 0.5
+
+
+def test_a_step_of_which_a_rank_ran_ahead_lasts_as_long_as_the_figures_of_all_steps_say() -> None:
+    """Rank 0 begins half a second before rank 1 has ended the step before: that half second is counted once."""
+    records = []
+    for late_s in (0.0, 0.5):
+        made = [SENDER | {"compute": [["0F0", "forward", n + late_s, n + late_s + 1.0]], "sends": []} for n in range(8)]
+        records.append({"intervals": [(n + late_s, n + late_s + 1.0) for n in range(8)], "steps": made})
+    timeline = representative_timeline(records)
+    assert set(step_seconds(records)) == {1.0} == {timeline.step_s}
+    assert (timeline.ahead_s, timeline.makespan_s) == (0.5, 1.5)
+    assert Timeline.from_dict(timeline.to_dict()).step_s == 1.0
+    assert (
+        kept_timelines([record | {"intervals": record["intervals"][:1], "steps": record["steps"][:1]} for record in records])[0].ahead_s
+        == 0.0
+    )
