@@ -21,7 +21,8 @@ from chinchilla_sim.cluster.catalogue import (
     source_of,
 )
 from chinchilla_sim.cluster.curves import CollectiveTables
-from chinchilla_sim.cluster.topology import Cluster, Device, Host, Link, Quota, SpotOffer, check_connected
+from chinchilla_sim.cluster.hosts import Host
+from chinchilla_sim.cluster.topology import Cluster, Device, Link, Quota, SpotOffer, check_connected
 from chinchilla_sim.errors import Mistake, ScenarioError
 from chinchilla_sim.scenario.cluster import THIS_MACHINE, ClusterSpec, IntraNodeSpec, LinkSpec, NetworkSpec, NodeSpec
 
@@ -93,9 +94,12 @@ def _this_machine(spec: ClusterSpec, precision: str, calibration: Calibration | 
         link = find_link("loopback")
         crowded: dict[int, Device] = {}
     else:
-        crowded = {count: _with_expense(device, share) for count, device in calibration.devices.items()}
+        # What is measured with more ranks than cores depends on who else runs meanwhile: the simulator shares out the cores instead.
+        measured = {count: device for count, device in calibration.devices.items() if count <= calibration.key.cores} or calibration.devices
+        crowded = {count: _with_expense(device, share) for count, device in measured.items()}
         core = crowded[min(crowded)]
         link = Link(calibration.transfer_latency_s, calibration.transfer_bandwidth_bytes_per_s)
+    cores = calibration.key.cores if calibration else core_count()
     provenance = tuple(_core_provenance(calibration))
     devices = tuple(_with_expense(core, share) for _ in slots)
     for slot in slots:
@@ -105,7 +109,7 @@ def _this_machine(spec: ClusterSpec, precision: str, calibration: Calibration | 
     return Cluster(
         graph, slots, devices, backend, provenance, crowded,
         node_collectives={THIS_MACHINE: calibration.collective_s} if calibration else {},
-        grid_kg_per_joule=spec.grid_intensity_kg_per_joule,
+        grid_kg_per_joule=spec.grid_intensity_kg_per_joule, cores=cores if cores < rank_count else 0,
     )  # fmt: skip
 
 

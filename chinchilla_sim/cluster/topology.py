@@ -16,6 +16,7 @@ from itertools import pairwise
 import networkx as nx
 
 from chinchilla_sim.cluster.curves import CollectiveTables, LinearCurve, ProductCurve, Table
+from chinchilla_sim.cluster.hosts import Host, share_cores
 from chinchilla_sim.cluster.symmetry import Peeled, find_islands, slot_classes
 from chinchilla_sim.errors import Mistake, ScenarioError
 
@@ -183,25 +184,12 @@ class SpotOffer:
     between_interruptions_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
-    """Cores that several slots share: ranks that compute, and all that their communication takes of processor time.
-
-    Beside what ranks spend themselves, links that are emulated on the host take `fabric_s_per_byte` for what a slot sends,
-    and `fabric_s_per_message`.
-    """
-
-    slots: tuple[int, ...]
-    cores: float
-    fabric_s_per_byte: float = 0.0
-    fabric_s_per_message: float = 0.0
-
-
 @dataclass(frozen=True)
 class Cluster:
     """Device slots in rank order, and the network between them.
 
-    `crowded[n]` replaces all devices while n ranks are busy on one machine (calibration measures that);
+    `crowded[n]` replaces all devices while n ranks are busy on one machine (calibration measures that), whose `cores` are shared where
+    ranks are more (0: every rank has its own);
     `node_collectives[node]` are measured tables of collectives among devices of that node alone. `provenance` says where the
     figures are from. Vertices of `graph` are slots, nodes and switches; `fixed_routes` come before the shortest paths.
     The priorities are weights of flows that share a link: messages between stages, and exchanges of replicas.
@@ -223,6 +211,7 @@ class Cluster:
     quotas: tuple[Quota, ...] = ()
     spot_offers: Mapping[str, SpotOffer] = field(default_factory=dict)
     hosts: tuple[Host, ...] = ()
+    cores: int = 0
 
     def for_inference(self, profiled: bool = False) -> Cluster:
         """The same cluster where nothing is kept for a backward pass; `profiled` as of its devices."""
@@ -279,10 +268,15 @@ class Cluster:
 
     def device(self, rank: int, busy_ranks: int = 1) -> Device:
         """The device of a rank while `busy_ranks` ranks compute."""
-        fitting = [count for count in self.crowded if count >= busy_ranks]
-        if fitting:
-            return self.crowded[min(fitting)]
-        return self.crowded[max(self.crowded)] if self.crowded else self.devices[rank]
+        return self.crowded[self.measured_count(busy_ranks)] if self.crowded else self.devices[rank]
+
+    def measured_count(self, busy_ranks: int) -> int:
+        """With how many busy ranks that was measured which holds for `busy_ranks`; the same where nothing was."""
+        return min((count for count in self.crowded if count >= busy_ranks), default=max(self.crowded, default=busy_ranks))
+
+    def hosts_of(self, slots: Sequence[int]) -> tuple[Host, ...]:
+        """Cores that slots of a run share, which has these slots in the order of its processes."""
+        return self.hosts or (share_cores(slots, self.cores) if self.cores else ())
 
     def node_of(self, slot: int) -> str:
         """Name of the node that a device slot is in."""
@@ -379,6 +373,7 @@ class Cluster:
             "backend": asdict(self.backend),
             "crowded": {str(count): asdict(device) for count, device in self.crowded.items()},
             "hosts": [asdict(host) for host in self.hosts],
+            "cores": self.cores,
             "priorities": [self.activation_priority, self.gradient_priority],
             "collectives": sorted((node, *key, table) for node, tables in self.node_collectives.items() for key, table in tables.items()),
         }

@@ -190,7 +190,8 @@ def with_batch(plan: Plan, size: int) -> Plan:
 
 def _stations(plan: Plan, pricings: Sequence[Pricing], cluster: Cluster, replica: int) -> tuple[tuple[tuple[float, ...], float], ...]:
     """Seconds by priced size, and delay, of stages and the links between them."""
-    stages = [tuple(_stage_s(pricing, stage, replica) for pricing in pricings) for stage in range(plan.stage_count)]
+    crowds = [_crowd(plan, cluster, rank) for rank in plan.pipeline(replica)]
+    stages = [tuple(crowd * _stage_s(pricing, stage, replica) for pricing in pricings) for stage, crowd in enumerate(crowds)]
     stations = [(stages[0], 0.0)]
     for boundary, (source, target) in enumerate(pairwise(plan.pipeline(replica))):
         link = cluster.idle_link(plan.slots_of(source)[0], plan.slots_of(target)[0])
@@ -198,6 +199,13 @@ def _stations(plan: Plan, pricings: Sequence[Pricing], cluster: Cluster, replica
         busy = tuple(pricing.boundary_bytes[boundary] * factor / link.bandwidth_bytes_per_s for pricing in pricings)
         stations += [(busy, link.latency_s), (stages[boundary + 1], 0.0)]
     return tuple(stations)
+
+
+def _crowd(plan: Plan, cluster: Cluster, rank: int) -> float:
+    """How many ranks, all of them busy, share the core of a rank where a machine has fewer than ranks."""
+    slots = plan.slots_of(rank)
+    hosts = cluster.hosts_of(plan.slots) if cluster.cores else ()
+    return max((len(host.slots) / host.cores for host in hosts if not set(slots).isdisjoint(host.slots)), default=1.0)
 
 
 def _stage_s(pricing: Pricing, stage: int, replica: int) -> float:

@@ -59,7 +59,7 @@ class _Engine:
         self.start_s = [0.0] * len(graph)
         self.finish_s = [-1.0] * len(graph)
         slowed = any(device.overlap_slowdown or device.communication_s_per_byte or device.core_share < 1.0 for device in devices)
-        shared = cluster.hosts if devices else ()
+        shared = cluster.hosts_of([slot for slots in graph.slots for slot in slots]) if devices else ()
         self.streams = SlowedStreams(self.env, graph, devices, self._finish, shared) if slowed or shared else None
         rates_changed = self.streams.rates_changed if self.streams else None
         self.network = FairNetwork(self.env, cluster, self._arrived, rates_changed)

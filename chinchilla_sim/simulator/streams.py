@@ -30,7 +30,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import simpy
 
-from chinchilla_sim.cluster.topology import Device, Host
+from chinchilla_sim.cluster.hosts import Host
+from chinchilla_sim.cluster.topology import Device
 from chinchilla_sim.simulator.activities import ActivityGraph
 
 LEAST_SPEED = 0.05

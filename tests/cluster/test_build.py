@@ -7,7 +7,8 @@ import pytest
 
 from chinchilla_sim.cluster.build import build_cluster, emulated, emulated_core_of, slot_nodes, this_machine_ranks
 from chinchilla_sim.cluster.calibration import Calibration, MachineKey
-from chinchilla_sim.cluster.topology import Cluster, Device, Host
+from chinchilla_sim.cluster.hosts import Host
+from chinchilla_sim.cluster.topology import Cluster, Device
 from chinchilla_sim.errors import ScenarioError
 from chinchilla_sim.scenario.cluster import ClusterSpec
 

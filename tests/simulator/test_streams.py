@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chinchilla_sim.cluster.topology import Backend, Cluster, Device, Host, Link
+from chinchilla_sim.cluster.hosts import Host
+from chinchilla_sim.cluster.topology import Backend, Cluster, Device, Link
 from chinchilla_sim.simulator.activities import NO_ACTIVITY, ActivityGraph, FlowSpec, Times
 from chinchilla_sim.simulator.engine import play_events
 

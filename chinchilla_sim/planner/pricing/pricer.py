@@ -64,7 +64,7 @@ class Pricer:
 
     def task_s(self, task: Task, microbatch_size: int, device: Device, busy_ranks: int) -> tuple[float, float, float]:
         """Seconds of one task (or group) while so many ranks are busy: forward, backward, and the backward's weight gradients."""
-        return self._task_seconds.of_task(task, microbatch_size, device, busy_ranks)
+        return self._task_seconds.of_task(task, microbatch_size, device, self.cluster.measured_count(busy_ranks))
 
     def tasks_of(self, plan: Plan, stage: int) -> list[Task]:
         """Task objects of a stage."""
@@ -282,8 +282,9 @@ class Pricer:
         """Forward seconds of the tasks, and of single kernels within groups, that the backward pass runs again."""
         whole = [task for task in tasks if task.name in again]
         inside = [kernel for task in tasks if task.name not in again for kernel in task.members if kernel.name in again]
+        measured = self.cluster.measured_count(busy_ranks)
         seconds = sum(self.task_s(task, microbatch_size, device, busy_ranks)[0] for task in whole)
-        return seconds + sum(self._task_seconds.of_kernel(kernel, microbatch_size, device, busy_ranks)[0] for kernel in inside)
+        return seconds + sum(self._task_seconds.of_kernel(kernel, microbatch_size, device, measured)[0] for kernel in inside)
 
     def _optimizer_s(self, plan: Plan, stage: int, parameters: float, device: Device) -> float:
         fp32_bytes = self._updated_bytes(plan, stage, parameters)

@@ -30,6 +30,7 @@ from chinchilla_sim.runtime.record.alignment import align
 from chinchilla_sim.runtime.record.notes import Tell, tell_nobody
 from chinchilla_sim.runtime.record.recorder import (
     COUNT_VARIABLE,
+    answer_window,
     cycle_timeline,
     exchanges,
     kept_timelines,
@@ -183,9 +184,10 @@ def _measurement(file: PlanFile, records: Sequence[dict[str, Any]], folder: Path
     weights, plan, local_steps = folder / "weights.pt", file.plan, file.plan.local_steps
     replicas = [plan.pipeline(replica) for replica in range(plan.data_parallel_degree)]
     apart = () if plan.training else replicas
-    timeline = cycle_timeline(records, local_steps, replicas) if local_steps > 1 else representative_timeline(records, apart)
+    window = local_steps if plan.training else answer_window(records)
+    timeline = cycle_timeline(records, local_steps, replicas) if local_steps > 1 else representative_timeline(records, apart, window)
     return Measurement(
-        step_s=tuple(step_seconds(records, local_steps)),
+        step_s=tuple(step_seconds(records, window, apart)),
         timeline=timeline,
         losses=tuple(losses),
         metrics=records[0]["metrics"],

@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from chinchilla_sim.cluster.hosts import core_range
+
 NETWORK_THREADS = ("gloo_tcp_loop", "pt_gloo_runloop")
 """Names that torch 2.13 gives to what moves bytes and to what runs collectives."""
 SLICE_NS = 100_000
@@ -53,8 +55,7 @@ def own_cores(cores: Sequence[int], local_rank: int, local_count: int) -> frozen
     >>> [sorted(own_cores(range(5), rank, 2)) for rank in range(2)], [sorted(own_cores([4, 6], rank, 3)) for rank in range(3)]
     ([[0, 1], [2, 3, 4]], [[4], [4], [6]])
     """
-    first, end = (len(cores) * number // local_count for number in (local_rank, local_rank + 1))
-    return frozenset(cores[first:end] or cores[first : first + 1])
+    return frozenset(cores[number] for number in core_range(len(cores), local_rank, local_count))
 
 
 def order_network_threads() -> int:

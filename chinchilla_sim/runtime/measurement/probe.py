@@ -15,30 +15,26 @@ from dataclasses import asdict, replace
 from datetime import date, timedelta
 from pathlib import Path
 from statistics import median
-from time import monotonic, thread_time
+from time import monotonic
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear, relu
+from torch.nn.functional import linear, relu
 
 from chinchilla_sim.cluster.calibration import Calibration, KernelRow, describe_machine, fit_device
 from chinchilla_sim.cluster.curves import Table
 from chinchilla_sim.cluster.topology import Device
 from chinchilla_sim.cost.codec import CODECS
-from chinchilla_sim.cost.compute import OPTIMIZER_BYTES_PER_VALUE, accumulation_s, backward_s, forward_s, optimizer_s
-from chinchilla_sim.graph.task import LOSS_OP, TaskGraph
+from chinchilla_sim.cost.compute import OPTIMIZER_BYTES_PER_VALUE, forward_s
+from chinchilla_sim.graph.task import LOSS_OP
 from chinchilla_sim.graph.zoo import linear_task, mlp, relu_task
-from chinchilla_sim.planner.action import RECEIVES, SENDS
 from chinchilla_sim.planner.plan import Plan
-from chinchilla_sim.planner.program import lower
 from chinchilla_sim.runtime.exchanges.codecs import encode
-from chinchilla_sim.runtime.exchanges.groups import Groups, seat_of
 from chinchilla_sim.runtime.launching.launch import launch_ranks
-from chinchilla_sim.runtime.launching.threads import keep_to_own_cores, order_network_threads
-from chinchilla_sim.runtime.measurement.clocked import Clocked
+from chinchilla_sim.runtime.launching.threads import CORES, keep_to_own_cores, order_network_threads
 from chinchilla_sim.runtime.measurement.format_probe import (
     REREAD_BYTES,
     SWEPT_VALUES,
@@ -48,9 +44,17 @@ from chinchilla_sim.runtime.measurement.format_probe import (
     swept_median_s,
 )
 from chinchilla_sim.runtime.measurement.interlude import median_s, timed
-from chinchilla_sim.runtime.program.interpreter import Interpreter
-from chinchilla_sim.runtime.program.updates import StageUpdate
-from chinchilla_sim.runtime.record.recorder import Recorder
+from chinchilla_sim.runtime.measurement.reference import (
+    REFERENCE_BATCH,
+    REFERENCE_COUNTS,
+    REFERENCE_HIDDEN_VALUES,
+    REFERENCE_LAYERS,
+    REFERENCE_PARAMETERS,
+    ReferenceJob,
+    fit_fixed_times,
+    program_message_s,
+    reference_step_s,
+)
 from chinchilla_sim.runtime.stage.passes import Passes
 from chinchilla_sim.runtime.stage.stages import cut_stages
 from chinchilla_sim.runtime.worker import prepare_process
@@ -62,27 +66,23 @@ OPTIMIZER_SIZES = (1_000, 100_000, 400_000, 2_000_000)
 ELEMENT_SIZES = (1_000, 32_768, 400_000, 2_000_000)
 MESSAGE_BYTES = (1_024, 16_384, 65_536, 262_144, 1_048_576, 4_194_304)
 BUSY_S = 0.001
-REFERENCE_WIDTHS = (512, 1024, 32)
-REFERENCE_BATCH = 16
-REFERENCE_COUNTS = (1, 8)
-MESSAGE_STEPS = 40
 
 
 def measure_machine(rank_count: int) -> Calibration:
-    """Measure with 1 .. `rank_count` busy ranks (powers of two and the count itself) and fit the constants."""
+    """Measure with 1 .. `rank_count` busy ranks (powers of two and the count itself; `crowds` for computation) and fit the constants."""
     with tempfile.TemporaryDirectory(prefix="chinchilla-probe-") as folder:
         launch_ranks("chinchilla_sim.runtime.measurement.probe", [folder], rank_count, Path(folder))
         records = [json.loads(Path(folder, f"probe{rank}.json").read_text()) for rank in range(rank_count)]
     key = describe_machine(torch.__version__)
     devices, errors = {}, {}
-    for count in busy_counts(rank_count):
+    for count in crowds(rank_count):
         rows = _median_rows([record["kernels"][str(count)] for record in records[:count]])
         device, errors[count] = fit_device(rows, f"{key.cpu}, {count} busy", _memory_bytes() / rank_count)
         steps = {m: median(record["steps"][str(count)][str(m)] for record in records[:count]) for m in REFERENCE_COUNTS}
         curves = linear_curves([record["linear"][str(count)] for record in records[:count]])
         reread = tuple(zip(REREAD_BYTES, _medians([record["reread"][str(count)] for record in records[:count]]), strict=True))
         launch_s, pass_s = _medians([record["passes"][str(count)] for record in records[:count]])
-        devices[count] = fit_inference(replace(fit_fixed_times(device, steps), linear=curves, reread=reread), launch_s, pass_s)
+        devices[count] = fit_inference(replace(fit_fixed_times(device, steps, rows), linear=curves, reread=reread), launch_s, pass_s)
     if rank_count > 1:
         message_s = median(record["program_message_s"] for record in records[:2])
         devices = {count: replace(device, host_message_s=message_s) for count, device in devices.items()}
@@ -104,6 +104,11 @@ def busy_counts(rank_count: int) -> list[int]:
     return sorted({count for count in (1, 2, 4, 8, 16, 32, 64) if count < rank_count} | {rank_count})
 
 
+def crowds(rank_count: int) -> list[int]:
+    """Numbers of busy ranks whose computation is measured: at most one per core, because the simulator shares out the cores among more."""
+    return busy_counts(min(rank_count, len(CORES) or rank_count))
+
+
 def _memory_bytes() -> float:
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
@@ -120,22 +125,6 @@ def _fit_transfer(table: Table) -> tuple[float, float]:
     return max(1e-6, float(latency_s)), 1.0 / max(1e-12, float(byte_s))
 
 
-def fit_fixed_times(device: Device, reference_step_s: dict[int, float]) -> Device:
-    """Fixed seconds per microbatch and per step: what steps of a reference network take beyond its kernels.
-
-    `reference_step_s` maps a microbatch count to measured seconds of a step of REFERENCE_WIDTHS through the interpreter.
-    """
-    graph = mlp(REFERENCE_WIDTHS, REFERENCE_BATCH)
-    kernels_s = sum(_task_s(graph, device)) + device.backward_fixed_s
-    addition_s = accumulation_s(graph.total_parameter_bytes, device)
-    few, many = min(reference_step_s), max(reference_step_s)
-    per_microbatch_s = max(0.0, (reference_step_s[many] - reference_step_s[few]) / (many - few) - kernels_s - addition_s)
-    update_s = optimizer_s(graph.total_parameter_bytes, "adam", 0.0, device)
-    step_s = max(0.0, reference_step_s[few] - few * (kernels_s + per_microbatch_s) - update_s)
-    forward_s, backward_s = device.forward_fixed_s + per_microbatch_s / 2, device.backward_fixed_s + per_microbatch_s / 2
-    return replace(device, forward_fixed_s=forward_s, backward_fixed_s=backward_s, step_fixed_s=step_s)
-
-
 def fit_inference(device: Device, launch_s: float, pass_s: float) -> Device:
     """Fixed seconds of a forward pass alone: what one sample takes through a network of the measured sizes beyond its kernels.
 
@@ -148,11 +137,6 @@ def fit_inference(device: Device, launch_s: float, pass_s: float) -> Device:
 
 def _medians(by_rank: Sequence[Sequence[float]]) -> list[float]:
     return [median(same) for same in zip(*by_rank, strict=True)]
-
-
-def _task_s(graph: TaskGraph, device: Device) -> Iterator[float]:
-    for task in graph.compute_tasks:
-        yield forward_s(task, 1.0, device) + backward_s(task, 1.0, device)
 
 
 # What follows runs in every rank.
@@ -172,7 +156,7 @@ def _measure_rank(folder: Path) -> None:
         "transfers": [],
         "collectives": {"all_reduce": {}, "all_gather": {}},
     }
-    for count in busy_counts(rank_count):
+    for count in crowds(rank_count):
         dist.barrier()
         if rank < count:
             keep_to_own_cores(rank, count)
@@ -180,7 +164,7 @@ def _measure_rank(folder: Path) -> None:
             record["linear"][count] = [asdict(row) for row in format_rows()]
             record["reread"][count] = [reread_s_per_byte(size) for size in REREAD_BYTES]
             record["passes"][count] = [_launch_s(), _pass_s()]
-            record["steps"][count] = {m: _reference_step_s(m) for m in REFERENCE_COUNTS}
+            record["steps"][count] = reference_step_s()
     for count in [count for count in busy_counts(rank_count) if count > 1]:
         group = dist.new_group(list(range(count)))
         order_network_threads()
@@ -193,7 +177,7 @@ def _measure_rank(folder: Path) -> None:
     if rank_count > 1 and rank < 2:
         keep_to_own_cores(rank, 2)
         record["transfers"] = [[size, _transfer_s(size, rank)] for size in MESSAGE_BYTES]
-        record["program_message_s"] = _program_message_s(rank)
+        record["program_message_s"] = program_message_s(rank)
     dist.barrier()
     Path(folder, f"probe{rank}.json").write_text(json.dumps(record))
     dist.barrier()
@@ -201,9 +185,9 @@ def _measure_rank(folder: Path) -> None:
 
 
 def _kernels() -> Iterator[KernelRow]:
-    for inputs, outputs in LAYERS:
-        for batch in BATCHES:
-            yield from _linear_rows(batch, inputs, outputs)
+    shapes = [(batch, *layer) for layer in LAYERS for batch in BATCHES]
+    for batch, inputs, outputs in (*shapes, *((REFERENCE_BATCH, *layer) for layer in REFERENCE_LAYERS)):
+        yield from _linear_rows(batch, inputs, outputs)
     yield from _relu_rows()
     yield from _optimizer_rows()
     yield from _element_rows()
@@ -233,7 +217,7 @@ def _linear_rows(batch: int, inputs: int, outputs: int) -> Iterator[KernelRow]:
 
 
 def _relu_rows() -> Iterator[KernelRow]:
-    for size in ELEMENT_SIZES[:3]:
+    for size in (*ELEMENT_SIZES[:3], REFERENCE_HIDDEN_VALUES):
         task = relu_task(size)
         x = torch.randn(size, requires_grad=True)
         upstream = torch.randn(size)
@@ -249,7 +233,7 @@ def _relu_rows() -> Iterator[KernelRow]:
 
 
 def _optimizer_rows() -> Iterator[KernelRow]:
-    for size in OPTIMIZER_SIZES:
+    for size in (*OPTIMIZER_SIZES, REFERENCE_PARAMETERS):
         parameter = nn.Parameter(torch.randn(size))
         parameter.grad = torch.randn(size)
         for kind, optimizer in (("adam", torch.optim.Adam([parameter], fused=True)), ("sgd", torch.optim.SGD([parameter], fused=True))):
@@ -268,58 +252,6 @@ def _element_rows() -> Iterator[KernelRow]:
             yield KernelRow("elementwise", codec.encode_kernels, 0.0, codec.encode_bytes * size, seconds)
 
 
-class _ReferenceJob:
-    """A network whose kernels are known: what its steps take beyond them is the interpreter's own."""
-
-    def __init__(self, widths: tuple[int, int, int] = REFERENCE_WIDTHS) -> None:
-        self.widths = widths
-
-    def model(self) -> nn.Module:
-        inputs, hidden, outputs = self.widths
-        return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
-
-    def example_batch(self, size: int) -> tuple[Tensor, Tensor]:
-        return torch.rand(size, self.widths[0]), torch.zeros(size, dtype=torch.int64)
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy(outputs, targets)
-
-    def batches(self, split: str, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        yield self.example_batch(REFERENCE_BATCH)
-
-
-def _reference_rank(rank: int, stage_count: int, microbatch_count: int) -> tuple[Interpreter, Callable[[], float]]:
-    """One rank of the reference job in one or two stages, and what plays a step."""
-    names = tuple(task.name for task in mlp(REFERENCE_WIDTHS, 1).compute_tasks)
-    parts = (names,) if stage_count == 1 else (names[:2], names[2:])
-    placement, codecs = tuple((stage,) for stage in range(stage_count)), ("none",) * stage_count
-    size = REFERENCE_BATCH * microbatch_count
-    plan = Plan(parts, placement, tuple(range(stage_count)), size, microbatch_count, "gpipe", codecs, codecs[1:])
-    job, device = _ReferenceJob(), torch.device("cpu")
-    stages = cut_stages(job, job.model(), plan, (rank,), device)
-    parameters = stages[0].parameters()
-    updates = {rank: StageUpdate(parameters, parameters, parameters, lambda updated: torch.optim.Adam(updated, fused=True))}
-    player = Interpreter(plan, lower(plan).actions[rank], seat_of(plan, rank), stages, job.loss, updates, Groups(), Recorder(), device)
-    inputs, targets = job.example_batch(REFERENCE_BATCH)
-    return player, lambda: player.step([(inputs,)] * microbatch_count, [targets] * microbatch_count)
-
-
-def _reference_step_s(microbatch_count: int) -> float:
-    """Seconds of a step of the reference job on one rank, through the interpreter."""
-    _, step = _reference_rank(0, 1, microbatch_count)
-    return median_s(lambda _: timed(step), minimum=50)
-
-
-def _program_message_s(rank: int) -> float:
-    """Seconds that a program takes to send a message or await one, without what other threads do for it; ranks 0 and 1 play."""
-    player, step = _reference_rank(rank, 2, REFERENCE_COUNTS[-1])
-    clocked = Clocked(player, SENDS | RECEIVES, thread_time)
-    for _ in range(MESSAGE_STEPS):
-        step()
-    played = {op for op, _ in clocked.seconds}
-    return sum(map(clocked.total_s, played)) / len(played)
-
-
 def _launch_s() -> float:
     """Seconds of a kernel with next to nothing to do, between two forward passes."""
     x = torch.randn(SMALLEST_VALUES)
@@ -330,7 +262,7 @@ def _pass_s() -> float:
     """Seconds of a forward pass of one sample through a network of INFERENCE_WIDTHS, as a rank runs it."""
     names = tuple(task.name for task in mlp(INFERENCE_WIDTHS, 1).compute_tasks if task.op != LOSS_OP)
     plan = Plan((names,), ((0,),), (0,), 1, 1, "forward", ("none",), ())
-    job = _ReferenceJob(INFERENCE_WIDTHS)
+    job = ReferenceJob(INFERENCE_WIDTHS)
     (stage,) = cut_stages(job, job.model(), plan, (0,), torch.device("cpu"))
     passes, source = Passes(stage, None), torch.rand(1, INFERENCE_WIDTHS[0])
     return swept_median_s(lambda _: timed(lambda: passes.infer((source,))), minimum=50)

@@ -31,7 +31,7 @@ from chinchilla_sim.graph.trace import as_tuple
 from chinchilla_sim.runtime.launching.launch import launch_ranks
 from chinchilla_sim.runtime.launching.threads import keep_to_own_cores
 from chinchilla_sim.runtime.measurement.interlude import Interlude
-from chinchilla_sim.runtime.measurement.probe import busy_counts
+from chinchilla_sim.runtime.measurement.probe import crowds
 from chinchilla_sim.runtime.measurement.sharded_passes import sharding_seconds
 from chinchilla_sim.runtime.measurement.whole_passes import in_context, variant_of
 from chinchilla_sim.runtime.stage.batches import global_batches
@@ -53,7 +53,7 @@ def measure_tasks(scenario: Scenario, rank_count: int) -> Profile:
         launch_ranks("chinchilla_sim.runtime.measurement.profiler", [folder], rank_count, Path(folder))
         records = [json.loads(Path(folder, f"profile{rank}.json").read_text()) for rank in range(rank_count)]
     times = []
-    for count in busy_counts(rank_count):
+    for count in crowds(rank_count):
         for rows in zip(*(record[str(count)] for record in records[:count]), strict=True):
             forward_s, backward_s, spread = (median(row[key] for row in rows) for key in ("forward_s", "backward_s", "spread"))
             times.append(TaskTime(rows[0]["task"], rows[0]["size"], forward_s, backward_s, busy_ranks=count, spread=spread))
@@ -87,7 +87,7 @@ def _measure_rank(folder: Path) -> None:
     job = load_job(*factory_of(scenario), to_run=True)
     training, variant = scenario.job.kind == "training", Variant(**scenario.model.compression.changes)
     record: dict[int | str, Any] = {"input_s": input_seconds(job, scenario)}
-    for count in busy_counts(rank_count):
+    for count in crowds(rank_count):
         dist.barrier()
         if rank < count:
             keep_to_own_cores(rank, count)

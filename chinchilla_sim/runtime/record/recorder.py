@@ -21,6 +21,7 @@ COUNT_VARIABLE = "CHINCHILLA_COUNT_MEMORY"
 """Set to 1 where a rank shall count the tensors of one step."""
 KEPT_STEPS = 64
 WARM_UP_STEPS = 5
+ANSWER_FIGURES = 10
 
 MessageKey = tuple[str, int, int, int]
 """Direction, boundary, microbatch and lane of a message (`Plan.lane_of`)."""
@@ -106,28 +107,38 @@ class Recorder:
         }
 
 
-def step_seconds(records: Sequence[dict[str, Any]], local_steps: int = 1) -> list[float]:
+def step_seconds(records: Sequence[dict[str, Any]], window: int = 1, apart: Sequence[Sequence[int]] = ()) -> list[float]:
     """Seconds of every step after warm-up, without the time in which all ranks fetch data or evaluate.
 
-    Where one of `local_steps` steps exchanges, each figure is the mean over so many, whichever of them exchanges.
+    Of replicas whose ranks are listed in `apart`, which never wait for each other, those of the slowest.
+
+    Each figure is the mean over `window` steps: as many as there are from one exchange to the next, whichever of them exchanges, or
+    enough for ranks that take turns on a core.
 
     A step ends with its last rank. It starts with its first, but not before the previous step has ended: where ranks
     drift apart, one is in the next step while another ends this one, and time must not count twice.
     """
+    if apart:
+        rows = [step_seconds([records[rank] for rank in ranks], window) for ranks in apart]
+        return [max(same) for same in zip(*rows, strict=True)]
     seconds, previous_end_s = [], float("-inf")
     for intervals in zip(*(record["intervals"] for record in records), strict=True):
         end_s = max(end for _, end in intervals)
         seconds.append(end_s - max(previous_end_s, min(start for start, _ in intervals)))
         previous_end_s = end_s
     kept = seconds[WARM_UP_STEPS:] or seconds
-    starts = range(0, max(1, len(kept) - local_steps + 1), local_steps)
-    return [mean(kept[start : start + local_steps]) for start in starts] if local_steps > 1 else kept
+    starts = range(0, max(1, len(kept) - window + 1), window)
+    return [mean(kept[start : start + window]) for start in starts] if window > 1 else kept
 
 
-def representative_timeline(records: Sequence[dict[str, Any]], apart: Sequence[Sequence[int]] = ()) -> Timeline:
-    """The kept step whose seconds are nearest the median of all steps; `apart` as in `kept_timelines`."""
-    kept = kept_timelines(records, apart)
-    return _nearest(kept, median(one.period_s for one in kept) if apart else median(step_seconds(records)))
+def answer_window(records: Sequence[dict[str, Any]]) -> int:
+    """Batches of replicas that never wait for each other whose mean is one figure: the median batch has no turn of another in it."""
+    return max(1, (len(records[0]["intervals"]) - WARM_UP_STEPS) // ANSWER_FIGURES)
+
+
+def representative_timeline(records: Sequence[dict[str, Any]], apart: Sequence[Sequence[int]] = (), window: int = 1) -> Timeline:
+    """The kept step whose seconds are nearest the median; `apart` as in `kept_timelines`, `window` as in `step_seconds`."""
+    return _nearest(kept_timelines(records, apart), median(step_seconds(records, window, apart)))
 
 
 def cycle_timeline(records: Sequence[dict[str, Any]], local_steps: int, replicas: Sequence[Sequence[int]]) -> Timeline:
