@@ -91,8 +91,8 @@ class Calibration:
         return self.devices[min((count for count in self.devices if count >= busy_ranks), default=max(self.devices))]
 
     def covers(self, rank_count: int) -> bool:
-        """Whether every rank count up to `rank_count` was measured, or one above it."""
-        return max(self.devices, default=0) >= rank_count
+        """Whether so many ranks were measured, or more; beyond the cores only what they exchange is."""
+        return max((*self.devices, *(count for _, count in self.collective_s)), default=0) >= rank_count
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""

@@ -1,5 +1,6 @@
 """From a scenario's [cluster] to routes, latencies and devices."""
 
+from dataclasses import replace
 from typing import Any
 
 import networkx as nx
@@ -141,9 +142,9 @@ def test_digest_knows_every_figure() -> None:
 
 
 def calibrated(rank_count: int) -> Cluster:
-    """This machine with a calibration of one and two busy ranks."""
+    """This machine of two cores with a calibration of one, two and (as older ones have it) four busy ranks."""
     key = MachineKey("cpu", 2, "2.13", 1)
-    devices = {1: Device("core", 100.0, 1e9), 2: Device("core", 60.0, 1e9)}
+    devices = {1: Device("core", 100.0, 1e9), 2: Device("core", 60.0, 1e9), 4: Device("core", 50.0, 1e9)}
     calibration = Calibration(key, "2026-11-23", devices, 1e-4, 2e9, {("all_reduce", 2): ((0.0, 1e-3), (1e6, 2e-3))})
     return build_cluster(ClusterSpec.model_validate({"kind": "this-machine", "ranks": rank_count, "power": "60 W"}), "fp32", calibration)
 
@@ -162,6 +163,23 @@ def test_busy_neighbours_slow_a_rank() -> None:
     assert [cluster.device(0, busy).flop_per_s for busy in (1, 2, 3)] == [100, 60, 60]
     assert (cluster.latency_s(0, 1), cluster.bandwidth_bytes_per_s(0, 1)) == (pytest.approx(1e-4), 2e9)
     assert cluster.node_collectives["this-machine"]["all_reduce", 2] == ((0.0, 1e-3), (1e6, 2e-3))
+
+
+def test_ranks_beyond_the_cores_share_them() -> None:
+    """Four ranks on two cores: figures measured with four count for nothing, the cores of two are shared; two ranks have one each."""
+    four, two = calibrated(4), calibrated(2)
+    assert (sorted(four.crowded), four.cores, two.cores) == ([1, 2], 2, 0)
+    assert four.device(0, busy_ranks=4) == four.device(0, busy_ranks=2) != four.device(0, busy_ranks=1)
+    assert [host.slots for host in four.hosts_of(range(4))] == [(0, 1), (2, 3)]
+    assert four.hosts_of([0, 3]) == two.hosts_of([0, 1]) == ()
+
+
+def test_measured_counts_hold_for_what_is_between() -> None:
+    """Three busy ranks have the figures of four, more than were measured those of most; nothing measured, nothing changed."""
+    crowded = dict.fromkeys((1, 2, 4), calibrated(2).devices[0])
+    cluster = replace(calibrated(2), crowded=crowded)
+    assert [cluster.measured_count(busy) for busy in (1, 3, 9)] == [1, 4, 4]
+    assert replace(cluster, crowded={}).measured_count(3) == 3
 
 
 def test_power_of_this_machine_is_shared_by_its_ranks() -> None:

@@ -116,8 +116,10 @@ def test_file_keeps_every_figure(calibration: Calibration) -> None:
 
 
 def test_calibration_covers_what_was_measured(calibration: Calibration) -> None:
-    """Measurements with up to two busy ranks hold for one and two, not for three."""
+    """Measurements with up to two busy ranks hold for one and two; for more where collectives beyond the cores were measured."""
     assert [calibration.covers(count) for count in (1, 2, 3)] == [True, True, False]
+    exchanged = replace(calibration, collective_s={**calibration.collective_s, ("all_reduce", 4): ((4.0, 1e-4),)})
+    assert exchanged.covers(4) and not exchanged.covers(5)
 
 
 def test_stale_entries_say_what_differs(calibration: Calibration) -> None:

@@ -77,6 +77,18 @@ def test_ranks_with_a_core_each_do_not_meet() -> None:
     assert play_on_host(2.0, 10.0, 4.0).finish_s == [10.0, 4.0]
 
 
+def test_ranks_beyond_the_cores_share_those_that_the_launcher_gives_them() -> None:
+    """Three ranks of 4 s on a machine of two cores: the first two have one together and take 8, the third 4; two ranks do not meet."""
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    graph.add_nodes_from("abc")
+    cluster = Cluster(graph, ("a", "b", "c"), (DEVICE,) * 3, Backend("plain"), cores=2)
+    for count, finish_s in ((3, [8.0, 8.0, 4.0]), (2, [4.0, 4.0])):
+        activities = ActivityGraph(count, slots=[(rank,) for rank in range(count)])
+        for rank in range(count):
+            activities.link(NO_ACTIVITY, activities.add(4.0, rank=rank))
+        assert play_events(activities, cluster, (DEVICE,) * count).finish_s == pytest.approx(finish_s)
+
+
 def test_communication_takes_an_idle_core_first() -> None:
     """Bytes that keep half a core busy on either side slow one rank on two cores by nothing, and two ranks to half their speed."""
     talking = replace(DEVICE, communication_s_per_byte=0.05)

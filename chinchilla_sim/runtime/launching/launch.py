@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from chinchilla_sim.cluster.build import emulated, emulated_core_of, slot_nodes
+from chinchilla_sim.cluster.calibration import core_count
 from chinchilla_sim.errors import Mistake, RankLostError, RunError, ScenarioError
 from chinchilla_sim.planner.plan_file import PlanFile
 from chinchilla_sim.runtime.emulated.namespaces import INTERFACE
@@ -37,6 +38,7 @@ from chinchilla_sim.runtime.record.recorder import (
     representative_timeline,
     step_seconds,
 )
+from chinchilla_sim.scenario.cluster import THIS_MACHINE
 from chinchilla_sim.validation.compare import Measurement
 from chinchilla_sim.validation.peaks import MeasuredPeak
 
@@ -184,7 +186,7 @@ def _measurement(file: PlanFile, records: Sequence[dict[str, Any]], folder: Path
     weights, plan, local_steps = folder / "weights.pt", file.plan, file.plan.local_steps
     replicas = [plan.pipeline(replica) for replica in range(plan.data_parallel_degree)]
     apart = () if plan.training else replicas
-    window = local_steps if plan.training else answer_window(records)
+    window = answer_window(records) if apart and _ranks_take_turns(file) else local_steps
     timeline = cycle_timeline(records, local_steps, replicas) if local_steps > 1 else representative_timeline(records, apart, window)
     return Measurement(
         step_s=tuple(step_seconds(records, window, apart)),
@@ -196,6 +198,11 @@ def _measurement(file: PlanFile, records: Sequence[dict[str, Any]], folder: Path
         peaks=tuple(MeasuredPeak(rank, **record["memory"]) for rank, record in enumerate(records)),
         kept=tuple(one for one in kept_timelines(records, apart) if local_steps == 1 or exchanges(one)),
     )
+
+
+def _ranks_take_turns(file: PlanFile) -> bool:
+    """Whether this machine has fewer cores than a plan for it has ranks."""
+    return file.scenario.cluster.kind == THIS_MACHINE and len(file.plan.slots) > core_count()
 
 
 def launch_ranks(module: str, arguments: Sequence[str], rank_count: int, folder: Path, watch: Watch | None = None) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from chinchilla_sim.cluster.topology import Backend, Cluster, Device, Link
 from chinchilla_sim.cost.collective import ring_all_gather_s, ring_all_reduce_s
+from chinchilla_sim.graph.profile import Profile, TaskTime
 from chinchilla_sim.graph.task import INPUT_OP, Task, TaskGraph
 from chinchilla_sim.graph.trace import trace_job
 from chinchilla_sim.graph.zoo import chain, mlp
@@ -182,6 +183,14 @@ def test_unused_stage_costs_of_a_busy_machine() -> None:
     alone, together = pricer.price(plan_of(CHAIN, [4])), pricer.price(plan_of(CHAIN, [2, 4]))
     assert alone.stages[0][0].action_s[Op.F] == pytest.approx(0.5 + 4000 / 1000)
     assert together.stages[0][0].action_s[Op.F] == pytest.approx(0.5 + 2000 / 500)
+
+
+def test_times_of_so_many_busy_ranks_hold_for_fewer() -> None:
+    """Tasks that were measured with four busy ranks take as long with three, which nobody measured (a pass has 0.5 s of its own)."""
+    times = tuple(TaskTime(task.name, 8, 1.0, 2.0, busy_ranks=4) for task in CHAIN.compute_tasks)
+    cluster = replace(cluster_of(DEVICE, 4), crowded={1: DEVICE, 4: DEVICE})
+    pricing = Pricer(CHAIN, cluster, JobSpec(global_batch_size=8), Profile(times)).price(plan_of(CHAIN, [1, 2, 4]))
+    assert [row[0].action_s[Op.F] for row in pricing.stages] == [1.5, 1.5, 2.5]
 
 
 @pytest.fixture(scope="module")

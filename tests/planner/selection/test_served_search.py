@@ -1,5 +1,6 @@
 """Plans under load: the least latency, limits that hold, and how far off the nearest plan is where none does."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,10 +8,12 @@ import pytest
 from chinchilla_sim.cluster.build import build_cluster
 from chinchilla_sim.errors import NoFeasiblePlanError
 from chinchilla_sim.graph.zoo import chain
+from chinchilla_sim.planner.plan import Plan
+from chinchilla_sim.planner.pricing.pricer import Pricer
 from chinchilla_sim.planner.selection import search as search_module
 from chinchilla_sim.planner.selection.candidate import SearchResult
 from chinchilla_sim.planner.selection.served_search import find_served_plans
-from chinchilla_sim.planner.serving import Load, Serve, Serving, Station, Tandem, priced_sizes
+from chinchilla_sim.planner.serving import Load, Serve, Serving, Station, Tandem, priced_sizes, tandems_of
 from chinchilla_sim.scenario.cluster import ClusterSpec
 from chinchilla_sim.scenario.job import JobSpec
 from chinchilla_sim.scenario.search import SearchSpec
@@ -35,6 +38,19 @@ def p95_of(result: SearchResult) -> float:
     """The 95th percentile of the chosen plan."""
     assert result.best.serving
     return result.best.serving.p95_s
+
+
+def test_replicas_that_share_a_core_answer_no_more_than_one_of_their_own() -> None:
+    """Two replicas on one core take twice as long for a batch each; on a core of their own as long as one alone."""
+    node = {"name": "n", "count": 2, "peak": "100 Gflop/s", "memory": "64 GiB"}
+    network = {"bandwidth": "10 Gbit/s", "latency": "10 us"}
+    cluster = build_cluster(ClusterSpec.model_validate({"nodes": [node], "network": network}), "fp32")
+    plan = Plan((tuple(task.name for task in GRAPH.compute_tasks),), ((0, 1),), (0, 1), 32, 1, "forward", ("none",), ())
+    traversals = []
+    for cores in (0, 1):
+        pricer = Pricer(GRAPH, replace(cluster, cores=cores), JobSpec(global_batch_size=32, kind="inference"))
+        traversals.append([tandem.traversal_s(16) for tandem in tandems_of(plan, pricer)])
+    assert traversals[1] == pytest.approx([2 * seconds for seconds in traversals[0]])
 
 
 @pytest.mark.parametrize("rate", ["20 requests/s", "400 requests/s", "800 requests/s"])

@@ -1,11 +1,19 @@
 """Merging the records of ranks by hand."""
 
+from statistics import median
 from time import monotonic
 from typing import Any
 
 import pytest
 
-from chinchilla_sim.runtime.record.recorder import Recorder, kept_timelines, merge_step, representative_timeline, step_seconds
+from chinchilla_sim.runtime.record.recorder import (
+    Recorder,
+    answer_window,
+    kept_timelines,
+    merge_step,
+    representative_timeline,
+    step_seconds,
+)
 from chinchilla_sim.timeline import Timeline
 
 SENDER = {"compute": [["0F0", "forward", 0.0, 2.0]], "sends": [["F", 0, 0, 0, "0SEND_F0", 2.0, 100]], "receives": [], "collectives": []}
@@ -106,6 +114,22 @@ def test_replicas_that_never_wait_for_each_other_begin_together() -> None:
     together = representative_timeline(records)
     assert (together.makespan_s, together.ahead_s, together.period_s) == (60.5, 59.5, 1.0)
     assert representative_timeline(records, [(0,), (1,)]).makespan_s == 0.5
+
+
+def test_batches_of_replicas_that_take_turns_on_a_core_count_by_their_mean() -> None:
+    """Nine batches of 1 s, and one with 9 s of somebody else's turn in it: a batch takes 1.9 s, not the median's 1; the slower replica
+    counts, and what passes between two batches does not.
+    """
+    records = []
+    for turn_s in (0.0, 9.0):
+        intervals, at_s = [], 0.0
+        for number in range(5 + 100):
+            intervals.append((at_s, at_s + 1.0 + turn_s * (number % 10 == 0)))
+            at_s = intervals[-1][1] + 3.0
+        records.append({"intervals": intervals})
+    assert answer_window(records) == 10
+    assert step_seconds(records, 10, [(0,), (1,)]) == pytest.approx([1.9] * 10)
+    assert median(step_seconds(records[1:])) == 1.0
 
 
 def test_a_step_of_which_a_rank_ran_ahead_lasts_as_long_as_the_figures_of_all_steps_say() -> None:
