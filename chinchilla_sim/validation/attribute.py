@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from chinchilla_sim.simulator.activities import NO_ACTIVITY, ActivityGraph, Times
+from chinchilla_sim.simulator.activities import ActivityGraph, Times
 from chinchilla_sim.simulator.replay import replay
 from chinchilla_sim.timeline import Timeline
 from chinchilla_sim.validation.matching import Observations, Observed
@@ -100,7 +100,8 @@ class _Story:
         for cause in CAUSES:
             for one in self.seen.observed:
                 self._replace(one, cause)
-                self.ahead_s = self.seen.measured.ahead_s if cause == "waiting" else self.ahead_s
+            if cause == "waiting":
+                self.ahead_s = self.seen.measured.ahead_s
             steps.append(self._step_s())
         shares = tuple(Share(cause, steps[index] - steps[index + 1]) for index, cause in enumerate(CAUSES))
         return Attribution(steps[0], measured_step_s, shares, steps[-1] - measured_step_s, self.seen.unmatched)
@@ -114,16 +115,16 @@ class _Story:
             if cause == "transfer":
                 self._replace_transfer(one)
             elif cause == "waiting":
-                self._replace_start(one)
+                self._replace_start(one, one.start_s)
             return
         if cause == ("codec" if one.category == "codec" else "computation"):
             self.seconds[one.last] = one.duration_s + self._between_s(one)
         if cause == "fixed cost":
             self.seconds[one.last] -= self._between_s(one)
         if cause == ("fixed cost" if self.seen.follows_own(one) else "waiting"):
-            self._replace_start(one)
-        elif cause == "waiting" and self.seen.last_source(one) == (self.seen.measured.start_s, NO_ACTIVITY):
-            self.lags_s[NO_ACTIVITY, one.first] = self.seen.begun_s[one.rank] - self.seen.measured.start_s
+            self._replace_start(one, one.start_s)
+        elif cause == "waiting" and self.seen.begins(one):
+            self._replace_start(one, self.seen.begun_s[one.rank])
 
     def _between_s(self, one: Observed) -> float:
         return self.between_s[one.rank] if self.between_s and one.category in ("forward", "backward") else 0.0
@@ -137,7 +138,7 @@ class _Story:
                 self.lags_s[before, number] = 0.0
         self.seconds[one.last] = seconds
 
-    def _replace_start(self, one: Observed) -> None:
+    def _replace_start(self, one: Observed, start_s: float) -> None:
         """What passed between the last thing that was waited for and the start becomes a lag behind that thing."""
         last = self.seen.last_source(one)
         if last is None:
@@ -145,4 +146,4 @@ class _Story:
         end_s, source = last
         waiting = [number for number in range(one.first, one.last + 1) if source in self.seen.before.get(number, ())]
         for number in waiting or [one.first]:
-            self.lags_s[source, number] = max(0.0, one.start_s - end_s)
+            self.lags_s[source, number] = max(0.0, start_s - end_s)

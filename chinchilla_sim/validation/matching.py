@@ -60,6 +60,8 @@ class Observations:
         computing = [span for span in measured.spans if span.stream == "compute"]
         # Before its first simulated action a rank may have done something that was not simulated, such as getting the batch.
         self.begun_s = {rank: min((s.start_s for s in computing if s.rank == rank), default=0.0) for rank in range(graph.rank_count)}
+        begun = sorted((one for one in self.observed if one.compute), key=lambda one: (one.start_s, one.first), reverse=True)
+        self._first = {one.rank: one for one in begun}
         # In the order of their starts, so that what came before on a connection is known.
         for one in sorted((one for one in self.observed if not one.compute), key=lambda one: (one.start_s, one.last)):
             self.arrival_s(one)
@@ -77,10 +79,9 @@ class Observations:
         if one is not None:
             seen = number == one.last and (one.awaited or guess)
             return (one.end_s if one.compute else self.arrival_s(one)) if seen else None
-        if self.graph.seconds[number]:
-            return None
-        known = [end_s for before in self.before.get(number, ()) if (end_s := self.end_s(before, guess)) is not None]  # a join
-        return max(known, default=None)
+        # A join, or what is recorded nowhere, such as the program's own seconds for a message: those are taken as simulated.
+        known = [end_s for before in self.before.get(number) or [NO_ACTIVITY] if (end_s := self.end_s(before, guess)) is not None]
+        return max(known) + self.graph.seconds[number] if known else None
 
     def last_source(self, one: Observed) -> tuple[float, int] | None:
         """When the last thing that an activity waited for had ended, and which it was."""
@@ -96,6 +97,10 @@ class Observations:
         if not one.compute or last is None:
             return False
         return last[1] == NO_ACTIVITY or self.graph.ranks[last[1]] == one.rank
+
+    def begins(self, one: Observed) -> bool:
+        """Whether an activity is the first that its rank computes, and waits for no other rank."""
+        return self._first.get(one.rank) == one and self.follows_own(one)
 
     def transfer_s(self, one: Observed) -> float:
         """Measured seconds of a transfer from both ends ready, and the connection free, to the arrival."""

@@ -159,12 +159,12 @@ def _prices(simulated: Simulated, stage: int) -> Iterable[tuple[int, StagePrice]
 
 
 def _between_s(seen: Sequence[Observations], earlier: Recalibration) -> float:
-    """Median gap before passes that waited for nothing but the rank's own action before."""
+    """Median gap before passes that waited for nothing but the rank's own action before; what begins a step waits for its batch too."""
     gaps: list[float] = []
     for step in seen:
         for one in step.observed:
             last = step.last_source(one)
-            if last and one.category in ("forward", "backward") and step.follows_own(one):
+            if last and one.category in ("forward", "backward") and step.follows_own(one) and not step.begins(one):
                 gaps.append(max(0.0, one.start_s - last[0]))
     return median(gaps) if gaps else earlier.between_passes_s
 

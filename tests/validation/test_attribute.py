@@ -218,3 +218,15 @@ def test_getting_the_batch_that_was_not_simulated_is_fixed_cost() -> None:
     spans = (Span(0, "compute", "input", "INPUT", 7.0, 9.0), Span(0, "compute", "forward", "0F0", 9.0, 12.0))
     told = attribute(graph, replay(graph), Timeline(1, spans), 5.0)
     assert shares_of(told) == {"computation": 0.0, "transfer": 0.0, "waiting": 0.0, "fixed cost": -2.0, "codec": 0.0}
+
+
+def test_seconds_that_are_recorded_nowhere_stand_between_what_is_seen() -> None:
+    """A rank that needs 1 s for a message before it computes, as simulated and not recorded: starting 3 s late is 2 s of fixed cost."""
+    graph = ActivityGraph(1, held_bytes=[0.0], holdings=[[]])
+    message = graph.add(1.0, 0)
+    one = graph.add(3.0, 0, message)
+    graph.records.append(Record(0, "compute", "forward", "0F0", one, one))
+    spans = (Span(0, "compute", "input", "INPUT", 7.0, 8.0), Span(0, "compute", "forward", "0F0", 10.0, 13.0))
+    told = attribute(graph, replay(graph), Timeline(1, spans), 6.0)
+    assert shares_of(told) == {"computation": 0.0, "transfer": 0.0, "waiting": 0.0, "fixed cost": -2.0, "codec": 0.0}
+    assert told.residual_s == 0.0
